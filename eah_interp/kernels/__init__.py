@@ -1,0 +1,19 @@
+"""Pure tensor maths: torch, einops and jaxtyping, nothing else."""
+
+from eah_interp.kernels.broadcast import broadcast_keys as broadcast_keys
+from eah_interp.kernels.broadcast import broadcast_pattern as broadcast_pattern
+from eah_interp.kernels.broadcast import broadcast_queries as broadcast_queries
+from eah_interp.kernels.broadcast import changed_heads as changed_heads
+from eah_interp.kernels.controls import mean_pattern as mean_pattern
+from eah_interp.kernels.controls import shuffled_pattern as shuffled_pattern
+from eah_interp.kernels.controls import uniform_pattern as uniform_pattern
+from eah_interp.kernels.donors import HeadZero as HeadZero
+from eah_interp.kernels.donors import choose_donors as choose_donors
+from eah_interp.kernels.scores import DEFAULT_BETA as DEFAULT_BETA
+from eah_interp.kernels.scores import ColumnScores as ColumnScores
+from eah_interp.kernels.scores import dense_heads as dense_heads
+from eah_interp.kernels.sinks import score_columns as score_columns
+from eah_interp.kernels.sinks import stream_column_scores as stream_column_scores
+from eah_interp.kernels.streaming import PatternBlock as PatternBlock
+from eah_interp.kernels.streaming import mix_values as mix_values
+from eah_interp.kernels.streaming import pattern_blocks as pattern_blocks

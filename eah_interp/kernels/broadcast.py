@@ -1,0 +1,145 @@
+"""The EAH operator: one head's pattern becomes the pattern of others.
+
+On patterns it is a copy. On queries and keys it is the same thing, exactly: the
+softmax does not know which head it belongs to, so a head that gets the donor's
+query and the donor's key gets the donor's pattern, and keeps its own values.
+"""
+
+import torch
+from torch import Tensor
+
+from eah_interp._types import Donors, HeadMask, Keys, Pattern, Queries
+from eah_interp.errors import SettingsError, UnsupportedError
+from eah_interp.kernels.abstract import is_abstract
+
+
+def broadcast_pattern(
+    pattern: Pattern, donors: Donors, *, recipients: HeadMask | None = None
+) -> Pattern:
+    """Give every recipient the donor's pattern: `A[b, h] <- A[b, donor(b)]`.
+
+    Args:
+        pattern: Attention after the softmax.
+        donors: Donor head of each item; items with -1 are left as they are.
+        recipients: Heads that receive it; all heads when None.
+
+    Returns:
+        A new pattern.
+
+    Raises:
+        SettingsError: If a donor is not a head of the pattern.
+
+    Example:
+        >>> import torch
+        >>> pattern = torch.eye(3).expand(1, 2, 3, 3).clone()
+        >>> pattern[0, 1] = 1 / 3
+        >>> out = broadcast_pattern(pattern, torch.tensor([1]))
+        >>> bool((out == 1 / 3).all())
+        True
+    """
+    change = changed_heads(donors, pattern.shape[1], recipients)
+    donated = _take(pattern, donors)
+    return torch.where(change[:, :, None, None], donated, pattern)
+
+
+def broadcast_queries(
+    queries: Queries, donors: Donors, *, recipients: HeadMask | None = None
+) -> Queries:
+    """Give every recipient the donor's queries.
+
+    Args:
+        queries: After RoPE.
+        donors: Donor head of each item; items with -1 are left as they are.
+        recipients: Heads that receive them; all heads when None.
+
+    Returns:
+        New queries.
+
+    Raises:
+        SettingsError: If a donor is not a head of the queries.
+
+    Example:
+        >>> import torch
+        >>> queries = torch.arange(2.0).view(1, 2, 1, 1)
+        >>> broadcast_queries(queries, torch.tensor([1])).flatten().tolist()
+        [1.0, 1.0]
+    """
+    change = changed_heads(donors, queries.shape[1], recipients)
+    return torch.where(change[:, :, None, None], _take(queries, donors), queries)
+
+
+def broadcast_keys(
+    keys: Keys, donors: Donors, *, n_heads: int, recipients: HeadMask | None = None
+) -> Keys:
+    """Give every recipient's key group the donor's keys.
+
+    Args:
+        keys: After RoPE, one per key/value group.
+        donors: Donor head (not group) of each item; items with -1 are left alone.
+        n_heads: Number of query heads.
+        recipients: Heads that receive them; all heads when None.
+
+    Returns:
+        New keys.
+
+    Raises:
+        SettingsError: If a donor is not a head.
+        UnsupportedError: If only some heads receive the donor's keys while heads
+            share keys in groups: a head outside would change with its group.
+
+    Example:
+        >>> import torch
+        >>> keys = torch.arange(2.0).view(1, 2, 1, 1)
+        >>> broadcast_keys(keys, torch.tensor([3]), n_heads=4).flatten().tolist()
+        [1.0, 1.0]
+    """
+    n_groups = keys.shape[1]
+    if recipients is not None and n_groups != n_heads:
+        msg = (
+            f"{n_heads} heads share {n_groups} keys, so a partial broadcast cannot be "
+            "written into the keys; attend twice and keep each head's own result "
+            "(eah_interp.interventions does)"
+        )
+        raise UnsupportedError(msg)
+    change = changed_heads(donors, n_heads, recipients)
+    if n_groups != n_heads:
+        change = change[:, :n_groups]
+    donated = _take(keys, donors.div(n_heads // n_groups, rounding_mode="floor"))
+    return torch.where(change[:, :, None, None], donated, keys)
+
+
+def changed_heads(
+    donors: Donors, n_heads: int, recipients: HeadMask | None = None
+) -> HeadMask:
+    """Mark the heads whose pattern a broadcast replaces.
+
+    Args:
+        donors: Donor head of each item; -1 for none.
+        n_heads: Number of query heads.
+        recipients: Heads that receive; all heads when None.
+
+    Returns:
+        True where a donor exists and the head is a recipient.
+
+    Raises:
+        SettingsError: If a donor is not a head.
+
+    Example:
+        >>> import torch
+        >>> changed_heads(torch.tensor([1, -1]), 2).tolist()
+        [[True, True], [False, False]]
+    """
+    if not is_abstract(donors) and bool(((donors >= n_heads) | (donors < -1)).any()):
+        msg = (
+            f"donors must be heads 0 to {n_heads - 1}, or -1 for none, "
+            f"got {donors.tolist()}"
+        )
+        raise SettingsError(msg)
+    given = (donors >= 0).unsqueeze(1).expand(-1, n_heads)
+    return given if recipients is None else given & recipients
+
+
+def _take(tensor: Tensor, index: Tensor) -> Tensor:
+    """Pick one head per item, keeping a head axis of one."""
+    items = torch.arange(tensor.shape[0], device=tensor.device)
+    return tensor[items, index.clamp(min=0).to(tensor.device)].unsqueeze(1)

@@ -1,0 +1,244 @@
+"""Vision sinks: how much attention each image column receives under each head.
+
+Source: Zhang et al., arXiv:2411.09968, and the released file audited in
+docs/method.md. The three definitions differ in the rows they count and in what
+they divide by.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from eah_interp._types import ColumnMask, Definition, Keys, Pattern, Queries
+from eah_interp.errors import InputError, NumericalError, SettingsError
+from eah_interp.kernels.abstract import is_abstract
+from eah_interp.kernels.scores import DEFAULT_BETA, ColumnScores
+from eah_interp.kernels.streaming import PatternBlock, exact_product, pattern_blocks
+
+
+def score_columns(
+    pattern: Pattern,
+    *,
+    image_mask: ColumnMask,
+    token_mask: ColumnMask | None = None,
+    visible: Bool[Tensor, "batch #head query key"] | None = None,
+    definition: Definition = "visible",
+) -> ColumnScores:
+    r"""Score every image column from a whole attention pattern.
+
+    `score(h, y) = sum over rows x in R, x != y, of A[h, x, y] / N(y)`, where
+
+    - `"paper"`: R is the image tokens, N their number;
+    - `"official"`: R is every token, `N = E - (y - S)` with S the second and E one
+      past the last image column, both counted from the first real token;
+    - `"visible"`: R is every token, N the number of them that can see y, and beta
+      is in multiples of the uniform share: the mean over those rows of
+      1 / (number of keys the row sees).
+
+    Text between several images is neither scored nor, under `"paper"`, a row.
+
+    Args:
+        pattern: Rows sum to one.
+        image_mask: True at image tokens.
+        token_mask: False at padding; all True when None.
+        visible: Which keys each row may attend to. None means causal, without
+            padding. Pass it for bidirectional image blocks and sliding windows.
+        definition: Which of the three.
+
+    Returns:
+        Scores with the unit of beta and the columns judged.
+
+    Raises:
+        InputError: If an item has no image tokens, or shapes do not agree.
+        NumericalError: If the pattern holds NaN or infinite weights.
+        SettingsError: If `definition` is unknown.
+
+    Example:
+        >>> import torch
+        >>> even = torch.ones(4, 4).tril() / torch.arange(1.0, 5)[:, None]
+        >>> image = torch.tensor([[False, True, True, False]])
+        >>> found = score_columns(even[None, None], image_mask=image)
+        >>> found.scores[0, 0, 1:3].tolist() == found.unit[0, 0, 1:3].tolist()
+        True
+    """
+    if pattern.shape[2] != pattern.shape[3]:
+        msg = (
+            f"expected a square prefill pattern, got {pattern.shape[2]} query rows "
+            f"and {pattern.shape[3]} keys; score the prefill, not a decoding step"
+        )
+        raise InputError(msg)
+    if visible is None:
+        size = pattern.shape[-1]
+        visible = torch.ones(size, size, dtype=torch.bool, device=pattern.device).tril()
+        visible = visible.expand(pattern.shape[0], 1, size, size)
+        if token_mask is not None:
+            visible = visible & token_mask[:, None, None, :]
+    elif visible.shape not in (pattern.shape, pattern[:, :1].shape):
+        msg = (
+            f"visible has shape {tuple(visible.shape)}: expected one flag for each "
+            f"weight, {tuple(pattern.shape)}, with 1 allowed for head"
+        )
+        raise InputError(msg)
+    whole = PatternBlock(slice(0, pattern.shape[2]), pattern.float(), visible)
+    return _accumulate(
+        iter([whole]),
+        shape=(pattern.shape[0], pattern.shape[1], pattern.shape[3]),
+        image_mask=image_mask,
+        token_mask=token_mask,
+        definition=definition,
+    )
+
+
+def stream_column_scores(
+    queries: Queries,
+    keys: Keys,
+    *,
+    image_mask: ColumnMask,
+    token_mask: ColumnMask | None = None,
+    mask: Tensor | None = None,
+    definition: Definition = "visible",
+    scale: float | None = None,
+    softcap: float | None = None,
+    block: int | None = None,
+) -> ColumnScores:
+    """Score every image column from queries and keys, without a whole pattern.
+
+    The same numbers as `score_columns` of the pattern that these queries and keys
+    give; float32 sums; memory O(batch x heads x block x keys).
+
+    Args:
+        queries: After RoPE.
+        keys: After RoPE, one per key/value group.
+        image_mask: True at image tokens.
+        token_mask: False at padding; all True when None.
+        mask: The attention call's own mask, boolean or additive; None is causal.
+        definition: As for `score_columns`.
+        scale: As for `pattern_blocks`.
+        softcap: As for `pattern_blocks`.
+        block: As for `pattern_blocks`.
+
+    Returns:
+        Scores with the unit of beta and the columns judged.
+
+    Raises:
+        InputError: As for `score_columns` and `pattern_blocks`.
+        NumericalError: If queries or keys hold NaN or infinite values.
+        SettingsError: If `definition` is unknown.
+
+    Example:
+        >>> import torch
+        >>> q, k = torch.randn(1, 4, 6, 8), torch.randn(1, 2, 6, 8)
+        >>> image = torch.tensor([[False, True, True, True, False, False]])
+        >>> found = stream_column_scores(q, k, image_mask=image, block=2)
+        >>> found.scores.shape
+        torch.Size([1, 4, 6])
+    """
+    blocks = pattern_blocks(
+        queries,
+        keys,
+        mask=mask,
+        token_mask=token_mask,
+        scale=scale,
+        softcap=softcap,
+        block=block,
+    )
+    return _accumulate(
+        blocks,
+        shape=(queries.shape[0], queries.shape[1], keys.shape[2]),
+        image_mask=image_mask,
+        token_mask=token_mask,
+        definition=definition,
+    )
+
+
+def _accumulate(
+    blocks: Iterator[PatternBlock],
+    *,
+    shape: tuple[int, int, int],
+    image_mask: ColumnMask,
+    token_mask: ColumnMask | None,
+    definition: Definition,
+) -> ColumnScores:
+    """Sum the blocks' columns over the rows that count, then divide."""
+    _check_masks(shape, image_mask, token_mask, definition)
+    tokens = torch.ones_like(image_mask) if token_mask is None else token_mask
+    counted = (image_mask if definition == "paper" else tokens).float()
+    n_batch, n_heads, n_keys = shape
+    received = torch.zeros(n_batch, n_heads, n_keys, device=image_mask.device)
+    rows_seen, even = torch.zeros(()), torch.zeros(())
+    for part in blocks:
+        counts = counted[:, part.rows]
+        received = received + _column_sums(part.weights, counts, part.rows)
+        if definition == "visible":
+            seen = part.visible.float()
+            share = seen / seen.sum(-1, keepdim=True).clamp(min=1)
+            rows_seen = rows_seen + _column_sums(seen, counts, part.rows)
+            even = even + _column_sums(share, counts, part.rows)
+    unit = torch.ones(n_batch, 1, n_keys, device=image_mask.device)
+    columns = image_mask
+    if definition == "paper":
+        divisor = image_mask.sum(-1)[:, None, None]
+    elif definition == "official":
+        columns, divisor = _official_columns(image_mask, tokens)
+    else:
+        divisor = rows_seen.clamp(min=1)
+        unit = even / divisor
+    scores = (received / divisor).masked_fill(~columns.unsqueeze(1), 0.0)
+    if not is_abstract(received) and not bool(received.isfinite().all()):
+        msg = (
+            "attention weights are NaN or infinite: expected finite numbers, got "
+            f"{int((~received.isfinite()).sum())} bad column sums; check the model's "
+            "weights and dtype (float16 overflows where bfloat16 does not)"
+        )
+        raise NumericalError(msg)
+    return ColumnScores(scores, unit, columns)
+
+
+def _column_sums(weights: Tensor, counts: Tensor, rows: slice) -> Tensor:
+    """Sum columns over the counted rows, leaving each column's own row out."""
+    total = exact_product(counts[:, None, None, :], weights).squeeze(2)
+    own = weights[..., rows].diagonal(dim1=-2, dim2=-1) * counts.unsqueeze(1)
+    total[..., rows] -= own
+    return total
+
+
+def _official_columns(image_mask: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """Drop each item's first image column; divide by `E - (y - S)`."""
+    position = tokens.long().cumsum(-1) - 1
+    order = image_mask.long().cumsum(-1)
+    columns = image_mask & (order > 1)
+    first = position.masked_fill(~image_mask, position.shape[-1]).amin(-1, keepdim=True)
+    last = position.masked_fill(~image_mask, -1).amax(-1, keepdim=True)
+    divisor = (last + 1) - (position - (first + 1))
+    return columns, divisor.clamp(min=1).unsqueeze(1)
+
+
+def _check_masks(
+    shape: tuple[int, int, int],
+    image_mask: Tensor,
+    token_mask: Tensor | None,
+    definition: str,
+) -> None:
+    if definition not in DEFAULT_BETA:
+        msg = f"definition must be one of {', '.join(DEFAULT_BETA)}, got {definition!r}"
+        raise SettingsError(msg)
+    for name, given in (("image", image_mask), ("token", token_mask)):
+        if given is not None and tuple(given.shape) != (shape[0], shape[2]):
+            msg = (
+                f"the {name} mask has shape {tuple(given.shape)}: expected one flag "
+                f"for each key, {(shape[0], shape[2])}"
+            )
+            raise InputError(msg)
+    if is_abstract(image_mask):
+        return
+    counts = image_mask.sum(-1).tolist()
+    for item, count in enumerate(counts):
+        if count == 0:
+            msg = (
+                f"the image mask selects no tokens: expected at least 1, got 0 of "
+                f"{shape[2]} in batch item {item}; pass an image, or input_ids that "
+                "contain the model's image token id"
+            )
+            raise InputError(msg)

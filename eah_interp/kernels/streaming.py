@@ -1,0 +1,236 @@
+"""Attention patterns a block of query rows at a time, so no pattern is ever whole."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from eah_interp._types import ColumnMask, HeadOutputs, Keys, Queries, Values
+from eah_interp.errors import InputError
+
+BLOCK_BYTES = 64 * 2**20
+"""Size aimed at for one float32 block of `[batch, head, rows, key]`, in bytes."""
+
+_LOWEST = torch.finfo(torch.float32).min
+
+
+@dataclass(frozen=True)
+class PatternBlock:
+    """Some consecutive query rows of an attention pattern.
+
+    Attributes:
+        rows: Which query rows.
+        weights: Their pattern, float32. Rows that see nothing hold no meaning.
+        visible: Which keys each row may attend to; the head axis is 1 where all
+            heads see the same keys.
+    """
+
+    rows: slice
+    weights: Float[Tensor, "batch head rows key"]
+    visible: Bool[Tensor, "batch #head rows key"]
+
+
+def rows_per_block(queries: Queries, keys: Keys, *, block: int | None = None) -> int:
+    """Choose how many query rows one block holds, about 64 MiB of float32 weights.
+
+    Args:
+        queries: Queries of the attention call.
+        keys: Keys of the attention call.
+        block: The caller's own number of rows; overrides the choice.
+
+    Returns:
+        Number of rows, at least 1.
+
+    Raises:
+        InputError: If `block` is below 1.
+
+    Example:
+        >>> import torch
+        >>> rows_per_block(torch.zeros(1, 32, 1000, 4), torch.zeros(1, 8, 1000, 4))
+        524
+    """
+    if block is None:
+        row = 4 * queries.shape[0] * queries.shape[1] * keys.shape[2]
+        block = max(1, min(queries.shape[2], BLOCK_BYTES // max(row, 1)))
+    if block < 1:
+        msg = f"block must be at least 1 query row, got {block}; leave it out"
+        raise InputError(msg)
+    return block
+
+
+def pattern_blocks(
+    queries: Queries,
+    keys: Keys,
+    *,
+    mask: Tensor | None = None,
+    token_mask: ColumnMask | None = None,
+    scale: float | None = None,
+    softcap: float | None = None,
+    block: int | None = None,
+) -> Iterator[PatternBlock]:
+    r"""Yield the pattern `softmax(cap(scale * q k^T) + mask)`, block by block.
+
+    Grouped-query attention needs no repeated keys: head `h` reads key group
+    `h // (n_heads / n_kv_heads)`. Peak memory is a few blocks of
+    `[batch, head, rows, key]` in float32, whatever the prompt's length.
+
+    Args:
+        queries: After RoPE.
+        keys: After RoPE, one per key/value group.
+        mask: `[batch or 1, head or 1, query, key]`: True (or, in an additive float
+            mask, any value above half the dtype's minimum) where a row may look.
+            None means causal.
+        token_mask: False at padding. Combined with a causal mask only; an explicit
+            `mask` already knows about padding.
+        scale: Factor on the logits; `d_head ** -0.5` when None.
+        softcap: Gemma-2 style cap, `softcap * tanh(logits / softcap)`.
+        block: Rows per block; chosen from memory when None.
+
+    Yields:
+        Blocks in row order.
+
+    Raises:
+        InputError: If the number of heads is no multiple of the key/value groups,
+            or `mask` does not fit.
+
+    Example:
+        >>> import torch
+        >>> q, k = torch.randn(1, 4, 5, 8), torch.randn(1, 2, 5, 8)
+        >>> whole = torch.cat([b.weights for b in pattern_blocks(q, k, block=2)], 2)
+        >>> bool(torch.allclose(whole.sum(-1), torch.ones(1, 4, 5)))
+        True
+    """
+    n_batch, n_heads, n_rows, d_head = queries.shape
+    n_groups, n_keys = keys.shape[1], keys.shape[2]
+    _check_attention_shapes(queries, keys, mask)
+    scale = d_head**-0.5 if scale is None else scale
+    step = rows_per_block(queries, keys, block=block)
+    columns = torch.arange(n_keys, device=queries.device)
+    keys_t = keys.float().transpose(2, 3)
+    for start in range(0, n_rows, step):
+        rows = slice(start, min(start + step, n_rows))
+        size = rows.stop - start
+        grouped = queries[:, :, rows].float().reshape(n_batch, n_groups, -1, d_head)
+        logits = (
+            exact_product(grouped, keys_t)
+            .view(n_batch, n_heads, size, n_keys)
+            .mul_(scale)
+        )
+        if softcap is not None:
+            logits = (logits / softcap).tanh() * softcap
+        if mask is None:
+            causal = columns <= columns[rows].unsqueeze(1)
+            visible = causal.expand(n_batch, 1, size, n_keys)
+            if token_mask is not None:
+                visible = visible & token_mask[:, None, None, :]
+        else:
+            part = mask[:, :, rows].expand(n_batch, -1, size, n_keys)
+            visible = part if part.dtype == torch.bool else _seen(part)
+            if part.dtype != torch.bool:
+                logits = logits.add_(part.float().clamp(min=_LOWEST / 4))
+        weights = logits.masked_fill_(~visible, _LOWEST).softmax(-1)
+        yield PatternBlock(rows, weights, visible)
+
+
+def mix_values(
+    queries: Queries,
+    keys: Keys,
+    values: Values,
+    *,
+    change: Callable[[PatternBlock], Float[Tensor, "batch head rows key"]],
+    mask: Tensor | None = None,
+    token_mask: ColumnMask | None = None,
+    scale: float | None = None,
+    softcap: float | None = None,
+    block: int | None = None,
+) -> HeadOutputs:
+    """Attend with a changed pattern: `change(block) @ values`, block by block.
+
+    For patterns that no choice of queries and keys can give (a mean over heads, an
+    even spread). The changed weights are cast to the values' dtype before the
+    product, as the eager attention of transformers does.
+
+    Args:
+        queries: As for `pattern_blocks`.
+        keys: As for `pattern_blocks`.
+        values: One per key/value group.
+        change: Maps a block to its new weights, same shape.
+        mask: As for `pattern_blocks`.
+        token_mask: As for `pattern_blocks`.
+        scale: As for `pattern_blocks`.
+        softcap: As for `pattern_blocks`.
+        block: As for `pattern_blocks`.
+
+    Returns:
+        Each head's mixture of values, in the values' dtype.
+
+    Example:
+        >>> import torch
+        >>> q, k, v = (torch.randn(1, 2, 6, 4) for _ in range(3))
+        >>> ours = mix_values(q, k, v, change=lambda b: b.weights)
+        >>> sdpa = torch.nn.functional.scaled_dot_product_attention
+        >>> theirs = sdpa(q, k, v, is_causal=True).transpose(1, 2)
+        >>> bool(torch.allclose(ours, theirs, atol=1e-5))
+        True
+    """
+    n_heads, n_groups = queries.shape[1], values.shape[1]
+    mixed = []
+    for part in pattern_blocks(
+        queries,
+        keys,
+        mask=mask,
+        token_mask=token_mask,
+        scale=scale,
+        softcap=softcap,
+        block=block,
+    ):
+        weights = change(part).to(values.dtype)
+        n_batch, _, size, n_keys = weights.shape
+        grouped = weights.reshape(n_batch, n_groups, -1, n_keys) @ values
+        mixed.append(grouped.view(n_batch, n_heads, size, -1))
+    return torch.cat(mixed, 2).transpose(1, 2).contiguous()
+
+
+def exact_product(left: Tensor, right: Tensor) -> Tensor:
+    """Multiply matrices in their own dtype, also inside a caller's autocast."""
+    device = left.device.type
+    if left.is_meta or not torch.is_autocast_enabled(device):
+        return left @ right
+    with torch.autocast(device, enabled=False):
+        return left @ right
+
+
+def _seen(part: Tensor) -> Tensor:
+    return part > torch.finfo(part.dtype).min / 2
+
+
+def _check_attention_shapes(queries: Tensor, keys: Tensor, mask: Tensor | None) -> None:
+    n_heads, n_groups = queries.shape[1], keys.shape[1]
+    if n_heads % n_groups:
+        msg = (
+            f"{n_heads} query heads do not divide into {n_groups} key/value groups; "
+            "pass queries [batch head query d_head] and keys "
+            "[batch kv_head key d_head] of one attention call"
+        )
+        raise InputError(msg)
+    if mask is None and queries.shape[2] != keys.shape[2]:
+        msg = (
+            f"a causal pattern needs as many queries as keys, got {queries.shape[2]} "
+            f"and {keys.shape[2]}; pass the attention call's own mask"
+        )
+        raise InputError(msg)
+    wanted = (queries.shape[0], n_heads, queries.shape[2], keys.shape[2])
+    if mask is not None and (
+        mask.ndim != len(wanted)
+        or any(
+            m not in ((w, 1) if axis < 2 else (w,))
+            for axis, (m, w) in enumerate(zip(mask.shape, wanted, strict=False))
+        )
+    ):
+        msg = (
+            f"the attention mask has shape {tuple(mask.shape)}: expected {wanted}, "
+            "with 1 allowed for batch and head"
+        )
+        raise InputError(msg)
