@@ -1,0 +1,265 @@
+"""The one file that knows module paths: where a model keeps what we hook.
+
+Every hook point is resolved by what it is, never by a number in its name: the
+decoder layers are the `ModuleList` under `get_decoder()` with as many elements as the
+text config has layers; the attention call is the call of the variable that was
+assigned from transformers' `ALL_ATTENTION_FUNCTIONS`; the output projection is the
+module called next. What is resolved here is then run and checked in `verify.py`.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from eah_interp.errors import EAHError, ModelError, SettingsError
+from eah_interp.lvlm.dispatch import (
+    REGISTRY,
+    attention_call_of,
+    find_attention_call,
+)
+from eah_interp.lvlm.refusals import refuse_config
+from eah_interp.lvlm.spans import image_token_id
+
+
+@dataclass(frozen=True)
+class AttentionSite:
+    """Where one decoder layer attends.
+
+    Attributes:
+        layer: 0-based index in the decoder.
+        layer_path: The decoder layer, as a dotted path from the root module.
+        path: The attention module.
+        out_proj: The output projection; None where no module follows the call.
+    """
+
+    layer: int
+    layer_path: str
+    path: str
+    out_proj: str | None
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """Where a language model that sees keeps its parts, as dotted paths.
+
+    Attributes:
+        sites: The attention of each layer that can be worked on, by layer.
+        unfit: Why each other layer cannot, by layer.
+        n_layers: Number of decoder layers.
+        n_heads: Query heads of a layer.
+        n_kv_heads: Key/value groups of a layer.
+        d_head: Width of a head's queries and keys.
+        layers: The decoder layers.
+        final_norm: The norm after the last layer.
+        unembedding: The output embedding.
+        image_token_id: The id that stands where an image's features go; None where
+            the model has none and every call must say where its images are.
+    """
+
+    sites: dict[int, AttentionSite]
+    unfit: dict[int, str]
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int
+    d_head: int
+    layers: str
+    final_norm: str | None
+    unembedding: str | None
+    image_token_id: int | None
+
+    def site(self, layer: int) -> AttentionSite:
+        """Find a layer's attention, or say why it cannot be worked on.
+
+        Raises:
+            SettingsError: If the decoder has no such layer.
+            ModelError: If the layer is of a kind that has no heads to patch.
+        """
+        if not 0 <= layer < self.n_layers:
+            msg = (
+                f"layer {layer} does not exist: expected 0 to {self.n_layers - 1}, "
+                "counted from 0; name the layers, as in EAH(layers=(1,))"
+            )
+            raise SettingsError(msg)
+        if layer in self.unfit:
+            fit = ", ".join(map(str, self.sites)) or "none"
+            msg = (
+                f"layer {layer} cannot be patched: {self.unfit[layer]}; "
+                f"layers that can: {fit}"
+            )
+            raise ModelError(msg)
+        return self.sites[layer]
+
+
+def resolve_anatomy(model: nn.Module, *, image_token: int | None = None) -> Anatomy:
+    """Find the hook points of a transformers model, without running it.
+
+    Args:
+        model: A decoder-only `...ForConditionalGeneration` of transformers; weights
+            may still be on the meta device.
+        image_token: The image token's id, where the config does not name it.
+
+    Returns:
+        The paths of its parts.
+
+    Raises:
+        ModelError: If the model cannot be worked on; the message says why.
+
+    Example:
+        >>> from eah_interp.testing import tiny_lvlm
+        >>> anatomy = resolve_anatomy(tiny_lvlm("llava", n_layers=2))
+        >>> anatomy.sites[1].out_proj
+        'model.language_model.layers.1.self_attn.o_proj'
+    """
+    text = _text_config(model, image_token)
+    names = {id(module): name for name, module in model.named_modules()}
+    decoder = model.get_decoder()  # type: ignore[operator]
+    n_layers = int(text.num_hidden_layers)
+    layers_path, layers = _find_layers(model, decoder, names, n_layers)
+    sites: dict[int, AttentionSite] = {}
+    unfit: dict[int, str] = {}
+    for index, layer in enumerate(layers):
+        path = f"{layers_path}.{index}"
+        found = [
+            name for name, m in layer.named_modules() if attention_call_of(type(m))
+        ]
+        if found == ["self_attn"]:
+            attention = layer.get_submodule("self_attn")
+            call = attention_call_of(type(attention))
+            assert call is not None
+            children = dict(attention.named_children())
+            proj = next((n for n in call.modules_after if n in children), None)
+            sites[index] = AttentionSite(
+                layer=index,
+                layer_path=path,
+                path=f"{path}.self_attn",
+                out_proj=None if proj is None else f"{path}.self_attn.{proj}",
+            )
+        else:
+            unfit[index] = _why_unfit(layer, found)
+    if not sites:
+        msg = f"no decoder layer can be patched: {next(iter(unfit.values()))}"
+        raise ModelError(msg)
+    attention = model.get_submodule(next(iter(sites.values())).path)
+    n_heads, n_kv_heads, d_head = _head_counts(attention, text)
+    parent = model.get_submodule(layers_path.rpartition(".")[0])
+    prefix = layers_path.rpartition(".")[0]
+    norms = [name for name, _ in parent.named_children() if "norm" in name]
+    unembedding = model.get_output_embeddings()  # type: ignore[operator]
+    return Anatomy(
+        sites=sites,
+        unfit=unfit,
+        n_layers=n_layers,
+        n_heads=n_heads,
+        n_kv_heads=n_kv_heads,
+        d_head=d_head,
+        layers=layers_path,
+        final_norm=f"{prefix}.{norms[-1]}" if norms else None,
+        unembedding=names.get(id(unembedding)),
+        image_token_id=_image_token(model, image_token),
+    )
+
+
+def envoy_at(root: Any, path: str) -> Any:
+    """Walk a dotted path from nnsight's root envoy to a module's envoy."""
+    for part in path.split("."):
+        root = root[int(part)] if part.isdigit() else getattr(root, part)
+    return root
+
+
+def attention_operation(root: Any, site: AttentionSite) -> Any:
+    """Reach a layer's attention call in nnsight, as a source operation.
+
+    Of the operations that nnsight finds in the forward, it is the one on the line
+    of the call; the number in its name is never read.
+
+    Raises:
+        ModelError: If nnsight's view of the forward has no such operation.
+    """
+    source = envoy_at(root, site.path).source
+    wanted = find_attention_call(source.compiled.source)
+    names = [
+        name
+        for name, line in source.compiled.lines.items()
+        if wanted is not None
+        and line == wanted.line
+        and name.rpartition("_")[0] == wanted.variable
+    ]
+    if len(names) != 1:
+        msg = (
+            f"the attention call of {site.path} was not found in nnsight's view of its "
+            f"forward: expected 1 operation, got {len(names)}; this pair of nnsight "
+            "and transformers versions is not supported"
+        )
+        raise ModelError(msg)
+    return getattr(source, names[0])
+
+
+def _text_config(model: nn.Module, image_token: int | None) -> Any:
+    name = type(model).__name__
+    config = getattr(model, "config", None)
+    if config is None or not hasattr(model, "get_decoder"):
+        msg = (
+            f"{name} is not a transformers model: expected a config and get_decoder(); "
+            "load it with transformers, or wrap its language model"
+        )
+        raise ModelError(msg)
+    refuse_config(config, name, image_token=image_token)
+    return config.get_text_config(decoder=True)
+
+
+def _image_token(model: nn.Module, given: int | None) -> int | None:
+    if given is not None:
+        return given
+    try:
+        return image_token_id(model.config)
+    except EAHError:
+        return None
+
+
+def _find_layers(
+    model: nn.Module, decoder: nn.Module, names: dict[int, str], n_layers: int
+) -> tuple[str, nn.ModuleList]:
+    lists: list[tuple[int, str, nn.ModuleList]] = []
+    for name, module in decoder.named_modules():
+        if isinstance(module, nn.ModuleList) and len(module) == n_layers:
+            lists.append((name.count("."), names[id(module)], module))
+    for _, path, layers in sorted(lists, key=lambda found: found[0]):
+        if any(attention_call_of(type(m)) for m in layers.modules()):
+            return path, layers
+    msg = (
+        f"{type(model).__name__} has no list of {n_layers} decoder layers that attend "
+        f"through transformers' {REGISTRY}; models with attention of their own "
+        "cannot be patched at the attention call"
+    )
+    raise ModelError(msg)
+
+
+def _why_unfit(layer: nn.Module, found: list[str]) -> str:
+    if not found:
+        kinds = ", ".join(type(child).__name__ for child in layer.children())
+        return (
+            "it has no attention call (a linear-attention, convolution or "
+            f"cross-attention layer: {kinds})"
+        )
+    return f"expected one attention module named self_attn, got {', '.join(found)}"
+
+
+def _head_counts(attention: nn.Module, text: Any) -> tuple[int, int, int]:
+    """Read the head counts from the module; the config only where it is silent."""
+    d_head = int(
+        getattr(attention, "head_dim", 0)
+        or getattr(text, "head_dim", None)
+        or text.hidden_size // text.num_attention_heads
+    )
+    n_heads = int(text.num_attention_heads)
+    groups = getattr(attention, "num_key_value_groups", None)
+    if groups is None:
+        return n_heads, int(getattr(text, "num_key_value_heads", n_heads)), d_head
+    return n_heads, n_heads // int(groups), d_head
+
+
+def walk_sites(anatomy: Anatomy) -> Iterator[AttentionSite]:
+    """Yield the attention sites in the order that a forward pass reaches them."""
+    yield from (anatomy.sites[layer] for layer in sorted(anatomy.sites))

@@ -1,0 +1,254 @@
+"""One attention call as transformers makes it, and the call with other patterns.
+
+The decoder's attention modules call `attention_interface(self, q, k, v, mask, ...)`
+whatever the backend, so what is read and changed here holds for eager, SDPA,
+FlashAttention and Flex alike.
+"""
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from eah_interp._types import ColumnMask, Donors, HeadMask, HeadOutputs
+from eah_interp.errors import ModelError
+from eah_interp.kernels import (
+    broadcast_keys,
+    broadcast_queries,
+    changed_heads,
+    mix_values,
+)
+from eah_interp.kernels.streaming import PatternBlock
+
+_PER_HEAD = ("position_bias",)
+"""Keyword arguments of an attention call that hold one pattern's worth per head."""
+
+
+@dataclass(frozen=True)
+class AttentionCall:
+    """The arguments of one attention call, taken apart.
+
+    Attributes:
+        module: The attention module that makes the call.
+        queries: `[batch head query d_head]`, after RoPE.
+        keys: `[batch kv_head key d_head]`, after RoPE, cached keys included.
+        values: `[batch kv_head key d_value]`.
+        mask: What the model passes as attention mask: None, a 2-D padding mask, a
+            4-D boolean or additive mask, or Flex's block mask.
+        rest: Further positional arguments.
+        options: Keyword arguments.
+    """
+
+    module: nn.Module
+    queries: Tensor
+    keys: Tensor
+    values: Tensor
+    mask: Any
+    rest: tuple[Any, ...]
+    options: dict[str, Any]
+
+    @classmethod
+    def parse(cls, inputs: tuple[tuple[Any, ...], dict[str, Any]]) -> "AttentionCall":
+        """Take apart the `(args, kwargs)` that nnsight reads at the call.
+
+        Raises:
+            ModelError: If the arguments are not module, queries, keys, values, mask.
+        """
+        args, options = inputs
+        tensors = args[1:4]
+        if (
+            len(args) < 4
+            or not isinstance(args[0], nn.Module)
+            or not all(isinstance(t, Tensor) and t.ndim == 4 for t in tensors)
+            or args[1].shape[1] % args[2].shape[1]
+        ):
+            got = ", ".join(
+                str(tuple(a.shape)) if isinstance(a, Tensor) else type(a).__name__
+                for a in args
+            )
+            msg = (
+                "the attention call is not (module, queries, keys, values, mask) with "
+                f"4-D tensors and heads a multiple of key/value groups: got ({got})"
+            )
+            raise ModelError(msg)
+        options = dict(options)
+        mask = args[4] if len(args) > 4 else options.pop("attention_mask", None)
+        return cls(args[0], *tensors, mask, tuple(args[5:]), options)
+
+    @property
+    def inputs(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The `(args, kwargs)` to hand back to nnsight."""
+        args = (self.module, self.queries, self.keys, self.values, self.mask)
+        return (*args, *self.rest), self.options
+
+    @property
+    def n_heads(self) -> int:
+        """Number of query heads."""
+        return self.queries.shape[1]
+
+    @property
+    def n_kv_heads(self) -> int:
+        """Number of key/value groups."""
+        return self.keys.shape[1]
+
+    @property
+    def is_prefill(self) -> bool:
+        """Whether this call reads a prompt rather than one more generated token."""
+        return self.queries.shape[2] > 1
+
+    def pattern_inputs(self, token_mask: ColumnMask | None = None) -> dict[str, Any]:
+        """Say what `kernels.pattern_blocks` needs to rebuild this call's pattern."""
+        n_rows, n_keys = self.queries.shape[2], self.keys.shape[2]
+        mask, tokens = self.mask, token_mask
+        if isinstance(mask, Tensor) and mask.ndim == 2:
+            tokens, mask = mask[:, :n_keys].bool(), None
+        elif isinstance(mask, Tensor):
+            mask = mask[..., :n_keys]
+        elif mask is not None:
+            mask = _dense_block_mask(mask, self.queries, n_keys)
+        if mask is None and n_rows > 1 and self._is_causal():
+            # A static cache is longer than the prompt; a causal prefill never reads on.
+            n_keys = n_rows
+            mask = self._window_mask(tokens)
+        elif mask is None:
+            shape = (1, 1, n_rows, n_keys)
+            mask = torch.ones(shape, dtype=torch.bool, device=self.keys.device)
+            if tokens is not None:
+                mask = mask & tokens[:, None, None, :]
+        keys = self.keys[:, :, :n_keys]
+        bias = self.options.get("position_bias")
+        if bias is not None:
+            mask = _add_bias(bias, mask, self.queries, keys)
+        return {
+            "queries": self.queries,
+            "keys": keys,
+            "mask": mask,
+            "token_mask": None if tokens is None else tokens[:, :n_keys],
+            "scale": self._scale(),
+            "softcap": self.options.get("softcap"),
+        }
+
+    def _is_causal(self) -> bool:
+        given = self.options.get("is_causal")
+        return bool(getattr(self.module, "is_causal", True) if given is None else given)
+
+    def _window_mask(self, tokens: ColumnMask | None) -> Tensor | None:
+        """Write out a sliding window that FlashAttention gets as a number."""
+        n_rows = self.queries.shape[2]
+        window = self.options.get("sliding_window")
+        if window is None or window >= n_rows:
+            return None
+        place = torch.arange(n_rows, device=self.keys.device)
+        behind = place[:, None] - place
+        mask = ((behind >= 0) & (behind < window))[None, None]
+        return mask if tokens is None else mask & tokens[:, None, None, :n_rows]
+
+    def broadcast(
+        self, donors: Donors, recipients: HeadMask | None = None
+    ) -> "AttentionCall":
+        """Give the recipients the donor's queries and keys, hence its pattern.
+
+        Per-head extras (a mask or position bias with a head axis) go along.
+
+        Raises:
+            UnsupportedError: For a partial broadcast under grouped-query attention;
+                see `attend_partly`.
+        """
+        heads = self.n_heads
+        change = changed_heads(donors, heads, recipients)
+        options = dict(self.options)
+        for name in _PER_HEAD:
+            if isinstance(options.get(name), Tensor):
+                options[name] = _broadcast_extra(options[name], donors, change)
+        return replace(
+            self,
+            queries=broadcast_queries(self.queries, donors, recipients=recipients),
+            keys=broadcast_keys(
+                self.keys, donors, n_heads=heads, recipients=recipients
+            ),
+            mask=_broadcast_extra(self.mask, donors, change),
+            options=options,
+        )
+
+    def attend(self) -> HeadOutputs:
+        """Run the call as the module itself would, whatever the backend."""
+        # Imported here: a registry cannot travel to a server with this method.
+        from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+        home = sys.modules[type(self.module).__module__]
+        eager = getattr(home, "eager_attention_forward", None)
+        name = self.module.config._attn_implementation  # type: ignore[union-attr]
+        function = ALL_ATTENTION_FUNCTIONS.get_interface(name, eager)
+        args, options = self.inputs
+        output: HeadOutputs = function(*args, **options)[0]
+        return output
+
+    def attend_partly(self, donors: Donors, recipients: HeadMask) -> HeadOutputs:
+        """Attend with a broadcast to some heads, where heads share keys.
+
+        Two attention calls, each exact, keeping from each the heads it is right for.
+        """
+        change = changed_heads(donors, self.n_heads, recipients)
+        return torch.where(
+            change[:, None, :, None],
+            self.broadcast(donors).attend(),
+            self.attend(),
+        )
+
+    def attend_with(
+        self,
+        change: Callable[[PatternBlock], Tensor],
+        token_mask: ColumnMask | None = None,
+    ) -> HeadOutputs:
+        """Attend with a changed pattern, rebuilt a block of query rows at a time."""
+        parts = self.pattern_inputs(token_mask)
+        values = self.values[:, :, : parts["keys"].shape[2]]
+        queries, keys = parts.pop("queries"), parts.pop("keys")
+        return mix_values(queries, keys, values, change=change, **parts)
+
+    def _scale(self) -> float | None:
+        scale = self.options.get("scaling")
+        return None if scale is None else float(scale)
+
+
+def _broadcast_extra(extra: Any, donors: Donors, change: HeadMask) -> Any:
+    """Broadcast a tensor along its head axis, where it has one."""
+    n_heads = change.shape[1]
+    if not isinstance(extra, Tensor) or extra.ndim != 4 or extra.shape[1] != n_heads:
+        return extra
+    if n_heads == 1:
+        return extra
+    wide = extra.expand(change.shape[0], -1, -1, -1)
+    items = torch.arange(change.shape[0], device=extra.device)
+    donated = wide[items, donors.clamp(min=0).to(extra.device)].unsqueeze(1)
+    return torch.where(change[:, :, None, None], donated, wide)
+
+
+def _add_bias(bias: Tensor, mask: Any, queries: Tensor, keys: Tensor) -> Tensor:
+    n_rows, n_keys = queries.shape[2], keys.shape[2]
+    bias = bias[..., :n_keys].float()
+    if mask is None:
+        place = torch.arange(n_keys, device=keys.device)
+        mask = (place <= place[-n_rows:, None])[None, None]
+    if mask.dtype == torch.bool:
+        return torch.where(mask, bias, torch.finfo(torch.float32).min)
+    return bias + mask.float()
+
+
+def _dense_block_mask(mask: Any, queries: Tensor, n_keys: int) -> Tensor:
+    """Write Flex's block mask out as a boolean one."""
+    from torch.nn.attention.flex_attention import create_mask
+
+    if not hasattr(mask, "mask_mod"):
+        msg = (
+            f"an attention mask of type {type(mask).__name__} cannot be read: expected "
+            "None, a tensor, or a Flex block mask; load with attn_implementation='sdpa'"
+        )
+        raise ModelError(msg)
+    n_batch, _, n_rows, _ = queries.shape
+    return create_mask(
+        mask.mask_mod, n_batch, 1, n_rows, n_keys, device=str(queries.device)
+    )

@@ -1,0 +1,218 @@
+"""Images and prompts of any usual kind, turned into one left-padded encoding."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from eah_interp.errors import InputError
+from eah_interp.lvlm.images import is_images, read_image
+
+DEFAULT_PROMPT = "Describe the image."
+"""What a model is asked when an image comes without a prompt."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One item of a batch: a prompt and the images it shows."""
+
+    images: tuple[Image.Image, ...]
+    prompt: str
+
+
+def pair_rows(images: object, prompts: object, *, placeholder: str | None) -> list[Row]:
+    """Pair images with prompts, a row of the batch each.
+
+    One image and one prompt make a row. A list of images and one prompt make a row
+    an image, unless the prompt itself has a placeholder for each image: then all of
+    them are shown in one row. A list of images and as many prompts are pairs; one
+    image and a list of prompts asks each of the image. `[[a, b], [c]]` shows two
+    images in the first row and one in the second.
+
+    Args:
+        images: An image, a list of images, or a list of lists.
+        prompts: A prompt, a list of prompts, or None for "Describe the image."
+        placeholder: The text that stands for an image in a prompt, if there is one.
+
+    Returns:
+        The rows, images read.
+
+    Raises:
+        InputError: If their numbers do not match, or an image cannot be read.
+
+    Example:
+        >>> red, blue = Image.new("RGB", (2, 2), "red"), Image.new("RGB", (2, 2))
+        >>> [len(r.images) for r in pair_rows([red, blue], "What?", placeholder=None)]
+        [1, 1]
+        >>> rows = pair_rows([red, blue], "<i> or <i>?", placeholder="<i>")
+        >>> [len(r.images) for r in rows]
+        [2]
+    """
+    texts = _as_prompts(prompts)
+    groups = _as_groups(images)
+    flat = isinstance(images, list | tuple) and not any(
+        isinstance(item, list | tuple) for item in images
+    )
+    if flat and placeholder is not None:
+        shown = [text.count(placeholder) for text in texts]
+        if max(shown) > 1 and sum(shown) == len(groups):
+            pictures = iter([group[0] for group in groups])
+            groups = [[next(pictures) for _ in range(count)] for count in shown]
+    if len(texts) == 1 and isinstance(prompts, str | None):
+        texts = texts * len(groups)
+    elif len(groups) == 1:
+        groups = groups * len(texts)
+    if len(groups) != len(texts):
+        msg = (
+            f"{len(groups)} images for {len(texts)} prompts: expected one image (or "
+            "list of images) for each prompt, one prompt for all images, or one image "
+            "for all prompts"
+        )
+        raise InputError(msg)
+    rows = []
+    for group, text in zip(groups, texts, strict=True):
+        count = 0 if placeholder is None else text.count(placeholder)
+        if count not in (0, len(group)):
+            msg = (
+                f"the prompt has {count} {placeholder} placeholders for {len(group)} "
+                "images: write one for each image, or none to have them placed first"
+            )
+            raise InputError(msg)
+        rows.append(Row(tuple(read_image(image) for image in group), text))
+    return rows
+
+
+def write_prompt(row: Row, processor: Any, *, placeholder: str | None) -> str:
+    """Write a row's prompt as the model was trained to read it.
+
+    A prompt that holds the placeholder already is left as it is. Otherwise it goes
+    through the processor's chat template; where there is none, the placeholders are
+    put before it, a line of their own.
+
+    Args:
+        row: The images and the prompt.
+        processor: The model's processor.
+        placeholder: The text that stands for an image; None where the processor
+            places images itself.
+
+    Returns:
+        The text to tokenize.
+    """
+    if placeholder is not None and placeholder in row.prompt:
+        return row.prompt
+    if getattr(processor, "chat_template", None):
+        content = [{"type": "image"} for _ in row.images]
+        content.append({"type": "text", "text": row.prompt})
+        text = processor.apply_chat_template(
+            [{"role": "user", "content": content}], add_generation_prompt=True
+        )
+        return str(text)
+    if placeholder is None:
+        return row.prompt
+    return placeholder * len(row.images) + "\n" + row.prompt
+
+
+def encode_rows(
+    rows: Sequence[Row],
+    processor: Any,
+    *,
+    placeholder: str | None,
+) -> dict[str, Any]:
+    """Encode rows as one batch, padded on the left.
+
+    Args:
+        rows: What to show and ask.
+        processor: The model's processor.
+        placeholder: The text that stands for an image.
+
+    Returns:
+        The model's inputs: `input_ids`, `attention_mask`, `pixel_values`, ...
+
+    Raises:
+        InputError: If there is no processor.
+    """
+    if processor is None:
+        msg = (
+            "this model has no processor, so images and prompts cannot be encoded: "
+            "pass processor=... to eah_interp.wrap, or trace ready-made inputs "
+            "(input_ids=..., pixel_values=...)"
+        )
+        raise InputError(msg)
+    texts = [write_prompt(row, processor, placeholder=placeholder) for row in rows]
+    nested = [list(row.images) for row in rows]
+    encoding = processor(
+        images=nested if any(nested) else None,
+        text=texts,
+        padding=True,
+        padding_side="left",
+        return_tensors="pt",
+    )
+    return dict(encoding)
+
+
+def image_placeholder(processor: Any) -> str | None:
+    """Find the text that stands for one image in a prompt of this processor."""
+    for name in ("boi_token", "image_token"):
+        token = getattr(processor, name, None)
+        if isinstance(token, str):
+            return token
+    return None
+
+
+def _as_prompts(prompts: object) -> list[str]:
+    if prompts is None:
+        return [DEFAULT_PROMPT]
+    if isinstance(prompts, str):
+        return [prompts]
+    if (
+        isinstance(prompts, list | tuple)
+        and prompts
+        and all(isinstance(p, str) for p in prompts)
+    ):
+        return list(prompts)
+    msg = f"expected a prompt or a non-empty list of prompts, got {prompts!r}"
+    raise InputError(msg)
+
+
+def _as_groups(images: object) -> list[list[object]]:
+    if images is None or (isinstance(images, list | tuple) and len(images) == 0):
+        msg = "no image was given: expected at least 1; pass an image, or a path to one"
+        raise InputError(msg)
+    if not isinstance(images, list | tuple):
+        return [[images]]
+    groups = [list(i) if isinstance(i, list | tuple) else [i] for i in images]
+    for item, group in enumerate(groups):
+        if not group:
+            msg = f"row {item} has no image: expected at least 1 in each row"
+            raise InputError(msg)
+    return groups
+
+
+def stack_pixel_dtype(encoding: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
+    """Cast floating-point model inputs to the model's dtype."""
+    return {
+        key: value.to(dtype)
+        if isinstance(value, Tensor) and value.is_floating_point()
+        else value
+        for key, value in encoding.items()
+    }
+
+
+def has_images(inputs: tuple[Any, ...]) -> bool:
+    """Whether positional arguments are `(images, prompts)` or `(images,)`."""
+    return len(inputs) == 2 or bool(inputs and is_images(inputs[0]))
+
+
+def are_prompts(value: object) -> bool:
+    """Whether a second positional argument can be prompts.
+
+    Example:
+        >>> are_prompts("What?"), are_prompts(["What?"]), are_prompts(3)
+        (True, True, False)
+    """
+    if isinstance(value, list | tuple):
+        return all(isinstance(item, str) for item in value)
+    return value is None or isinstance(value, str)

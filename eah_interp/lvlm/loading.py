@@ -1,0 +1,121 @@
+"""Loading a checkpoint, or wrapping a model that is already in memory."""
+
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from eah_interp.errors import InputError
+from eah_interp.lvlm.model import LVLM
+from eah_interp.lvlm.refusals import refuse_config
+
+
+def load(
+    name_or_path: str | Path | None = None,
+    *,
+    verify: bool = True,
+    image_token_id: int | None = None,
+    dispatch: bool = True,
+    **from_pretrained: Any,
+) -> LVLM:
+    """Load a vision-language model for tracing; with no name, the embedded toy.
+
+    The toy needs no network and no GPU. Everything else goes through transformers'
+    `from_pretrained`; code from the Hub is run only with `trust_remote_code=True`.
+
+    Args:
+        name_or_path: A Hub id, a folder that `save_pretrained` wrote, or None.
+        verify: Run and check the hook points once (a few tokens, three forwards).
+            Switch it off only for a model that was verified before.
+        image_token_id: The image token's id, where the config does not name it.
+        dispatch: False builds the module tree without weights, which are loaded at
+            the first trace; hook points are verified then.
+        **from_pretrained: `dtype`, `device_map`, `attn_implementation`, `revision`,
+            `quantization_config`, `trust_remote_code`, ...
+
+    Returns:
+        The model, ready to trace.
+
+    Raises:
+        ModelError: If the model cannot be worked on; the message says why.
+        InputError: If a folder was named that does not exist.
+
+    Example:
+        >>> model = load()
+        >>> model.n_layers >= 4 and model.n_heads >= 8
+        True
+    """
+    if name_or_path is None:
+        from eah_interp.toy import toy_path
+
+        name_or_path = toy_path()
+    name = str(name_or_path)
+    looks_local = isinstance(name_or_path, Path) or name.startswith((".", "/", "~"))
+    if looks_local:
+        folder = Path(name).expanduser()
+        if not (folder / "config.json").is_file():
+            msg = (
+                f"no model at {folder}: expected a folder with config.json, as "
+                "save_pretrained writes it; give a Hub id without a leading / or ."
+            )
+            raise InputError(msg)
+        name = str(folder)
+    _refuse_early(name, from_pretrained, image_token_id)
+    return LVLM(
+        name,
+        dispatch=dispatch,
+        verify=verify,
+        image_token_id=image_token_id,
+        **from_pretrained,
+    )
+
+
+def wrap(
+    model: nn.Module,
+    processor: Any = None,
+    *,
+    verify: bool = True,
+    image_token_id: int | None = None,
+    **options: Any,
+) -> LVLM:
+    """Wrap a transformers model that is already in memory.
+
+    Args:
+        model: A decoder-only `...ForConditionalGeneration`.
+        processor: Its processor. Without one, trace ready-made inputs
+            (`input_ids=..., pixel_values=...`).
+        verify: As for `load`.
+        image_token_id: The image token's id, where the config does not name it.
+        **options: Passed on to `LVLM`, such as `tokenizer`.
+
+    Returns:
+        The model, ready to trace; weights are shared, not copied.
+
+    Raises:
+        ModelError: If the model cannot be worked on; the message says why.
+
+    Example:
+        >>> from eah_interp.testing import tiny_lvlm, tiny_processor
+        >>> wrap(tiny_lvlm("llava"), tiny_processor("llava")).verified
+        True
+    """
+    return LVLM(
+        model,
+        processor=processor,
+        verify=verify,
+        image_token_id=image_token_id,
+        **options,
+    )
+
+
+def _refuse_early(
+    name: str, options: dict[str, Any], image_token_id: int | None
+) -> None:
+    """Refuse an unfit model by its config, before gigabytes of weights are read."""
+    from transformers import AutoConfig
+
+    keys = ("revision", "trust_remote_code", "token", "cache_dir", "subfolder")
+    given = {key: options[key] for key in keys if key in options}
+    config = options.get("config") or AutoConfig.from_pretrained(name, **given)
+    architectures = getattr(config, "architectures", None) or [type(config).__name__]
+    refuse_config(config, architectures[0], image_token=image_token_id)

@@ -1,0 +1,313 @@
+"""A language model that sees, wrapped for tracing."""
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from nnsight import TransformersModel
+from torch import nn
+from torch._subclasses.fake_tensor import unset_fake_temporarily
+
+from eah_interp.errors import InputError, UnsupportedError
+from eah_interp.lvlm.anatomy import Anatomy, resolve_anatomy
+from eah_interp.lvlm.inputs import (
+    DEFAULT_PROMPT,
+    Row,
+    are_prompts,
+    encode_rows,
+    has_images,
+    image_placeholder,
+    pair_rows,
+    stack_pixel_dtype,
+)
+from eah_interp.lvlm.remote import is_shipping, ship_package
+from eah_interp.lvlm.spans import ImageSpan, find_spans
+from eah_interp.lvlm.verify import verify_hook_points
+from eah_interp.lvlm.worker import INPUTS, PROMISES
+
+TASK = "image-text-to-text"
+
+
+class LVLM(TransformersModel):
+    """nnsight's `TransformersModel`, with images as first-class inputs.
+
+    `trace`, `generate`, `scan` and `tracer.invoke` take `(images, prompts)` beside
+    everything that `TransformersModel` takes. Batches are one left-padded encoding.
+    Use `eah_interp.load` and `eah_interp.wrap` to make one.
+
+    Attributes:
+        anatomy: Where the model keeps what interventions hook.
+        verified: Whether its hook points were run and checked.
+        loops_openly: Whether an edit of this model loops over every forward pass,
+            however many there are. nnsight ends such a loop with a warning, which
+            means nothing here and is not shown.
+    """
+
+    anatomy: Anatomy
+    loops_openly = False
+
+    def __init__(
+        self,
+        model: str | nn.Module,
+        *args: Any,
+        image_token_id: int | None = None,
+        verify: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        """Load or wrap a model; `eah_interp.load` and `wrap` describe the arguments."""
+        self._image_token = image_token_id
+        self._verify = verify
+        self.verified = False
+        if not isinstance(model, str):
+            # Refuse an unfit model before nnsight builds anything on it.
+            resolve_anatomy(model, image_token=image_token_id)
+        kwargs.setdefault("task", TASK)
+        super().__init__(model, *args, **kwargs)
+        self.anatomy = resolve_anatomy(self._module, image_token=image_token_id)
+        if self.dispatched:
+            self._check()
+
+    # -- what it is ------------------------------------------------------------------
+
+    @property
+    def n_layers(self) -> int:
+        """Number of decoder layers."""
+        return self.anatomy.n_layers
+
+    @property
+    def n_heads(self) -> int:
+        """Number of query heads in a layer."""
+        return self.anatomy.n_heads
+
+    @property
+    def n_kv_heads(self) -> int:
+        """Number of key/value groups in a layer."""
+        return self.anatomy.n_kv_heads
+
+    @property
+    def d_head(self) -> int:
+        """Width of a head's queries and keys."""
+        return self.anatomy.d_head
+
+    # -- loading ---------------------------------------------------------------------
+
+    def dispatch(self) -> None:
+        """Load the real weights, then verify the hook points on them."""
+        if self.dispatched:
+            return
+        super().dispatch()
+        self._check()
+
+    def _check(self) -> None:
+        if self._verify and not self.verified:
+            verify_hook_points(self, self.anatomy)
+            self.verified = True
+
+    def _loaded_preprocessors(self) -> set[str]:
+        # nnsight 0.8.1 reads this off the pipeline class; transformers 5.23 gives it
+        # the class's name instead, so it would find none.
+        return {"processor"}
+
+    def _wrap(self, module: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:
+        if self.processor is not None or self.repo_id:
+            wrapped: nn.Module = super()._wrap(module, *args, **kwargs)
+            return wrapped
+        # transformers' factory insists on a processor; its pipeline class does not.
+        from transformers.pipelines import ImageTextToTextPipeline
+
+        self.pipeline = ImageTextToTextPipeline(
+            model=module, processor=None, tokenizer=self.tokenizer, task=TASK
+        )
+        finished: nn.Module = self._finalize_pipeline()
+        return finished
+
+    # -- inputs ----------------------------------------------------------------------
+
+    def encode(self, images: object, prompts: object = None) -> dict[str, Any]:
+        """Encode images and prompts as one left-padded batch of model inputs.
+
+        Args:
+            images: An image, a list of images (a row each), or a list of lists.
+            prompts: A prompt or a list of prompts; "Describe the image." when None.
+
+        Returns:
+            `input_ids`, `attention_mask`, `pixel_values` and what else the model
+            takes, on the CPU, floating-point inputs in the model's dtype.
+
+        Raises:
+            InputError: If images cannot be read, or their number does not match the
+                prompts'.
+        """
+        return self._encode_rows(self._rows((images, prompts)))
+
+    def _rows(self, inputs: tuple[Any, ...]) -> list[Row]:
+        images, prompts = inputs if len(inputs) == 2 else (inputs[0], None)
+        placeholder = image_placeholder(self.processor)
+        return pair_rows(images, prompts, placeholder=placeholder)
+
+    def _encode_rows(self, rows: list[Row]) -> dict[str, Any]:
+        with unset_fake_temporarily():
+            encoding = encode_rows(
+                rows, self.processor, placeholder=image_placeholder(self.processor)
+            )
+        return stack_pixel_dtype(encoding, self._module.dtype)
+
+    def spans(self, encoding: dict[str, Any]) -> tuple[tuple[ImageSpan, ...], ...]:
+        """Find each row's images in an encoding, with the patch grid of each.
+
+        Args:
+            encoding: What `encode` (or the processor) returned.
+
+        Returns:
+            For each row, its image spans in order.
+
+        Raises:
+            InputError: If the tokens do not add up to the family's layout.
+        """
+        return find_spans(self._module.config, encoding, processor=self.processor)
+
+    # -- running ---------------------------------------------------------------------
+
+    def trace(self, *inputs: Any, **kwargs: Any) -> Any:
+        """Open a trace of one forward pass.
+
+        Args:
+            *inputs: `(images, prompts)`, `(images,)`, or anything that
+                `TransformersModel.trace` takes: text, token ids, an encoding.
+            **kwargs: As for `TransformersModel.trace`, `remote=` included.
+
+        Raises:
+            InputError: If images or prompts do not fit, before any forward pass.
+        """
+        inputs, kwargs = self._take_images(inputs, kwargs)
+        if not kwargs.get("remote"):
+            # Before the workers are set up, so that verification has its own run.
+            self.dispatch()
+        return super().trace(*inputs, **kwargs)
+
+    def scan(self, *inputs: Any, **kwargs: Any) -> Any:
+        """Open a trace that computes shapes only; arguments as for `trace`."""
+        inputs, kwargs = self._take_images(inputs, kwargs)
+        return super().scan(*inputs, **kwargs)
+
+    def describe(
+        self,
+        images: object,
+        prompts: object = DEFAULT_PROMPT,
+        *,
+        max_new_tokens: int = 64,
+        **generate: Any,
+    ) -> str | list[str]:
+        """Generate an answer about an image, as text.
+
+        Args:
+            images: As for `encode`.
+            prompts: As for `encode`.
+            max_new_tokens: Longest answer, in tokens.
+            **generate: Passed on to `generate`.
+
+        Returns:
+            The answer, or a list of answers where images or prompts are lists.
+
+        Raises:
+            InputError: As for `encode`.
+        """
+        encoding = self.encode(images, prompts)
+        ids = self.generate(**encoding, max_new_tokens=max_new_tokens, **generate)
+        new = ids[:, encoding["input_ids"].shape[1] :]
+        answers = [
+            text.strip()
+            for text in self.processor.batch_decode(new, skip_special_tokens=True)
+        ]
+        many = isinstance(images, list | tuple) or isinstance(prompts, list | tuple)
+        return answers if many else answers[0]
+
+    def interleave(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Run the model with its workers, then see that promised patches happened."""
+        setattr(self.interleaver, INPUTS, None)
+        setattr(self.interleaver, PROMISES, [])
+        with warnings.catch_warnings():
+            if self.loops_openly:
+                warnings.filterwarnings(
+                    "ignore", ".* was never reached: the loop asked"
+                )
+            result = super().interleave(fn, *args, **kwargs)
+        self._keep_promises(result)
+        return result
+
+    def _keep_promises(self, result: Any) -> None:
+        ids = (getattr(self.interleaver, INPUTS, None) or {}).get("input_ids")
+        if not isinstance(result, torch.Tensor) or ids is None:
+            return
+        steps = result.shape[1] - ids.shape[1]
+        for memory in getattr(self.interleaver, PROMISES, ()):
+            done = min(memory.steps.values(), default=0)
+            if 0 < done < steps:
+                msg = (
+                    f'steps="all" patched {done} of {steps} forward passes: inside '
+                    "generate, write `for _ in tracer.iter[:]: intervene(...)`, or "
+                    "use eah_interp.edit, which patches every step"
+                )
+                raise UnsupportedError(msg)
+
+    def _take_images(
+        self, inputs: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Encode `(images, prompts)` where that is what was given."""
+        if len(inputs) > 2 or (len(inputs) == 2 and not are_prompts(inputs[1])):
+            kinds = ", ".join(type(value).__name__ for value in inputs)
+            msg = f"expected (images, prompts), got {len(inputs)} arguments: {kinds}"
+            raise InputError(msg)
+        if len(inputs) == 2:
+            return (), {**self.encode(*inputs), **kwargs}
+        if has_images(inputs):
+            return (), {**self.encode(inputs[0]), **kwargs}
+        return inputs, kwargs
+
+    def _batch_size(self, *inputs: Any, **kwargs: Any) -> int:
+        if has_images(inputs):
+            return len(self._rows(inputs))
+        size: int = super()._batch_size(*inputs, **kwargs)
+        return size
+
+    def _batch(self, invokes: list[Any], fn: Any) -> tuple[Any, Any]:
+        pictured = [has_images(inputs) for inputs, _ in invokes]
+        if any(pictured):
+            args, kwargs = self._batch_images(invokes, pictured)
+        else:
+            args, kwargs = super()._batch(invokes, fn)
+        setattr(self.interleaver, INPUTS, kwargs)
+        return args, kwargs
+
+    def _batch_images(
+        self, invokes: list[Any], pictured: list[bool]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Encode the images and prompts of several invokes as one batch."""
+        if not all(pictured):
+            msg = (
+                "invokes with images and invokes without cannot share a forward pass; "
+                "give each (images, prompts), or trace them apart"
+            )
+            raise InputError(msg)
+        rows: list[Row] = []
+        forward: dict[str, Any] = {}
+        for inputs, kwargs in invokes:
+            rows += self._rows(inputs)
+            forward.update(kwargs)
+        return (), {**self._encode_rows(rows), **forward}
+
+    # -- remote ----------------------------------------------------------------------
+
+    def _remoteable_class(self) -> type:
+        kind: type = TransformersModel
+        return kind
+
+    def _remote_backend(self, *args: Any, **kwargs: Any) -> Any:
+        return ship_package(super()._remote_backend(*args, **kwargs))
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Travel to a server as the `TransformersModel` that it knows."""
+        if not is_shipping():
+            return super().__reduce_ex__(protocol)
+        return object.__new__, (TransformersModel,), self.__getstate__()

@@ -1,0 +1,137 @@
+"""Run a model's hook points once, and refuse the model if they are not what they seem.
+
+What is checked, on a prompt of a few text tokens (two forward passes and a plain one):
+
+1. an identity patch at every attention call leaves the logits bit for bit the same;
+2. every call's output is what its queries, keys, mask and scale explain, so the
+   pattern that we score is the pattern that the model uses, rows summing to one;
+3. queries and keys written at a call read back in that call's output;
+4. giving every head the pattern of one head moves the logits;
+5. the image token is one token of the vocabulary, and the processor's own.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from eah_interp.errors import ModelError
+from eah_interp.lvlm.anatomy import (
+    Anatomy,
+    AttentionSite,
+    attention_operation,
+    walk_sites,
+)
+from eah_interp.lvlm.attention import AttentionCall
+
+PROBE_LENGTH = 7
+"""Tokens of the prompt that hook points are verified on."""
+
+_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}
+_COARSE = 5e-2
+
+
+def verify_hook_points(model: Any, anatomy: Anatomy) -> None:
+    """Check every hook point of a loaded model on a short prompt.
+
+    Args:
+        model: The wrapped model, weights loaded.
+        anatomy: What was resolved.
+
+    Raises:
+        ModelError: At the first check that fails, naming the layer and the finding.
+    """
+    _check_image_token(model, anatomy)
+    ids = _probe_ids(model, anatomy)
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    with torch.no_grad():
+        plain = model._module(**inputs, use_cache=False).logits
+        same, _ = _patched_forward(model, anatomy, inputs, move=False)
+        if not torch.equal(plain, same):
+            msg = (
+                "an identity patch at the attention calls changes the logits by "
+                f"{_distance(plain, same):.2g}: expected exactly 0; this model does "
+                "not compute the same under nnsight, so no patch of it can be exact"
+            )
+            raise ModelError(msg)
+        moved, any_head_moved = _patched_forward(model, anatomy, inputs, move=True)
+    if any_head_moved and torch.equal(plain, moved):
+        msg = (
+            "giving every head the pattern of one head leaves the logits unchanged: "
+            "what is written at the attention calls does not reach the output"
+        )
+        raise ModelError(msg)
+
+
+def _patched_forward(
+    model: Any,
+    anatomy: Anatomy,
+    inputs: dict[str, Tensor],
+    *,
+    move: bool,
+) -> tuple[Tensor, bool]:
+    """Run with every attention call rewritten; check each call's output on the way."""
+    any_head_moved = False
+    with model.trace(**inputs, use_cache=False):
+        for site in walk_sites(anatomy):
+            operation = attention_operation(model, site)
+            call = AttentionCall.parse(operation.inputs)
+            if move and call.n_heads > 1:
+                donors = torch.full_like(call.queries[:, 0, 0, 0], call.n_heads - 1)
+                call = call.broadcast(donors.long())
+                any_head_moved = True
+            operation.inputs = call.inputs
+            _check_explained(site, call, operation.output)
+        logits = model.output.logits.save()
+    return logits, any_head_moved
+
+
+def _check_explained(site: AttentionSite, call: AttentionCall, output: Any) -> None:
+    actual = output[0] if isinstance(output, tuple | list) else output
+    expected = call.attend_with(lambda block: block.weights)
+    if actual.shape != expected.shape:
+        msg = (
+            f"the attention call of layer {site.layer} returns shape "
+            f"{tuple(actual.shape)}: expected [batch query head d_value] = "
+            f"{tuple(expected.shape)}"
+        )
+        raise ModelError(msg)
+    allowed = _TOLERANCE.get(actual.dtype, _COARSE)
+    size = float(expected.float().abs().max())
+    distance = _distance(actual, expected)
+    if not distance <= allowed * max(size, 1e-6):
+        msg = (
+            f"the attention of layer {site.layer} is not explained by its queries, "
+            f"keys, mask and scale: off by {distance:.2g} on outputs of size "
+            f"{size:.2g} (allowed {allowed:g} of it). The layer uses something else "
+            "besides (learned sinks, a bias), so its pattern cannot be scored or "
+            "broadcast exactly"
+        )
+        raise ModelError(msg)
+
+
+def _check_image_token(model: Any, anatomy: Anatomy) -> None:
+    token = anatomy.image_token_id
+    size = model._module.get_input_embeddings().num_embeddings
+    if token is not None and not token >= 0:
+        msg = f"image_token_id={token} is not a token; vocabulary of {size}"
+        raise ModelError(msg)
+
+
+def _probe_ids(model: Any, anatomy: Anatomy) -> Tensor:
+    """Choose plain text tokens, spread over the vocabulary, no special ones."""
+    size = model._module.get_input_embeddings().num_embeddings
+    special = set(getattr(model.tokenizer, "all_special_ids", None) or ())
+    special.add(anatomy.image_token_id)
+    wanted = torch.linspace(size // 10, size - 1 - size // 10, PROBE_LENGTH).long()
+    ids = []
+    for start in wanted.tolist():
+        token = start
+        while token in special and token + 1 < size:
+            token += 1
+        ids.append(token)
+    return torch.tensor([ids], device=model.device)
+
+
+def _distance(a: Tensor, b: Tensor) -> float:
+    return float((a.float() - b.float()).abs().max())

@@ -1,0 +1,163 @@
+"""What an intervention can know about the forward pass it stands in.
+
+nnsight runs each trace body (and each stored edit) in a greenlet of its own. What one
+of them has learned about its run is kept on that greenlet, so it ends with the run.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from nnsight.intervention.interleaver import Mediator
+from torch import Tensor
+
+from eah_interp._types import ColumnMask, Donors
+from eah_interp.errors import InputError, UnsupportedError
+from eah_interp.lvlm.attention import AttentionCall
+from eah_interp.lvlm.spans import image_mask as find_image_mask
+
+INPUTS = "eah_inputs"
+"""Attribute of nnsight's interleaver that holds the assembled inputs of this run."""
+
+PROMISES = "eah_promises"
+"""Attribute of the interleaver that lists what must patch every step of this run."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """The tokens of the prompt that is being read.
+
+    Attributes:
+        image_mask: True at image tokens.
+        token_mask: False at padding.
+    """
+
+    image_mask: ColumnMask
+    token_mask: ColumnMask
+
+    def fit(self, call: AttentionCall) -> "Prompt":
+        """Make the masks as tall and wide as an attention call's rows and keys.
+
+        Raises:
+            InputError: If they cannot be.
+        """
+        n_batch, n_keys = call.queries.shape[0], call.keys.shape[2]
+        device = call.queries.device
+        return Prompt(
+            _fit(self.image_mask, n_batch, n_keys, device),
+            _fit(self.token_mask, n_batch, n_keys, device),
+        )
+
+
+@dataclass
+class Memory:
+    """What a worker has learned about its run.
+
+    Attributes:
+        prompt: The prompt, once it is known.
+        donors: Donor heads of the prefill, by layer and settings.
+        steps: How many forward passes a `steps="all"` has patched.
+    """
+
+    prompt: Prompt | None = None
+    donors: dict[Any, Donors] = field(default_factory=dict)
+    steps: dict[Any, int] = field(default_factory=dict)
+
+
+def memory_of_worker() -> Memory:
+    """Find the memory of the trace body that is running now.
+
+    Raises:
+        UnsupportedError: Outside a trace.
+    """
+    try:
+        worker = Mediator.current("the running trace").worker
+    except ValueError as error:
+        msg = (
+            "this works inside a trace only: write `with model.trace(image, prompt):` "
+            "(or generate, or edit) and call it in that block"
+        )
+        raise UnsupportedError(msg) from error
+    memory: Memory | None = getattr(worker, "eah_memory", None)
+    if memory is None:
+        memory = worker.eah_memory = Memory()
+    return memory
+
+
+def prompt_of_worker(
+    model: Any,
+    *,
+    image_mask: ColumnMask | None = None,
+) -> Prompt:
+    """Find where the images and the padding of this worker's prompt are.
+
+    Call it before any hook point is read: where the run did not go through `LVLM`
+    (on a server), it reads the root module's inputs, which come first.
+
+    Args:
+        model: The traced model.
+        image_mask: Where the images are, if the caller knows better.
+
+    Returns:
+        Masks as wide as the prompt.
+
+    Raises:
+        InputError: If the tokens are not known.
+    """
+    memory = memory_of_worker()
+    if memory.prompt is None:
+        memory.prompt = _read_prompt(model, image_mask)
+    return memory.prompt
+
+
+def _read_prompt(model: Any, image_mask: ColumnMask | None) -> Prompt:
+    inputs = getattr(model.interleaver, INPUTS, None)
+    if not inputs or not isinstance(inputs.get("input_ids"), Tensor):
+        # A run that did not go through LVLM: read the root module's own inputs.
+        inputs = model.inputs[1]
+    else:
+        inputs = _rows_of_worker(model, inputs)
+    ids, mask = inputs.get("input_ids"), inputs.get("attention_mask")
+    image_token = model.anatomy.image_token_id
+    if image_mask is None and isinstance(inputs.get(_KOSMOS), Tensor):
+        image_mask = inputs[_KOSMOS].bool()
+    if image_mask is None:
+        if not isinstance(ids, Tensor) or image_token is None:
+            msg = (
+                "where the image tokens are is not known: expected input_ids and a "
+                "model with an image_token_id; pass image_mask=[batch, position]"
+            )
+            raise InputError(msg)
+        image_mask = find_image_mask(ids, image_token)
+    if isinstance(mask, Tensor) and mask.shape == image_mask.shape:
+        tokens = mask.bool()
+    else:
+        tokens = torch.ones_like(image_mask)
+    return Prompt(image_mask, tokens)
+
+
+_KOSMOS = "image_embeds_position_mask"
+
+
+def _rows_of_worker(model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
+    """Narrow the batch to the rows of the invoke that this worker stands for."""
+    group = Mediator.current("inputs").batch_group
+    batcher = model.interleaver.batcher
+    narrowed: dict[str, Any] = batcher.narrow(inputs, group) if batcher else inputs
+    return narrowed
+
+
+def _fit(mask: Tensor, n_batch: int, n_keys: int, device: torch.device) -> Tensor:
+    """Repeat rows for beams, and widen to a cache that is longer than the prompt."""
+    mask = mask.to(device)
+    rows, width = mask.shape
+    if rows == 0 or n_batch % rows or width > n_keys:
+        msg = (
+            f"the prompt has {rows} rows of {width} tokens, but attention reads "
+            f"{n_batch} rows of {n_keys} keys; trace the whole prompt in one forward, "
+            "or pass image_mask for the rows and keys that attention reads"
+        )
+        raise InputError(msg)
+    if n_batch != rows:
+        mask = mask.repeat_interleave(n_batch // rows, dim=0)
+    return torch.nn.functional.pad(mask, (0, n_keys - width))

@@ -1,0 +1,303 @@
+"""Bad input and unfit models get a named error before any forward pass."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import eah_interp as eah
+from eah_interp.errors import (
+    InputError,
+    ModelError,
+    NumericalError,
+    SettingsError,
+    UnsupportedError,
+)
+from eah_interp.testing import random_image, tiny_folder, tiny_lvlm, tiny_processor
+
+
+@pytest.fixture(scope="module")
+def model():
+    return eah.wrap(tiny_lvlm("llava"), tiny_processor("llava"))
+
+
+@pytest.fixture
+def no_forward(model, monkeypatch):
+    """Fail the test if the model runs at all."""
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("a forward pass was run")
+
+    monkeypatch.setattr(type(model._module.model), "forward", refuse)
+    monkeypatch.setattr(type(model), "interleave", refuse)
+
+
+def broken_image(folder, content: bytes):
+    path = folder / "broken.png"
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize("how", ["trace", "scan", "generate", "describe", "sinks"])
+@pytest.mark.parametrize(
+    ("images", "prompts", "message"),
+    [
+        ([], "what ?", r"no image was given: expected at least 1"),
+        (None, "what ?", r"no image was given"),
+        ("missing.png", "what ?", r"no image file at missing.png"),
+        ([[random_image()], []], "what ?", r"row 1 has no image"),
+        ([random_image()] * 2, ["a"] * 3, r"2 images for 3 prompts: expected"),
+        (random_image(), "<image> and <image> ?", r"2 <image> placeholders for 1"),
+        (np.zeros((5, 5, 7)), "what ?", r"height x width .* got shape \(5, 5, 7\)"),
+        (np.full((4, 4, 3), 7.0), "what ?", r"from 0 to 1, got 7 to 7"),
+        (torch.full((3, 4, 4), torch.nan), "what ?", r"from 0 to 1, got nan"),
+        (np.full((4, 4, 3), 300), "what ?", r"from 0 to 255, got 300"),
+    ],
+)
+@pytest.mark.usefixtures("no_forward")
+def test_bad_images_and_prompts_are_refused(model, images, prompts, message, how):
+    with pytest.raises(InputError, match=message):
+        if how == "describe":
+            model.describe(images, prompts)
+        elif how == "sinks":
+            eah.score_sinks(model, images, prompts)
+        else:
+            getattr(model, how)(images, prompts)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"", r"is empty \(0 bytes\)"), (b"not an image", r"cannot be decoded")],
+)
+@pytest.mark.usefixtures("no_forward")
+def test_a_broken_file_is_refused(model, tmp_path, content, message):
+    with pytest.raises(InputError, match=message):
+        model.trace(broken_image(tmp_path, content), "what ?")
+
+
+@pytest.mark.usefixtures("no_forward")
+def test_a_truncated_file_is_refused(model, tmp_path):
+    whole = tmp_path / "whole.png"
+    random_image(width=64, height=64).save(whole)
+    content = whole.read_bytes()
+    path = broken_image(tmp_path, content[: len(content) // 2])
+    with pytest.raises(InputError, match="cannot be decoded"):
+        model.trace(path, "what ?")
+    # PIL opens lazily: such an image fails only when its pixels are asked for.
+    with (
+        Image.open(path) as image,
+        pytest.raises(InputError, match="cannot be decoded"),
+    ):
+        model.trace(image, "what ?")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (eah.EAH(layers=(7,)), r"layer 7 does not exist: expected 0 to 2"),
+        (eah.EAH.official(), r"layer 15 does not exist: expected 0 to 2.*name"),
+        (eah.EAH(donor=4), r"heads \[4\] do not exist: the model has heads 0 to 3"),
+        (eah.EAH(recipients=(0, 9)), r"heads \[9\] do not exist"),
+    ],
+)
+@pytest.mark.parametrize("how", ["trace", "edit"])
+def test_layers_and_heads_out_of_range_are_refused(model, settings, message, how):
+    with pytest.raises(SettingsError, match=message):
+        if how == "edit":
+            eah.edit(model, settings)
+        else:
+            with model.trace(random_image(), "what ?"):
+                eah.intervene(model, settings)
+
+
+@pytest.mark.usefixtures("as_users_run_it")
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"layers": ()}, "layers must be a non-empty tuple"),
+        ({"layers": (-1,)}, "layers must be indices of 0 or more, got -1"),
+        ({"layers": (1, 1)}, "layers must not repeat"),
+        ({"layers": (True,)}, "layers must be indices"),
+        ({"definition": "papper"}, "definition must be one of paper, official, visi"),
+        ({"donor": "densist"}, "donor must be one of densest"),
+        ({"donor": -1}, "donor head must be 0 or more"),
+        ({"recipients": "some"}, "recipients must be a non-empty tuple"),
+        ({"steps": "decode"}, "steps must be one of prefill, all"),
+        ({"items": "second"}, "items must be one of all, first"),
+        ({"head_0": "maybe"}, "head_0 must be one of eligible, never"),
+        ({"beta": -1.0}, "beta must be a number of 0 or more, got -1.0"),
+        ({"beta": float("nan")}, "beta must be a number"),
+        ({"gamma": 0.0}, r"gamma is a share .* got 0.0"),
+        ({"gamma": 1.5}, r"gamma is a share .* got 1.5"),
+    ],
+)
+def test_impossible_settings_are_refused_when_made(settings, message):
+    with pytest.raises(SettingsError, match=message):
+        eah.EAH(**settings)
+
+
+def test_unknown_settings_are_refused_by_name():
+    with pytest.raises(SettingsError, match=r"unknown settings layer: expected beta"):
+        eah.EAH.from_dict({"layer": 1})
+
+
+def test_intervening_outside_a_trace_is_refused(model):
+    with pytest.raises(UnsupportedError, match=r"inside a trace only: write `with"):
+        eah.intervene(model)
+
+
+def test_a_prompt_without_image_tokens_is_refused(model):
+    ids = torch.tensor([[5, 6, 7]])
+    with (
+        pytest.raises(InputError, match=r"expected at least 1, got 0 of 3 in batch"),
+        model.trace(input_ids=ids),
+    ):
+        eah.intervene(model)
+
+
+def test_an_image_mask_without_tokens_is_refused(model):
+    with (
+        pytest.raises(InputError, match=r"selects no tokens: expected at least 1"),
+        model.trace(random_image(), "what ?"),
+    ):
+        mask = torch.zeros(1, 22, dtype=torch.bool)
+        eah.intervene(model, image_mask=mask)
+
+
+def test_an_image_mask_of_the_wrong_width_is_refused(model):
+    mask = torch.ones(1, 5000, dtype=torch.bool)
+    with (
+        pytest.raises(InputError, match=r"the prompt has 1 rows of 5000 tokens, but"),
+        model.trace(random_image(), "what ?"),
+    ):
+        eah.intervene(model, image_mask=mask)
+
+
+def test_nan_attention_weights_are_refused():
+    broken = tiny_lvlm("llava")
+    wrapped = eah.wrap(broken, tiny_processor("llava"))
+    projection = broken.get_submodule(wrapped.anatomy.sites[1].path).q_proj
+    with torch.no_grad():
+        projection.weight[:, 0] = torch.nan
+    with (
+        pytest.raises(NumericalError, match=r"NaN or infinite: expected finite"),
+        wrapped.trace(random_image(), "what ?"),
+    ):
+        eah.intervene(wrapped)
+
+
+@pytest.mark.parametrize("how", ["wrap", "load"])
+@pytest.mark.parametrize(
+    ("family", "message"),
+    [
+        ("llama", "text-only model"),
+        ("blip2_t5", "encoder-decoder"),
+        ("mllama", "cross-attention"),
+    ],
+)
+def test_unfit_models_are_refused_by_reason(tmp_path, family, message, how):
+    refused = tiny_lvlm(family)
+    with pytest.raises(ModelError, match=message):
+        if how == "wrap":
+            eah.wrap(refused)
+        else:
+            refused.save_pretrained(tmp_path)
+            eah.load(tmp_path)
+
+
+def test_any_module_is_refused_that_transformers_did_not_make():
+    with pytest.raises(ModelError, match="Linear is not a transformers model"):
+        eah.wrap(torch.nn.Linear(2, 2))
+
+
+def test_a_folder_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"no model at .*: expected a folder with"):
+        eah.load(tmp_path / "nothing")
+
+
+def test_images_without_a_processor_are_refused():
+    bare = eah.wrap(tiny_lvlm("llava"))
+    with pytest.raises(InputError, match="has no processor"):
+        bare.trace(random_image(), "what ?")
+
+
+def test_a_model_without_processor_runs_on_ready_made_inputs(model):
+    bare = eah.wrap(tiny_lvlm("llava"))
+    encoding = model.encode(random_image(), "what ?")
+    with torch.no_grad(), bare.trace(**encoding):
+        patch = eah.intervene(bare)
+        logits = bare.output.logits.save()
+    with torch.no_grad(), model.trace(random_image(), "what ?"):
+        same = eah.intervene(model)
+        expected = model.output.logits.save()
+    assert patch.donors.tolist() == same.donors.tolist()
+    assert torch.equal(logits, expected)
+
+
+def test_a_layer_that_was_not_patched_is_not_reported(model):
+    with torch.no_grad(), model.trace(random_image(), "what ?"):
+        patch = eah.intervene(model, eah.EAH(layers=(0, 1)))
+    with pytest.raises(SettingsError, match=r"layer 2 was not patched: .* 0, 1"):
+        patch[2]
+    with pytest.raises(SettingsError, match=r"layers 0, 1 were patched: name one"):
+        _ = patch.donors
+
+
+class Sabotage:
+    """Ways in which an attention call is not what it seems."""
+
+    @staticmethod
+    def sinks(module, query, key, value, mask, scaling, **kwargs):
+        """A learned sink that no query or key explains."""
+        logits = query @ key.transpose(2, 3) * scaling + (0 if mask is None else mask)
+        extra = torch.full_like(logits[..., :1], 1.0)
+        weights = torch.cat([logits, extra], -1).softmax(-1)[..., :-1]
+        return (weights @ value).transpose(1, 2).contiguous(), weights
+
+    @staticmethod
+    def deaf(module, query, key, value, mask, **kwargs):
+        """An attention that does not look at queries and keys."""
+        output = value.transpose(1, 2) * 0
+        return output.contiguous(), None
+
+
+def test_a_model_with_learned_sinks_is_refused_by_verification(monkeypatch):
+    import transformers.models.llama.modeling_llama as modelling
+
+    monkeypatch.setattr(modelling, "eager_attention_forward", Sabotage.sinks)
+    broken = tiny_lvlm("llava", attn_implementation="eager")
+    with pytest.raises(ModelError, match=r"layer 0 is not explained by its queries"):
+        eah.wrap(broken)
+    assert eah.wrap(broken, verify=False).verified is False
+
+
+def test_a_model_that_ignores_its_heads_is_refused_by_verification(monkeypatch):
+    import transformers.models.llama.modeling_llama as modelling
+
+    monkeypatch.setattr(modelling, "eager_attention_forward", Sabotage.deaf)
+    broken = tiny_lvlm("llava", attn_implementation="eager")
+    with pytest.raises(ModelError, match=r"not explained by its queries"):
+        eah.wrap(broken)
+
+
+def test_verification_takes_three_forwards_and_no_image(monkeypatch):
+    hf_model = tiny_lvlm("llava")
+    calls = []
+    hf_model.model.language_model.register_forward_pre_hook(
+        lambda *_: calls.append("decoder")
+    )
+    hf_model.model.vision_tower.register_forward_pre_hook(
+        lambda *_: calls.append("vision")
+    )
+    eah.wrap(hf_model)
+    assert calls == ["decoder"] * 3
+
+
+def test_verification_happens_at_dispatch_when_loading_lazily(tmp_path):
+    folder = tiny_folder(tmp_path, "llava")
+    lazy = eah.load(folder, dispatch=False)
+    assert not lazy.verified
+    assert lazy.n_layers == 3
+    with torch.no_grad(), lazy.trace(random_image(), "what ?"):
+        eah.intervene(lazy)
+    assert lazy.verified
