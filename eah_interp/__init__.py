@@ -1,0 +1,31 @@
+"""Mechanistic interpretability of vision sinks in large vision-language models.
+
+import eah_interp as eah
+
+model = eah.load()
+with model.trace(image, "Is there a boat in the image?"):
+patch = eah.intervene(model, eah.EAH())
+logits = model.output.logits.save()
+"""
+
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version as _version
+
+from eah_interp.errors import EAHError as EAHError
+from eah_interp.interventions import EAH as EAH
+from eah_interp.interventions import EAHPatch as EAHPatch
+from eah_interp.interventions import LayerPatch as LayerPatch
+from eah_interp.interventions import SinkMap as SinkMap
+from eah_interp.interventions import edit as edit
+from eah_interp.interventions import intervene as intervene
+from eah_interp.interventions import score_sinks as score_sinks
+from eah_interp.lvlm import LVLM as LVLM
+from eah_interp.lvlm import ImagePart as ImagePart
+from eah_interp.lvlm import ImageSpan as ImageSpan
+from eah_interp.lvlm import load as load
+from eah_interp.lvlm import wrap as wrap
+
+try:
+    __version__ = _version("eah-interp")
+except PackageNotFoundError:  # pragma: no cover - a source tree without an install
+    __version__ = "0+unknown"

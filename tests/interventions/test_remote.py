@@ -1,0 +1,108 @@
+"""A trace with an intervention runs where `eah_interp` is not installed."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from eah_interp.testing import tiny_folder
+
+CLIENT = """
+import sys
+import torch
+from safetensors.torch import save_file
+from nnsight.schema.request import RequestModel
+import eah_interp as eah
+from eah_interp.testing import random_image
+
+folder, blob_file, out_file = sys.argv[1:]
+model = eah.load(folder)
+image, prompt = random_image(), "is there a cat ?"
+
+with torch.no_grad(), model.trace(image, prompt, remote="local"):
+    patch = eah.intervene(model, SETTINGS)
+    logits = model.output.logits.save()
+simulated = logits
+
+with torch.no_grad(), model.trace(image, prompt):
+    patch = eah.intervene(model, SETTINGS)
+    logits = model.output.logits.save()
+assert torch.equal(simulated, logits), "the simulation differs from a local run"
+save_file({"donors": patch.donors, "logits": logits}, out_file)
+assert eah.load is not None and eah.intervene.__annotations__, "not put back"
+
+# Keep the request that would go over the network.
+def keep(blob, *args, **kwargs):
+    open(blob_file, "wb").write(blob)
+    raise SystemExit(0)
+
+RequestModel.deserialize = staticmethod(keep)
+with torch.no_grad(), model.trace(image, prompt, remote="local"):
+    patch = eah.intervene(model, SETTINGS)
+    donors = patch.donors.save()
+    logits = model.output.logits.save()
+"""
+
+SERVER = """
+import sys
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("eah_interp", "jaxtyping", "beartype"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Absent())
+import torch
+from nnsight import TransformersModel
+from nnsight.schema.request import RequestModel
+from safetensors.torch import save_file
+
+folder, blob_file, out_file = sys.argv[1:]
+model = TransformersModel(folder, task="image-text-to-text", dispatch=True)
+blob = open(blob_file, "rb").read()
+request = RequestModel.deserialize(blob, model._remoteable_persistent_objects())
+from nnsight.tracing import tracer as scope
+scope.inc()
+with torch.no_grad():
+    request.execute(request.info.code)
+found = request.info.frame.f_locals
+save_file({"donors": found["donors"], "logits": found["logits"]}, out_file)
+assert "eah_interp" not in sys.modules or not hasattr(
+    sys.modules["eah_interp"], "__file__"
+)
+"""
+
+
+@pytest.mark.parametrize(
+    "settings",
+    ["eah.EAH()", 'eah.EAH(donor="uniform")', "eah.EAH(recipients=(0, 1))"],
+)
+def test_a_server_without_the_package_computes_the_same(
+    tmp_path, pytestconfig, settings
+):
+    folder = tiny_folder(tmp_path / "model", "llava", n_kv_heads=2)
+    request = tmp_path / "request.bin"
+    outputs = []
+    for name, text in (("client", CLIENT), ("server", SERVER)):
+        script = tmp_path / f"{name}.py"
+        script.write_text(text.replace("SETTINGS", settings))
+        outputs.append(tmp_path / f"{name}.safetensors")
+        env = {**os.environ, "OMP_NUM_THREADS": "1"}
+        env.pop("PYTHONPATH", None)
+        if name == "client":
+            env["PYTHONPATH"] = str(pytestconfig.rootpath)
+        done = subprocess.run(
+            [sys.executable, str(script), str(folder), str(request), str(outputs[-1])],
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=tmp_path,
+            env=env,
+        )
+        assert done.returncode == 0, f"{name}: {done.stderr[-3000:]}"
+    client, server = (load_file(path) for path in outputs)
+    assert client["donors"].tolist() == server["donors"].tolist()
+    assert torch.equal(client["logits"], server["logits"])
