@@ -1,0 +1,199 @@
+"""What is said about scenes: captions, yes/no questions, POPE-like question sets."""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Literal, TypeAlias
+
+import numpy as np
+
+from eah_interp.errors import SettingsError
+from eah_interp.toy.render import Scene
+from eah_interp.toy.world import OBJECTS, POPULARITY, draw_objects
+
+IMAGE_TOKEN = "<image>"
+
+Sampling: TypeAlias = Literal["random", "popular", "adversarial"]
+SAMPLINGS: tuple[Sampling, ...] = ("random", "popular", "adversarial")
+
+CAPTION_PROMPTS = (
+    "Describe the image.",
+    "What is in the image?",
+    "What can you see?",
+)
+CAPTIONS = (
+    "There is {objects} in the image.",
+    "The image shows {objects}.",
+    "This is a picture of {objects}.",
+    "I can see {objects}.",
+)
+QUESTIONS = (
+    "Is there a {object} in the image?",
+    "Is there a {object}?",
+    "Can you see a {object}?",
+    "Does the image show a {object}?",
+)
+"""The first is the one that `questions_for` asks, and half of those in training."""
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{% if message['role'] == 'user' %}USER: {% else %}ASSISTANT: {% endif %}"
+    "{% if message['content'] is string %}{{ message['content'] }}"
+    "{% else %}"
+    "{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}<image>\n{% endif %}"
+    "{% endfor %}"
+    "{% for part in message['content'] %}"
+    "{% if part['type'] == 'text' %}{{ part['text'] }}{% endif %}"
+    "{% endfor %}"
+    "{% endif %}"
+    "{% if message['role'] == 'user' %} {% else %}{{ eos_token }}{% endif %}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
+)
+"""LLaVA-1.5's manner: `USER: <image> ... ASSISTANT:`; the image precedes the text."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Question:
+    """A yes/no question about one scene, and its true answer.
+
+    Attributes:
+        text: The question, without chat template.
+        object: The object asked for.
+        answer: Whether the object is in the scene.
+    """
+
+    text: str
+    object: str
+    answer: bool
+
+
+def ask_for(name: str, *, template: str = QUESTIONS[0]) -> str:
+    """Ask whether an object is in the picture.
+
+    Example:
+        >>> ask_for("boat")
+        'Is there a boat in the image?'
+    """
+    return template.format(object=name)
+
+
+def answer_word(present: bool) -> str:  # noqa: FBT001 - the fact itself, not a mode
+    """Return the answer: "Yes" or "No"."""
+    return "Yes" if present else "No"
+
+
+def prompt_for(text: str, *, image_tokens: int = 1) -> str:
+    r"""Return the single-turn prompt that the chat template makes of a question.
+
+    Example:
+        >>> prompt_for("Is there a boat?")
+        'USER: <image>\nIs there a boat? ASSISTANT:'
+    """
+    return f"USER: {IMAGE_TOKEN * image_tokens}\n{text} ASSISTANT:"
+
+
+def caption_of(objects: Sequence[str], *, template: str = CAPTIONS[0]) -> str:
+    """Name the objects in one sentence.
+
+    Args:
+        objects: At least one name, in the order to be said.
+        template: One of `CAPTIONS`.
+
+    Returns:
+        The caption.
+
+    Example:
+        >>> caption_of(["boat", "fish", "tree"])
+        'There is a boat, a fish and a tree in the image.'
+    """
+    phrases = [f"a {name}" for name in objects]
+    listed = ", ".join(phrases[:-1])
+    joined = f"{listed} and {phrases[-1]}" if listed else phrases[-1]
+    return template.format(objects=joined)
+
+
+def objects_in(text: str) -> tuple[str, ...]:
+    """Find the objects a text names, each once, in order of first mention.
+
+    Example:
+        >>> objects_in(" There is a boat, a tree and a boat.")
+        ('boat', 'tree')
+    """
+    words = "".join(c if c.isalpha() else " " for c in text).split()
+    return tuple(dict.fromkeys(word for word in words if word in OBJECTS))
+
+
+@functools.cache
+def co_occurrence(
+    *, prior: float = 0.85, draws: int = 4_000
+) -> tuple[tuple[int, ...], ...]:
+    """Count how often two objects share a scene, over seeded draws.
+
+    Args:
+        prior: Strength of the co-occurrence prior.
+        draws: Number of drawn object sets.
+
+    Returns:
+        A symmetric matrix in the order of `OBJECTS`; the diagonal counts the object.
+    """
+    rng = np.random.default_rng(0)
+    counts = np.zeros((len(OBJECTS), len(OBJECTS)), dtype=np.int64)
+    for _ in range(draws):
+        names = draw_objects(rng, prior=prior)
+        present = [OBJECTS.index(name) for name in names]
+        counts[np.ix_(present, present)] += 1
+    return tuple(tuple(int(v) for v in row) for row in counts)
+
+
+def questions_for(
+    scene: Scene, *, sampling: Sampling = "random", pairs: int = 1, seed: int = 0
+) -> tuple[Question, ...]:
+    """Ask about a scene as POPE does: as many absent objects as present ones.
+
+    Present objects are drawn uniformly. Absent ones are drawn by `sampling`: uniformly
+    ("random"), the most frequent of the world ("popular"), or those that most often
+    share a scene with the objects that are there ("adversarial").
+    Source: Li et al., "Evaluating Object Hallucination in LVLMs", 2023.
+
+    Args:
+        scene: The scene.
+        sampling: How absent objects are chosen.
+        pairs: Number of yes/no pairs, at most the number of objects in the scene.
+        seed: Seeds the draw together with the scene's own seed.
+
+    Returns:
+        Questions, a "Yes" and a "No" in turn.
+
+    Raises:
+        SettingsError: Unknown `sampling`.
+
+    Example:
+        >>> from eah_interp.toy import draw_scene
+        >>> scene = draw_scene(0, objects=["boat"])
+        >>> [q.answer for q in questions_for(scene)]
+        [True, False]
+    """
+    if sampling not in SAMPLINGS:
+        raise SettingsError(f"sampling: expected one of {SAMPLINGS}, got {sampling!r}")
+    rng = np.random.default_rng((scene.seed, seed, 2))
+    pairs = min(pairs, len(scene.objects))
+    present = rng.permutation(np.array(scene.objects))[:pairs].tolist()
+    absent = [name for name in OBJECTS if name not in scene.objects]
+    order = rng.permutation(len(absent))
+    if sampling == "popular":
+        weights = np.array([POPULARITY[OBJECTS.index(name)] for name in absent])
+        order = order[np.argsort(-weights[order], kind="stable")]
+    elif sampling == "adversarial":
+        counts = np.array(co_occurrence(prior=scene.world.prior))
+        there = [OBJECTS.index(name) for name in scene.objects]
+        share = (counts / counts.diagonal()[:, None])[there].sum(axis=0)
+        weights = np.array([share[OBJECTS.index(name)] for name in absent])
+        order = order[np.argsort(-weights[order], kind="stable")]
+    questions = []
+    for name, index in zip(present, order[:pairs].tolist(), strict=True):
+        for asked, answer in ((name, True), (absent[index], False)):
+            text = ask_for(asked)
+            questions.append(Question(text=text, object=asked, answer=answer))
+    return tuple(questions)

@@ -1,0 +1,148 @@
+"""What exists in the toy world, and which things go together."""
+
+import dataclasses
+from typing import Literal, TypeAlias
+
+import numpy as np
+from jaxtyping import Float
+
+GROUPS: dict[str, tuple[str, ...]] = {
+    "sea": ("boat", "fish", "shell", "lighthouse"),
+    "garden": ("tree", "flower", "butterfly", "mushroom"),
+    "kitchen": ("cup", "spoon", "bottle", "pan"),
+    "street": ("car", "house", "bicycle", "lamp"),
+    "sky": ("sun", "moon", "star", "cloud"),
+}
+"""Objects that go together, the most frequent first in its group."""
+
+OBJECTS: tuple[str, ...] = tuple(name for group in GROUPS.values() for name in group)
+"""Every object's name; patch label `i + 1` means `OBJECTS[i]`, label 0 background."""
+
+COLOURS: dict[str, tuple[float, float, float]] = {
+    "red": (0.85, 0.15, 0.15),
+    "green": (0.15, 0.6, 0.2),
+    "blue": (0.15, 0.3, 0.85),
+    "yellow": (0.95, 0.85, 0.15),
+    "white": (0.97, 0.97, 0.97),
+    "brown": (0.45, 0.27, 0.12),
+    "pink": (0.95, 0.45, 0.7),
+    "black": (0.06, 0.06, 0.08),
+}
+
+TYPICAL_COLOURS: dict[str, tuple[str, str]] = {
+    "boat": ("brown", "white"),
+    "fish": ("blue", "yellow"),
+    "shell": ("pink", "white"),
+    "lighthouse": ("white", "red"),
+    "tree": ("green", "brown"),
+    "flower": ("pink", "yellow"),
+    "butterfly": ("yellow", "black"),
+    "mushroom": ("red", "white"),
+    "cup": ("white", "blue"),
+    "spoon": ("white", "black"),
+    "bottle": ("green", "yellow"),
+    "pan": ("black", "red"),
+    "car": ("red", "black"),
+    "house": ("brown", "red"),
+    "bicycle": ("blue", "black"),
+    "lamp": ("yellow", "brown"),
+    "sun": ("yellow", "red"),
+    "moon": ("white", "yellow"),
+    "star": ("yellow", "blue"),
+    "cloud": ("blue", "white"),
+}
+"""Body and accent; an object wears them most of the time, any two otherwise."""
+
+GROUP_SHARES = (0.24, 0.22, 0.20, 0.18, 0.16)
+RANK_SHARES = (0.34, 0.28, 0.22, 0.16)
+COUNT_SHARES = (0.08, 0.27, 0.35, 0.30)
+"""Shares of scenes with 1, 2, 3, ... objects."""
+
+TYPICAL_COLOURS_SHARE = 0.75
+
+Split: TypeAlias = Literal["train", "validation", "test"]
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class World:
+    """Knobs of the procedural world.
+
+    Attributes:
+        prior: Probability that the next object comes from the scene's own group: 0.2
+            is no co-occurrence at all, 1.0 never mixes groups.
+        difficulty: From 0 (clean, large, apart) to 1 (noisy, faint, occluded).
+        image_size: Side of the square image in pixels.
+        patch_size: Side of the square patch in pixels; divides `image_size`.
+
+    Example:
+        >>> World().grid
+        10
+    """
+
+    prior: float = 0.85
+    difficulty: float = 0.5
+    image_size: int = 80
+    patch_size: int = 8
+
+    @property
+    def grid(self) -> int:
+        """Patches along one side of the image."""
+        return self.image_size // self.patch_size
+
+
+POPULARITY: tuple[float, ...] = tuple(
+    group * rank for group in GROUP_SHARES for rank in RANK_SHARES
+)
+"""How often each of `OBJECTS` is drawn where the group does not matter."""
+
+
+def group_of(name: str) -> str:
+    """Name the group an object belongs to.
+
+    Example:
+        >>> group_of("boat")
+        'sea'
+    """
+    return next(group for group, members in GROUPS.items() if name in members)
+
+
+def draw_objects(rng: np.random.Generator, *, prior: float) -> tuple[str, ...]:
+    """Draw the names of one scene's objects, without repetition, in random order.
+
+    A group is drawn, and a first object in it. Each further object comes from the
+    same group with probability `prior`, otherwise (and when the group is used up) from
+    all other groups. Used for scenes and for text alike.
+
+    Args:
+        rng: Source of randomness.
+        prior: Probability of staying in the group.
+
+    Returns:
+        One to four names.
+
+    Example:
+        >>> draw_objects(np.random.default_rng(1), prior=1.0)
+        ('moon', 'sun', 'cloud')
+    """
+    count = 1 + _draw_index(rng, np.array(COUNT_SHARES))
+    group = _draw_index(rng, np.array(GROUP_SHARES))
+    weights = np.array(POPULARITY)
+    inside = np.zeros(len(OBJECTS), dtype=bool)
+    inside[4 * group : 4 * group + 4] = True
+    drawn: list[int] = []
+    for position in range(count):
+        stays = position == 0 or rng.random() < prior
+        allowed = weights * (inside if stays else ~inside)
+        if not allowed.any():
+            allowed = weights
+        index = _draw_index(rng, allowed)
+        weights[index] = 0
+        drawn.append(index)
+    return tuple(OBJECTS[i] for i in rng.permutation(drawn))
+
+
+def _draw_index(rng: np.random.Generator, weights: Float[np.ndarray, " n"]) -> int:
+    """Draw an index with probability in proportion to its weight."""
+    edges = weights.cumsum()
+    return int(np.searchsorted(edges, rng.random() * edges[-1], side="right"))

@@ -1,0 +1,140 @@
+"""Claims about training: it resumes exactly, and writes what it promises."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoProcessor, LlavaForConditionalGeneration
+
+from eah_interp.errors import SettingsError
+from eah_interp.toy import Architecture, World, build_model, draw_scenes
+from eah_interp.toy.arguments import parse_arguments
+from eah_interp.toy.batches import BLANK_ID, OBJECT_IDS, pixels_of, spell_picture
+from eah_interp.toy.checkpoints import load_checkpoint
+from eah_interp.toy.recipe import STAGES, Recipe, Run, Stage
+from eah_interp.toy.stages import Trainee, run_step
+from eah_interp.toy.tokenizer import build_processor
+from eah_interp.toy.train import train
+
+TINY = Recipe(
+    world=World(image_size=32),
+    architecture=Architecture(
+        n_layers=1,
+        n_heads=2,
+        n_kv_heads=1,
+        d_model=16,
+        d_mlp=16,
+        vision_layers=1,
+        vision_heads=2,
+        vision_width=16,
+    ),
+    **{
+        name: Stage(steps=3, batch_size=4, learning_rate=1e-2)
+        for name in ("vision", "language", "projection", "alignment")
+    },
+)
+
+
+def weights_of(folder):
+    return load_file(folder / "model.safetensors")
+
+
+def test_a_resumed_run_ends_in_the_same_weights(tmp_path):
+    straight = Run(out=tmp_path / "straight", test_scenes=4)
+    train(TINY, run=straight)
+    record = json.loads((straight.out / "training_log.json").read_text())
+    assert {line["stage"] for line in record["steps"]} == set(STAGES)
+    # Stopped in the middle of a stage, and at the very end of one.
+    for stop in (2, 4, 3):
+        early = dataclasses.replace(straight, out=tmp_path / "resumed", stop_after=stop)
+        assert not (train(TINY, run=early) / "training_log.json").exists()
+    train(TINY, run=dataclasses.replace(straight, out=tmp_path / "resumed"))
+    expected, resumed = (weights_of(tmp_path / n) for n in ("straight", "resumed"))
+    assert expected.keys() == resumed.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(resumed[name], value, rtol=0, atol=0)
+
+
+def test_the_written_folder_loads_in_plain_transformers_with_the_same_logits(tmp_path):
+    train(TINY, run=Run(out=tmp_path, test_scenes=4))
+    model = LlavaForConditionalGeneration.from_pretrained(tmp_path)
+    processor = AutoProcessor.from_pretrained(tmp_path)
+    fresh = build_model(TINY.architecture, world=TINY.world)
+    trainee = Trainee(fresh, recipe=TINY)
+    load_checkpoint(tmp_path / "checkpoint", modules={"trainee": trainee})
+    (scene,) = draw_scenes([0], world=TINY.world)
+    inputs = processor(images=scene.pil(), text="<image> a boat", return_tensors="pt")
+    assert (inputs["input_ids"] == model.config.image_token_id).sum() == 16
+    with torch.no_grad():
+        trained, loaded = fresh.eval()(**inputs).logits, model(**inputs).logits
+    torch.testing.assert_close(loaded, trained, rtol=0, atol=0)
+    log = json.loads((tmp_path / "training_log.json").read_text())
+    assert {"command", "minutes", "hardware", "versions", "recipe"} <= log.keys()
+    assert log["recipe"] == dataclasses.asdict(TINY)
+    assert not list(tmp_path.rglob("*.p*t")), "no pickled files"
+
+
+def test_a_checkpoint_of_another_recipe_is_refused(tmp_path):
+    run = Run(out=tmp_path, stop_after=1)
+    train(TINY, run=run)
+    with pytest.raises(SettingsError, match="checkpoint of another recipe"):
+        train(dataclasses.replace(TINY, seed=1), run=run)
+
+
+def test_each_stage_trains_its_own_part_only():
+    trainee = Trainee(build_model(TINY.architecture, world=TINY.world), recipe=TINY)
+    moved = {}
+    for name in STAGES:
+        trainee.groups(name, recipe=TINY)
+        trainee.zero_grad()
+        run_step(trainee, name=name, recipe=TINY, step=0).loss.backward()
+        moved[name] = {
+            part
+            for part in ("vision_tower", "projector", "language_model", "patch_head")
+            for key, value in trainee.named_parameters()
+            if part in key and value.grad is not None and value.grad.any()
+        }
+    assert moved == {
+        "vision": {"vision_tower", "patch_head"},
+        "language": {"language_model"},
+        "projection": {"projector"},
+        "alignment": {"projector", "language_model"},
+    }
+
+
+def test_a_batch_depends_on_seed_stage_and_step_only():
+    torch.manual_seed(0)
+    trainee = Trainee(build_model(TINY.architecture, world=TINY.world), recipe=TINY)
+
+    def loss(step, seed=0):
+        recipe = dataclasses.replace(TINY, seed=seed)
+        step = run_step(trainee, name="alignment", recipe=recipe, step=step)
+        return step.loss.item()
+
+    assert loss(0) == loss(0)
+    assert len({loss(0), loss(1), loss(0, seed=1)}) == 3
+
+
+def test_training_pixels_are_the_processor_s_pixels():
+    scenes = draw_scenes(range(3))
+    images = [scene.pil() for scene in scenes]
+    expected = build_processor(World()).image_processor(images, return_tensors="pt")
+    torch.testing.assert_close(pixels_of(scenes), expected["pixel_values"])
+
+
+def test_a_spelled_picture_shows_what_it_is_told_to():
+    rng = np.random.default_rng(0)
+    ids = spell_picture(["boat", "star"], rng=rng, length=25)
+    assert set(ids.tolist()) == {BLANK_ID, OBJECT_IDS[0], OBJECT_IDS[18]}
+
+
+def test_the_command_line_sets_the_recipe():
+    words = "--out x --seed 3 --alignment-steps 5 --n-layers 2 --prior 0.5 --threads 2"
+    recipe, run = parse_arguments(words.split())
+    assert (recipe.seed, recipe.alignment.steps, recipe.world.prior) == (3, 5, 0.5)
+    assert recipe.architecture.n_layers == 2
+    assert run.threads == 2
+    assert run.command == f"python -m eah_interp.toy.train {words}"
