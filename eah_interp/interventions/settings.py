@@ -135,7 +135,9 @@ random, mean, uniform, shuffled or a head index, got 'densist'
                 f"{', '.join(sorted(known))}"
             )
             raise SettingsError(msg)
-        lists = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        lists: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in values.items()
+        }
         return cls(**lists)
 
     def to_dict(self) -> dict[str, Any]:

@@ -169,10 +169,10 @@ def _accumulate(
     received = torch.zeros(n_batch, n_heads, n_keys, device=image_mask.device)
     rows_seen, even = torch.zeros(()), torch.zeros(())
     for part in blocks:
-        counts = counted[:, part.rows]
+        counts = counted[:, part.rows].to(part.weights.dtype)
         received = received + _column_sums(part.weights, counts, part.rows)
         if definition == "visible":
-            seen = part.visible.float()
+            seen = part.visible.to(counts.dtype)
             share = seen / seen.sum(-1, keepdim=True).clamp(min=1)
             rows_seen = rows_seen + _column_sums(seen, counts, part.rows)
             even = even + _column_sums(share, counts, part.rows)
@@ -193,7 +193,7 @@ def _accumulate(
             "weights and dtype (float16 overflows where bfloat16 does not)"
         )
         raise NumericalError(msg)
-    return ColumnScores(scores, unit, columns)
+    return ColumnScores(scores.float(), unit.float(), columns)
 
 
 def _column_sums(weights: Tensor, counts: Tensor, rows: slice) -> Tensor:

@@ -22,7 +22,8 @@ class PatternBlock:
 
     Attributes:
         rows: Which query rows.
-        weights: Their pattern, float32. Rows that see nothing hold no meaning.
+        weights: Their pattern, in float32 (float64 where the queries are). Rows that
+            see nothing hold no meaning.
         visible: Which keys each row may attend to; the head axis is 1 where all
             heads see the same keys.
     """
@@ -108,11 +109,12 @@ def pattern_blocks(
     scale = d_head**-0.5 if scale is None else scale
     step = rows_per_block(queries, keys, block=block)
     columns = torch.arange(n_keys, device=queries.device)
-    keys_t = keys.float().transpose(2, 3)
+    dtype = torch.promote_types(queries.dtype, torch.float32)
+    keys_t = keys.to(dtype).transpose(2, 3)
     for start in range(0, n_rows, step):
         rows = slice(start, min(start + step, n_rows))
         size = rows.stop - start
-        grouped = queries[:, :, rows].float().reshape(n_batch, n_groups, -1, d_head)
+        grouped = queries[:, :, rows].to(dtype).reshape(n_batch, n_groups, -1, d_head)
         logits = (
             exact_product(grouped, keys_t)
             .view(n_batch, n_heads, size, n_keys)
@@ -129,7 +131,7 @@ def pattern_blocks(
             part = mask[:, :, rows].expand(n_batch, -1, size, n_keys)
             visible = part if part.dtype == torch.bool else _seen(part)
             if part.dtype != torch.bool:
-                logits = logits.add_(part.float().clamp(min=_LOWEST / 4))
+                logits = logits.add_(part.to(dtype).clamp(min=_LOWEST / 4))
         weights = logits.masked_fill_(~visible, _LOWEST).softmax(-1)
         yield PatternBlock(rows, weights, visible)
 

@@ -76,7 +76,8 @@ class AttentionCall:
             raise ModelError(msg)
         options = dict(options)
         mask = args[4] if len(args) > 4 else options.pop("attention_mask", None)
-        return cls(args[0], *tensors, mask, tuple(args[5:]), options)
+        module, queries, keys, values = args[:4]
+        return cls(module, queries, keys, values, mask, tuple(args[5:]), options)
 
     @property
     def inputs(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -143,7 +144,7 @@ class AttentionCall:
             return None
         place = torch.arange(n_rows, device=self.keys.device)
         behind = place[:, None] - place
-        mask = ((behind >= 0) & (behind < window))[None, None]
+        mask: Tensor = ((behind >= 0) & (behind < window))[None, None]
         return mask if tokens is None else mask & tokens[:, None, None, :n_rows]
 
     def broadcast(
@@ -235,7 +236,8 @@ def _add_bias(bias: Tensor, mask: Any, queries: Tensor, keys: Tensor) -> Tensor:
         mask = (place <= place[-n_rows:, None])[None, None]
     if mask.dtype == torch.bool:
         return torch.where(mask, bias, torch.finfo(torch.float32).min)
-    return bias + mask.float()
+    biased: Tensor = bias + mask.float()
+    return biased
 
 
 def _dense_block_mask(mask: Any, queries: Tensor, n_keys: int) -> Tensor:

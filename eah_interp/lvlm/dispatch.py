@@ -5,7 +5,6 @@ transformers' attention modules all do the same: look a function up in
 """
 
 import ast
-import functools
 import inspect
 import textwrap
 from dataclasses import dataclass
@@ -33,9 +32,17 @@ class CallSite:
 _CALLS: dict[str, CallSite | None] = {}
 
 
-@functools.cache
+_KINDS: dict[type[nn.Module], CallSite | None] = {}
+
+
 def attention_call_of(kind: type[nn.Module]) -> CallSite | None:
     """Find the attention call in a class's forward, reading its source once."""
+    if kind not in _KINDS:
+        _KINDS[kind] = _read_call(kind)
+    return _KINDS[kind]
+
+
+def _read_call(kind: type[nn.Module]) -> CallSite | None:
     forward = inspect.unwrap(kind.forward)
     try:
         source = textwrap.dedent(inspect.getsource(forward))

@@ -4,12 +4,11 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from nnsight import TransformersModel
 from torch import nn
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
-from eah_interp.errors import InputError, UnsupportedError
+from eah_interp.errors import InputError
 from eah_interp.lvlm.anatomy import Anatomy, resolve_anatomy
 from eah_interp.lvlm.inputs import (
     DEFAULT_PROMPT,
@@ -24,7 +23,7 @@ from eah_interp.lvlm.inputs import (
 from eah_interp.lvlm.remote import is_shipping, ship_package
 from eah_interp.lvlm.spans import ImageSpan, find_spans
 from eah_interp.lvlm.verify import verify_hook_points
-from eah_interp.lvlm.worker import INPUTS, PROMISES
+from eah_interp.lvlm.worker import INPUTS, PROMISES, check_promises
 
 TASK = "image-text-to-text"
 
@@ -233,23 +232,8 @@ class LVLM(TransformersModel):
                     "ignore", ".* was never reached: the loop asked"
                 )
             result = super().interleave(fn, *args, **kwargs)
-        self._keep_promises(result)
+        check_promises(self.interleaver, result)
         return result
-
-    def _keep_promises(self, result: Any) -> None:
-        ids = (getattr(self.interleaver, INPUTS, None) or {}).get("input_ids")
-        if not isinstance(result, torch.Tensor) or ids is None:
-            return
-        steps = result.shape[1] - ids.shape[1]
-        for memory in getattr(self.interleaver, PROMISES, ()):
-            done = min(memory.steps.values(), default=0)
-            if 0 < done < steps:
-                msg = (
-                    f'steps="all" patched {done} of {steps} forward passes: inside '
-                    "generate, write `for _ in tracer.iter[:]: intervene(...)`, or "
-                    "use eah_interp.edit, which patches every step"
-                )
-                raise UnsupportedError(msg)
 
     def _take_images(
         self, inputs: tuple[Any, ...], kwargs: dict[str, Any]

@@ -110,6 +110,31 @@ def prompt_of_worker(
     return memory.prompt
 
 
+def check_promises(interleaver: Any, result: Any) -> None:
+    """See that `steps="all"` patched every forward pass of a generation.
+
+    Args:
+        interleaver: nnsight's interleaver, after the run.
+        result: What the run returned; token ids, if it was a generation.
+
+    Raises:
+        UnsupportedError: If some forward passes were left unpatched.
+    """
+    ids = (getattr(interleaver, INPUTS, None) or {}).get("input_ids")
+    if not isinstance(result, Tensor) or ids is None:
+        return
+    steps = result.shape[1] - ids.shape[1]
+    for memory in getattr(interleaver, PROMISES, ()):
+        done = min(memory.steps.values(), default=0)
+        if 0 < done < steps:
+            msg = (
+                f'steps="all" patched {done} of {steps} forward passes: inside '
+                "generate, write `for _ in tracer.iter[:]: intervene(...)`, or "
+                "use eah_interp.edit, which patches every step"
+            )
+            raise UnsupportedError(msg)
+
+
 def _read_prompt(model: Any, image_mask: ColumnMask | None) -> Prompt:
     inputs = getattr(model.interleaver, INPUTS, None)
     if not inputs or not isinstance(inputs.get("input_ids"), Tensor):

@@ -67,14 +67,12 @@ def test_layers_before_the_patch_are_unchanged(pair, donor):
         clean = plain(**encoding, output_hidden_states=True).hidden_states
     layers = model.model.language_model.layers
     with torch.no_grad(), model.trace(IMAGES, PROMPTS):
-        before = [layers[0].output.save(), layers[1].output.save()]
+        first, second = layers[0].output.save(), layers[1].output.save()
         eah.intervene(model, eah.EAH(layers=(2,), donor=donor))
-        after = layers[2].output.save()
         last = model.model.language_model.norm.output.save()
-    assert torch.equal(before[0], clean[1])
-    assert torch.equal(before[1], clean[2])
+    assert torch.equal(first, clean[1])
+    assert torch.equal(second, clean[2])
     assert not torch.equal(last, clean[3])
-    assert after.shape == before[0].shape
 
 
 @pytest.mark.parametrize(
@@ -151,7 +149,7 @@ def test_gradients_equal_those_of_finite_differences(donor, recipients):
 
     (gradient,) = torch.autograd.grad(loss(), weight)
     generator = torch.Generator().manual_seed(0)
-    step = torch.randn(weight.shape, generator=generator, dtype=weight.dtype) * 1e-5
+    step = torch.randn(weight.shape, generator=generator, dtype=weight.dtype) * 1e-4
     with torch.no_grad():
         weight += step
         up = loss()
@@ -159,7 +157,7 @@ def test_gradients_equal_those_of_finite_differences(donor, recipients):
         down = loss()
         weight += step
     slope = (gradient * step).sum() * 2
-    # The controls rebuild their pattern in float32, which bounds the agreement.
+    # transformers computes RMS norms in float32 whatever the dtype: that is the noise.
     assert abs((up - down) - slope) <= 2e-3 * abs(slope)
 
 

@@ -56,9 +56,7 @@ def test_grey_and_transparent_pictures_become_rgb(model):
         encoding = model.encode(TALL.convert(mode), "what ?")
         assert encoding["pixel_values"].shape[1] == 3
     grey = np.asarray(TALL.convert("L"))
-    assert same(
-        model.encode(grey, "what ?"), model.encode(TALL.convert("L"), "what ?")
-    )
+    assert same(model.encode(grey, "what ?"), model.encode(TALL.convert("L"), "what ?"))
 
 
 def test_a_list_of_images_with_one_prompt_is_a_row_each(model, image_token):
@@ -213,9 +211,7 @@ def test_a_saved_model_loads_back_and_gives_the_same_logits(tmp_path, dtype):
     )
     encoding = loaded.encode(RED, "what ?")
     with torch.no_grad():
-        assert torch.equal(
-            logits_of(loaded, RED, "what ?"), plain(**encoding).logits
-        )
+        assert torch.equal(logits_of(loaded, RED, "what ?"), plain(**encoding).logits)
 
 
 def test_a_device_map_is_followed(tmp_path):
