@@ -160,9 +160,8 @@ def score_sinks(
         sites = list(walk_sites(model.anatomy))
     else:
         sites = [model.anatomy.site(layer) for layer in sorted(set(layers))]
-    encoding = dict(images) if isinstance(images, Mapping) else None
-    if encoding is None:
-        encoding = model.encode(images, prompts)
+    encoding: Mapping[str, Any]
+    encoding = images if isinstance(images, Mapping) else model.encode(images, prompts)
     scored: list[Any] = []
     with torch.no_grad(), model.trace(**encoding) as tracer:
         scored = nnsight.save([])

@@ -1,6 +1,6 @@
 """Images and prompts of any usual kind, turned into one left-padded encoding."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,24 @@ from eah_interp.lvlm.images import is_images, read_image
 
 DEFAULT_PROMPT = "Describe the image."
 """What a model is asked when an image comes without a prompt."""
+
+
+class Encoding(dict[str, Any]):
+    """Model inputs, which also know how large the pictures were.
+
+    Attributes:
+        image_sizes: Height and width of every picture, in the order of the rows; None
+            where they are not known.
+    """
+
+    def __init__(
+        self,
+        values: Mapping[str, Any],
+        *,
+        image_sizes: Sequence[tuple[int, int]] | None = None,
+    ) -> None:
+        super().__init__(values)
+        self.image_sizes = image_sizes
 
 
 @dataclass(frozen=True)
@@ -120,7 +138,7 @@ def encode_rows(
     processor: Any,
     *,
     placeholder: str | None,
-) -> dict[str, Any]:
+) -> Encoding:
     """Encode rows as one batch, padded on the left.
 
     Args:
@@ -129,7 +147,8 @@ def encode_rows(
         placeholder: The text that stands for an image.
 
     Returns:
-        The model's inputs: `input_ids`, `attention_mask`, `pixel_values`, ...
+        The model's inputs: `input_ids`, `attention_mask`, `pixel_values`, ..., with
+        the sizes of the pictures.
 
     Raises:
         InputError: If there is no processor.
@@ -150,7 +169,8 @@ def encode_rows(
         padding_side="left",
         return_tensors="pt",
     )
-    return dict(encoding)
+    sizes = [(image.height, image.width) for row in rows for image in row.images]
+    return Encoding(encoding, image_sizes=sizes)
 
 
 def image_placeholder(processor: Any) -> str | None:
@@ -191,14 +211,15 @@ def _as_groups(images: object) -> list[list[object]]:
     return groups
 
 
-def stack_pixel_dtype(encoding: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
+def cast_floats(encoding: Encoding, dtype: torch.dtype) -> Encoding:
     """Cast floating-point model inputs to the model's dtype."""
-    return {
+    cast = {
         key: value.to(dtype)
         if isinstance(value, Tensor) and value.is_floating_point()
         else value
         for key, value in encoding.items()
     }
+    return Encoding(cast, image_sizes=encoding.image_sizes)
 
 
 def has_images(inputs: tuple[Any, ...]) -> bool:

@@ -4,9 +4,11 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
+from transformers import AutoConfig
 
 from eah_interp.errors import InputError
 from eah_interp.lvlm.model import LVLM
+from eah_interp.lvlm.processors import load_processor
 from eah_interp.lvlm.refusals import refuse_config
 
 
@@ -60,7 +62,13 @@ def load(
             )
             raise InputError(msg)
         name = str(folder)
-    _refuse_early(name, from_pretrained, image_token_id)
+    given = {key: from_pretrained[key] for key in _LOCATE if key in from_pretrained}
+    config = from_pretrained.get("config") or AutoConfig.from_pretrained(name, **given)
+    kinds = getattr(config, "architectures", None) or [type(config).__name__]
+    # By its config, before gigabytes of weights are read.
+    refuse_config(config, kinds[0], image_token=image_token_id)
+    if from_pretrained.get("processor") is None:
+        from_pretrained["processor"] = load_processor(name, **given)
     return LVLM(
         name,
         dispatch=dispatch,
@@ -108,14 +116,5 @@ def wrap(
     )
 
 
-def _refuse_early(
-    name: str, options: dict[str, Any], image_token_id: int | None
-) -> None:
-    """Refuse an unfit model by its config, before gigabytes of weights are read."""
-    from transformers import AutoConfig
-
-    keys = ("revision", "trust_remote_code", "token", "cache_dir", "subfolder")
-    given = {key: options[key] for key in keys if key in options}
-    config = options.get("config") or AutoConfig.from_pretrained(name, **given)
-    architectures = getattr(config, "architectures", None) or [type(config).__name__]
-    refuse_config(config, architectures[0], image_token=image_token_id)
+_LOCATE = ("revision", "trust_remote_code", "token", "cache_dir", "subfolder")
+"""The keyword arguments that say where a checkpoint is, for configs and processors."""

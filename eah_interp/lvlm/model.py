@@ -1,7 +1,7 @@
 """A language model that sees, wrapped for tracing."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from nnsight import TransformersModel
@@ -12,13 +12,14 @@ from eah_interp.errors import InputError
 from eah_interp.lvlm.anatomy import Anatomy, resolve_anatomy
 from eah_interp.lvlm.inputs import (
     DEFAULT_PROMPT,
+    Encoding,
     Row,
     are_prompts,
+    cast_floats,
     encode_rows,
     has_images,
     image_placeholder,
     pair_rows,
-    stack_pixel_dtype,
 )
 from eah_interp.lvlm.remote import is_shipping, ship_package
 from eah_interp.lvlm.spans import ImageSpan, find_spans
@@ -123,7 +124,7 @@ class LVLM(TransformersModel):
 
     # -- inputs ----------------------------------------------------------------------
 
-    def encode(self, images: object, prompts: object = None) -> dict[str, Any]:
+    def encode(self, images: object, prompts: object = None) -> Encoding:
         """Encode images and prompts as one left-padded batch of model inputs.
 
         Args:
@@ -131,8 +132,7 @@ class LVLM(TransformersModel):
             prompts: A prompt or a list of prompts; "Describe the image." when None.
 
         Returns:
-            `input_ids`, `attention_mask`, `pixel_values` and what else the model
-            takes, on the CPU, floating-point inputs in the model's dtype.
+            The model's inputs, on the CPU, floating-point ones in the model's dtype.
 
         Raises:
             InputError: If images cannot be read, or their number does not match the
@@ -145,18 +145,19 @@ class LVLM(TransformersModel):
         placeholder = image_placeholder(self.processor)
         return pair_rows(images, prompts, placeholder=placeholder)
 
-    def _encode_rows(self, rows: list[Row]) -> dict[str, Any]:
+    def _encode_rows(self, rows: list[Row]) -> Encoding:
+        placeholder = image_placeholder(self.processor)
         with unset_fake_temporarily():
-            encoding = encode_rows(
-                rows, self.processor, placeholder=image_placeholder(self.processor)
-            )
-        return stack_pixel_dtype(encoding, self._module.dtype)
+            encoding = encode_rows(rows, self.processor, placeholder=placeholder)
+        return cast_floats(encoding, self._module.dtype)
 
-    def spans(self, encoding: dict[str, Any]) -> tuple[tuple[ImageSpan, ...], ...]:
+    def spans(self, encoding: Mapping[str, Any]) -> tuple[tuple[ImageSpan, ...], ...]:
         """Find each row's images in an encoding, with the patch grid of each.
 
         Args:
-            encoding: What `encode` (or the processor) returned.
+            encoding: What `encode` returned. A processor's own output does not know
+                how large the pictures were, so where the processor crops, what its
+                grids show is unknown.
 
         Returns:
             For each row, its image spans in order.
@@ -164,7 +165,12 @@ class LVLM(TransformersModel):
         Raises:
             InputError: If the tokens do not add up to the family's layout.
         """
-        return find_spans(self._module.config, encoding, processor=self.processor)
+        return find_spans(
+            self._module.config,
+            encoding,
+            image_sizes=getattr(encoding, "image_sizes", None),
+            processor=self.processor,
+        )
 
     # -- running ---------------------------------------------------------------------
 
@@ -269,10 +275,7 @@ class LVLM(TransformersModel):
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Encode the images and prompts of several invokes as one batch."""
         if not all(pictured):
-            msg = (
-                "invokes with images and invokes without cannot share a forward pass; "
-                "give each (images, prompts), or trace them apart"
-            )
+            msg = "give every invoke (images, prompts), or none: they share one forward"
             raise InputError(msg)
         rows: list[Row] = []
         forward: dict[str, Any] = {}

@@ -7,7 +7,13 @@ import torch
 from transformers import LlavaForConditionalGeneration
 
 import eah_interp as eah
-from eah_interp.testing import random_image, tiny_folder, tiny_lvlm, tiny_processor
+from eah_interp.testing import (
+    FAMILIES,
+    random_image,
+    tiny_folder,
+    tiny_lvlm,
+    tiny_processor,
+)
 
 RED, BLUE, TALL = (
     random_image(0),
@@ -220,3 +226,41 @@ def test_a_device_map_is_followed(tmp_path):
     with torch.no_grad(), loaded.trace(RED, "what ?"):
         patch = eah.intervene(loaded)
     assert patch.donors.device.type == "cpu"
+
+
+DRIVEN = [
+    name
+    for name, family in FAMILIES.items()
+    if not family.refused and not family.no_processor
+]
+
+
+@pytest.mark.parametrize("family", DRIVEN)
+def test_every_family_loads_back_from_a_folder(tmp_path, family):
+    loaded = eah.load(tiny_folder(tmp_path, family))
+    wrapped = eah.wrap(tiny_lvlm(family), tiny_processor(family))
+    assert same(loaded.encode(TALL, "what ?"), wrapped.encode(TALL, "what ?"))
+    assert torch.equal(
+        logits_of(loaded, TALL, "what ?"), logits_of(wrapped, TALL, "what ?")
+    )
+
+
+@pytest.mark.parametrize("family", DRIVEN)
+def test_every_image_column_has_a_place_in_the_picture_or_none(family):
+    model = eah.wrap(tiny_lvlm(family), tiny_processor(family))
+    encoding = model.encode([RED, TALL], "what ?")
+    for (span,) in model.spans(encoding):
+        places = [span.place(column) for column in span.columns]
+        found = [place for place in places if place is not None]
+        assert found
+        for left, top, right, bottom in found:
+            assert 0 <= left < right <= 1
+            assert 0 <= top < bottom <= 1
+
+
+def test_several_images_in_a_row_keep_their_own_sizes(model):
+    spans = model.spans(model.encode([[RED, TALL], [BLUE]], "what ?"))
+    assert [len(row) for row in spans] == [2, 1]
+    assert spans[0][0].place(spans[0][0].columns[0])[1] == 0
+    # The processor crops the middle of the tall picture.
+    assert spans[0][1].place(spans[0][1].columns[0])[1] > 0

@@ -1,5 +1,7 @@
 """Bad input and unfit models get a named error before any forward pass."""
 
+import functools
+
 import numpy as np
 import pytest
 import torch
@@ -32,6 +34,11 @@ def no_forward(model, monkeypatch):
     monkeypatch.setattr(type(model), "interleave", refuse)
 
 
+def intervened(model, settings):
+    with model.trace(random_image(), "what ?"):
+        eah.intervene(model, settings)
+
+
 def broken_image(folder, content: bytes):
     path = folder / "broken.png"
     path.write_bytes(content)
@@ -56,13 +63,9 @@ def broken_image(folder, content: bytes):
 )
 @pytest.mark.usefixtures("no_forward")
 def test_bad_images_and_prompts_are_refused(model, images, prompts, message, how):
+    call = getattr(model, how, None) or functools.partial(eah.score_sinks, model)
     with pytest.raises(InputError, match=message):
-        if how == "describe":
-            model.describe(images, prompts)
-        elif how == "sinks":
-            eah.score_sinks(model, images, prompts)
-        else:
-            getattr(model, how)(images, prompts)
+        call(images, prompts)
 
 
 @pytest.mark.parametrize(
@@ -102,12 +105,9 @@ def test_a_truncated_file_is_refused(model, tmp_path):
 )
 @pytest.mark.parametrize("how", ["trace", "edit"])
 def test_layers_and_heads_out_of_range_are_refused(model, settings, message, how):
+    call = {"edit": eah.edit, "trace": intervened}[how]
     with pytest.raises(SettingsError, match=message):
-        if how == "edit":
-            eah.edit(model, settings)
-        else:
-            with model.trace(random_image(), "what ?"):
-                eah.intervene(model, settings)
+        call(model, settings)
 
 
 @pytest.mark.usefixtures("as_users_run_it")
@@ -160,8 +160,7 @@ def test_an_image_mask_without_tokens_is_refused(model):
         pytest.raises(InputError, match=r"selects no tokens: expected at least 1"),
         model.trace(random_image(), "what ?"),
     ):
-        mask = torch.zeros(1, 22, dtype=torch.bool)
-        eah.intervene(model, image_mask=mask)
+        eah.intervene(model, image_mask=torch.zeros(1, 22, dtype=torch.bool))
 
 
 def test_an_image_mask_of_the_wrong_width_is_refused(model):
@@ -197,12 +196,13 @@ def test_nan_attention_weights_are_refused():
 )
 def test_unfit_models_are_refused_by_reason(tmp_path, family, message, how):
     refused = tiny_lvlm(family)
+    refused.save_pretrained(tmp_path)
+    call = {
+        "wrap": functools.partial(eah.wrap, refused),
+        "load": functools.partial(eah.load, tmp_path),
+    }[how]
     with pytest.raises(ModelError, match=message):
-        if how == "wrap":
-            eah.wrap(refused)
-        else:
-            refused.save_pretrained(tmp_path)
-            eah.load(tmp_path)
+        call()
 
 
 def test_any_module_is_refused_that_transformers_did_not_make():
@@ -243,28 +243,23 @@ def test_a_layer_that_was_not_patched_is_not_reported(model):
         _ = patch.donors
 
 
-class Sabotage:
-    """Ways in which an attention call is not what it seems."""
+def attend_with_learned_sink(module, query, key, value, mask, scaling, **kwargs):
+    """Attend with a sink that no query or key explains."""
+    logits = query @ key.transpose(2, 3) * scaling + (0 if mask is None else mask)
+    extra = torch.full_like(logits[..., :1], 1.0)
+    weights = torch.cat([logits, extra], -1).softmax(-1)[..., :-1]
+    return (weights @ value).transpose(1, 2).contiguous(), weights
 
-    @staticmethod
-    def sinks(module, query, key, value, mask, scaling, **kwargs):
-        """A learned sink that no query or key explains."""
-        logits = query @ key.transpose(2, 3) * scaling + (0 if mask is None else mask)
-        extra = torch.full_like(logits[..., :1], 1.0)
-        weights = torch.cat([logits, extra], -1).softmax(-1)[..., :-1]
-        return (weights @ value).transpose(1, 2).contiguous(), weights
 
-    @staticmethod
-    def deaf(module, query, key, value, mask, **kwargs):
-        """An attention that does not look at queries and keys."""
-        output = value.transpose(1, 2) * 0
-        return output.contiguous(), None
+def attend_to_nothing(module, query, key, value, mask, **kwargs):
+    """Return zeros, whatever the queries and keys."""
+    return (value.transpose(1, 2) * 0).contiguous(), None
 
 
 def test_a_model_with_learned_sinks_is_refused_by_verification(monkeypatch):
     import transformers.models.llama.modeling_llama as modelling
 
-    monkeypatch.setattr(modelling, "eager_attention_forward", Sabotage.sinks)
+    monkeypatch.setattr(modelling, "eager_attention_forward", attend_with_learned_sink)
     broken = tiny_lvlm("llava", attn_implementation="eager")
     with pytest.raises(ModelError, match=r"layer 0 is not explained by its queries"):
         eah.wrap(broken)
@@ -274,7 +269,7 @@ def test_a_model_with_learned_sinks_is_refused_by_verification(monkeypatch):
 def test_a_model_that_ignores_its_heads_is_refused_by_verification(monkeypatch):
     import transformers.models.llama.modeling_llama as modelling
 
-    monkeypatch.setattr(modelling, "eager_attention_forward", Sabotage.deaf)
+    monkeypatch.setattr(modelling, "eager_attention_forward", attend_to_nothing)
     broken = tiny_lvlm("llava", attn_implementation="eager")
     with pytest.raises(ModelError, match=r"not explained by its queries"):
         eah.wrap(broken)
