@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from eah_interp import errors, kernels
 from tests.kernels.cases import DEFINITIONS, LAYOUTS, cases, make_case, masks_of
 from tests.kernels.test_sinks import BETAS, assert_scores_agree
-from tests.oracle import causal, oracle_pattern, oracle_scores
+from tests.oracle import oracle_pattern, oracle_scores
 
 HEADS = [(4, 4), (4, 2), (4, 1)]
 
@@ -184,25 +184,6 @@ def test_a_callers_autocast_changes_no_score():
     assert torch.equal(found.scores, whole.scores)
 
 
-def test_gradients_flow_through_mixed_values():
-    """In-place steps inside the blocks spoil nothing that backward needs."""
-    case = make_case("ttiiiiitt", n_kv_heads=2)
-    inputs = [case.queries, case.keys, torch.randn(1, 2, 9, 8)]
-    ours = [tensor.clone().requires_grad_() for tensor in inputs]
-    theirs = [tensor.clone().requires_grad_() for tensor in inputs]
-    mixed = kernels.mix_values(*ours, change=lambda part: part.weights, block=4)
-    q, k, v = theirs
-    repeated = k.repeat_interleave(2, 1), v.repeat_interleave(2, 1)
-    sdpa = torch.nn.functional.scaled_dot_product_attention
-    plain = sdpa(q, *repeated, is_causal=True).transpose(1, 2)
-    weigh = torch.randn(plain.shape)
-    (mixed * weigh).sum().backward()
-    (plain * weigh).sum().backward()
-    torch.testing.assert_close(mixed, plain, rtol=1e-4, atol=1e-5)
-    for mine, its in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(mine.grad, its.grad, rtol=1e-4, atol=1e-5)
-
-
 def test_even_attention_streams_to_the_uniform_share():
     image_mask, _ = masks_of("t" + "i" * 400 + "ttt")
     queries, keys = torch.zeros(1, 2, 404, 4), torch.randn(1, 2, 404, 4)
@@ -212,58 +193,6 @@ def test_even_attention_streams_to_the_uniform_share():
         )
         assert not found.sinks(1.0001).any()
         assert found.density(0.9999).min() == 1
-
-
-@pytest.mark.parametrize("block", [1, 4, 5, None])
-def test_blocks_are_the_oracles_pattern_in_order(block):
-    case = make_case("ttiiiiitt", "tiitiitt", n_kv_heads=2, sees="bidirectional")
-    blocks = list(
-        kernels.pattern_blocks(
-            case.queries, case.keys, mask=case.visible, softcap=2.0, block=block
-        )
-    )
-    whole = torch.cat([part.weights for part in blocks], dim=2)
-    seen = torch.cat([part.visible for part in blocks], dim=2)
-    expected = oracle_pattern(
-        case.queries, case.keys, case.visible, case.queries.shape[-1] ** -0.5, 2.0
-    )
-    real = case.token_mask[:, None, :, None]
-    torch.testing.assert_close(
-        whole.double() * real, expected * real, rtol=1e-5, atol=1e-6
-    )
-    assert torch.equal(seen.expand_as(case.visible), case.visible)
-    starts = [part.rows.start for part in blocks]
-    assert starts == sorted(starts)
-    assert sum(part.weights.shape[2] for part in blocks) == whole.shape[2] == 9
-
-
-@pytest.mark.parametrize(("n_heads", "n_kv_heads"), HEADS)
-def test_mixing_values_is_attending_with_the_changed_pattern(n_heads, n_kv_heads):
-    case = make_case("ttiiiiitt", "tiitt", n_heads=n_heads, n_kv_heads=n_kv_heads)
-    values = torch.randn(2, n_kv_heads, 9, 5)
-    found = kernels.mix_values(
-        case.queries,
-        case.keys,
-        values,
-        change=lambda part: part.weights.flip(1) * part.visible,
-        mask=case.visible,
-        block=4,
-    )
-    pattern = case.pattern.flip(1)
-    for h in range(n_heads):
-        expected = pattern[:, h] @ values[:, h // (n_heads // n_kv_heads)]
-        torch.testing.assert_close(found[:, :, h], expected, rtol=1e-4, atol=1e-5)
-
-
-def test_a_cached_step_needs_its_own_mask():
-    """One query row among many keys: which row it is, only the mask knows."""
-    case = make_case("ttiiiiitt")
-    row = case.queries[:, :, -1:]
-    with pytest.raises(errors.InputError, match=r"1 and 9.*mask"):
-        list(kernels.pattern_blocks(row, case.keys))
-    mask = torch.ones(1, 1, 1, 9, dtype=torch.bool)
-    last = next(iter(kernels.pattern_blocks(row, case.keys, mask=mask)))
-    torch.testing.assert_close(last.weights, case.pattern[:, :, -1:])
 
 
 def test_streaming_leaves_its_inputs_alone():
@@ -293,12 +222,6 @@ def test_streaming_refuses_an_unknown_definition():
         errors.SettingsError, match=r"paper.*official.*visible.*released"
     ):
         stream(make_case("tiiiitt"), definition="released")
-
-
-def test_heads_that_do_not_divide_into_groups_are_refused():
-    queries, keys = torch.randn(1, 4, 6, 8), torch.randn(1, 3, 6, 8)
-    with pytest.raises(errors.InputError, match=r"4.*3"):
-        list(kernels.pattern_blocks(queries, keys))
 
 
 def test_a_block_without_rows_is_refused():
@@ -345,13 +268,3 @@ def test_ten_thousand_tokens_score_within_a_gibibyte(n_kv_heads):
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     mebibytes = int(done.stdout) / 1024
     assert mebibytes < 1024, f"{mebibytes:.0f} MiB"
-
-
-def test_long_causal_prompts_need_no_square_mask():
-    """The default mask is made per block: `causal` of the oracle agrees with it."""
-    token_mask = torch.ones(1, 50, dtype=torch.bool)
-    token_mask[:, :9] = False
-    queries, keys = torch.randn(1, 2, 50, 4), torch.randn(1, 2, 50, 4)
-    blocks = kernels.pattern_blocks(queries, keys, token_mask=token_mask, block=6)
-    seen = torch.cat([part.visible for part in blocks], dim=2)
-    assert torch.equal(seen, causal(token_mask))
