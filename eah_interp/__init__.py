@@ -1,31 +1,64 @@
 """Mechanistic interpretability of vision sinks in large vision-language models.
 
-import eah_interp as eah
+    import eah_interp as eah
 
-model = eah.load()
-with model.trace(image, "Is there a boat in the image?"):
-patch = eah.intervene(model, eah.EAH())
-logits = model.output.logits.save()
+    model = eah.load()
+    with model.trace(image, "Is there a boat in the image?"):
+        patch = eah.intervene(model, eah.EAH())
+        logits = model.output.logits.save()
+
+A name is imported when it is first used: `eah-interp --help` needs no torch.
 """
 
+import importlib
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as _version
+from typing import TYPE_CHECKING, Any
 
-from eah_interp.errors import EAHError as EAHError
-from eah_interp.interventions import EAH as EAH
-from eah_interp.interventions import EAHPatch as EAHPatch
-from eah_interp.interventions import LayerPatch as LayerPatch
-from eah_interp.interventions import SinkMap as SinkMap
-from eah_interp.interventions import edit as edit
-from eah_interp.interventions import intervene as intervene
-from eah_interp.interventions import score_sinks as score_sinks
-from eah_interp.lvlm import LVLM as LVLM
-from eah_interp.lvlm import ImagePart as ImagePart
-from eah_interp.lvlm import ImageSpan as ImageSpan
-from eah_interp.lvlm import load as load
-from eah_interp.lvlm import wrap as wrap
+if TYPE_CHECKING:
+    from eah_interp.errors import EAHError as EAHError
+    from eah_interp.interventions import EAH as EAH
+    from eah_interp.interventions import EAHPatch as EAHPatch
+    from eah_interp.interventions import LayerPatch as LayerPatch
+    from eah_interp.interventions import SinkMap as SinkMap
+    from eah_interp.interventions import edit as edit
+    from eah_interp.interventions import intervene as intervene
+    from eah_interp.interventions import score_sinks as score_sinks
+    from eah_interp.lvlm import LVLM as LVLM
+    from eah_interp.lvlm import ImagePart as ImagePart
+    from eah_interp.lvlm import ImageSpan as ImageSpan
+    from eah_interp.lvlm import load as load
+    from eah_interp.lvlm import wrap as wrap
+
+_ROOMS = {
+    "errors": ("EAHError",),
+    "interventions": (
+        "EAH",
+        "EAHPatch",
+        "LayerPatch",
+        "SinkMap",
+        "edit",
+        "intervene",
+        "score_sinks",
+    ),
+    "lvlm": ("LVLM", "ImagePart", "ImageSpan", "load", "wrap"),
+}
+_HOME = {name: room for room, names in _ROOMS.items() for name in names}
 
 try:
     __version__ = _version("eah-interp")
 except PackageNotFoundError:  # pragma: no cover - a source tree without an install
     __version__ = "0+unknown"
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        msg = f"module {__name__!r} has no attribute {name!r}"
+        raise AttributeError(msg)
+    value = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME})

@@ -44,11 +44,11 @@ class EAH:
     Example:
         >>> EAH().beta, EAH.paper().beta, EAH.official(layers=(1,)).beta
         (1.0, 0.002, 0.0008)
-        >>> EAH(donor="densist")
+        >>> EAH(gamma=2.0)
         Traceback (most recent call last):
             ...
-        eah_interp.errors.SettingsError: donor must be one of densest, sparsest, \
-random, mean, uniform, shuffled or a head index, got 'densist'
+        eah_interp.errors.SettingsError: gamma is a share of the image columns in \
+(0, 1], got 2.0
     """
 
     layers: tuple[int, ...] = (1,)

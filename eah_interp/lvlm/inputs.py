@@ -161,6 +161,8 @@ def encode_rows(
         )
         raise InputError(msg)
     texts = [write_prompt(row, processor, placeholder=placeholder) for row in rows]
+    start = _start_that_tokenizer_adds(processor)
+    texts = [text.removeprefix(start) for text in texts]
     nested = [list(row.images) for row in rows]
     encoding = processor(
         images=nested if any(nested) else None,
@@ -171,6 +173,16 @@ def encode_rows(
     )
     sizes = [(image.height, image.width) for row in rows for image in row.images]
     return Encoding(encoding, image_sizes=sizes)
+
+
+def _start_that_tokenizer_adds(processor: Any) -> str:
+    """Find the start token that tokenizing adds; templates that write it double it."""
+    tokenizer = getattr(processor, "tokenizer", None)
+    start = getattr(tokenizer, "bos_token", None)
+    if not start:
+        return ""
+    added = tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
+    return str(start) if added else ""
 
 
 def image_placeholder(processor: Any) -> str | None:

@@ -81,10 +81,12 @@ def bare_package() -> Iterator[None]:
             if _is_shape(thing):
                 kept.append((module, name, thing))
     package = sys.modules[PACKAGE]
+    for name in SHIPPED:
+        getattr(package, name)  # imported when first used; over there it must be
     hidden = {
         name: value
         for name, value in vars(package).items()
-        if not name.startswith("__") and name not in SHIPPED
+        if name not in SHIPPED and (not name.startswith("__") or callable(value))
     }
     token = _shipping.set(True)
     try:

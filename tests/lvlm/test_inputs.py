@@ -128,6 +128,17 @@ def test_without_a_chat_template_the_image_stands_before_the_prompt():
     assert torch.equal(found["input_ids"], expected["input_ids"])
 
 
+@pytest.mark.parametrize("family", ["llava", "gemma3"])
+def test_a_template_that_writes_the_start_token_does_not_double_it(family):
+    processor = tiny_processor(family)
+    tokenizer = processor.tokenizer
+    plain = eah.wrap(tiny_lvlm(family), processor).encode(RED, "what ?")["input_ids"]
+    assert plain[0, 0] == tokenizer.bos_token_id
+    processor.chat_template = "{{ bos_token }}" + processor.chat_template
+    doubled = eah.wrap(tiny_lvlm(family), processor).encode(RED, "what ?")["input_ids"]
+    assert torch.equal(doubled, plain)
+
+
 def test_an_image_alone_is_described(model):
     assert same(model.encode(RED), model.encode(RED, "Describe the image."))
 

@@ -1,0 +1,151 @@
+"""The terminal: results on stdout; progress, warnings and errors on stderr."""
+
+import contextlib
+import io
+import json
+import os
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from eah_interp.errors import EAHError, InputError, SettingsError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from rich.console import RenderableType
+    from rich.progress import Progress, TaskID
+
+USAGE, FAILURE = 2, 1
+"""Exit codes: what was asked for is impossible, or it failed."""
+
+
+class Bar:
+    """A progress bar on stderr; silent where stderr is no terminal.
+
+    Attributes:
+        progress: rich's bar; None shows nothing.
+    """
+
+    def __init__(self, progress: "Progress | None" = None) -> None:
+        self.progress = progress
+        self._task: TaskID | None = None
+        if progress is not None:
+            self._task = progress.add_task("starting", total=None)
+        self._total = 0
+
+    def expect(self, steps: int) -> None:
+        """Announce steps to come."""
+        self._total += steps
+        if self.progress is not None and self._task is not None:
+            self.progress.update(self._task, total=self._total)
+
+    def step(self, what: str) -> None:
+        """Say what begins now; what was before it is done."""
+        if self.progress is not None and self._task is not None:
+            self.progress.update(self._task, advance=1, description=what)
+
+
+@contextlib.contextmanager
+def working() -> Iterator[Bar]:
+    """Show progress while a command works, and turn its errors into one line.
+
+    Whatever libraries print meanwhile goes to stderr, so that stdout holds the result
+    alone.
+
+    Yields:
+        The bar.
+
+    Raises:
+        typer.Exit: With code 2 for impossible settings and inputs, 1 for failures.
+    """
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        SpinnerColumn,
+        TextColumn,
+        TimeElapsedColumn,
+    )
+
+    console = Console(stderr=True)
+    columns = (
+        SpinnerColumn(),
+        BarColumn(bar_width=24),
+        TimeElapsedColumn(),
+        TextColumn("{task.description}", markup=False),
+    )
+    shown = console.is_terminal
+    progress = Progress(
+        *columns,
+        console=console,
+        transient=True,
+        redirect_stdout=False,
+        disable=not shown,
+    )
+    try:
+        with contextlib.redirect_stdout(sys.stderr), progress:
+            yield Bar(progress if shown else None)
+    except EAHError as error:
+        usage = isinstance(error, InputError | SettingsError)
+        line = "error: " + " ".join(str(error).split())
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        raise typer.Exit(USAGE if usage else FAILURE) from error
+
+
+def show(parts: Iterable["RenderableType"]) -> None:
+    """Print tables and sentences on stdout."""
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    for part in parts:
+        console.print(part)
+
+
+def show_json(record: Mapping[str, Any]) -> None:
+    """Print a record as JSON on stdout."""
+    typer.echo(write_json(record))
+
+
+def write_json(record: Mapping[str, Any]) -> str:
+    """Write a record as JSON; NaN and infinity are refused, JSON has none."""
+    return json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False)
+
+
+def save_figure(figure: "Figure", path: Path) -> None:
+    """Write a figure in the format of its suffix, whole or not at all."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=path.suffix.lstrip(".").lower())
+    save_bytes(buffer.getvalue(), path)
+
+
+def save_bytes(content: bytes, path: Path) -> None:
+    """Write a file, whole or not at all.
+
+    Raises:
+        SettingsError: If it cannot be written.
+    """
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        part.write_bytes(content)
+        part.replace(path)
+    except OSError as error:
+        msg = f"cannot write {path}: {error.strerror}"
+        raise SettingsError(msg) from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder to write into, before any work is done for it.
+
+    Raises:
+        SettingsError: If there cannot be one.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        msg = f"cannot make the folder {path}: {error.strerror}"
+        raise SettingsError(msg) from error

@@ -1,0 +1,274 @@
+"""The next-token logits of a prompt, plain and under patches."""
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+from eah_interp._types import DonorRule
+from eah_interp.cli.console import Bar
+from eah_interp.errors import InputError
+from eah_interp.interventions import EAH, EAHPatch, SinkMap, edit, intervene
+from eah_interp.lvlm import LVLM, ImageSpan
+from eah_interp.lvlm.inputs import image_placeholder, pair_rows, write_prompt
+
+PLAIN, PATCHED = "plain", "EAH"
+CONTROLS: tuple[DonorRule, ...] = ("densest", "sparsest", "random", "shuffled")
+"""Donor rules that a patch is compared with, its own left out."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """What a model would say next after one prompt, under each condition.
+
+    Attributes:
+        text: The whole text the model read, image placeholders unexpanded.
+        position: Where the logits were read; the last position of the prompt.
+        logits: Next-token logits by condition, `"plain"` and `"EAH"` first.
+        patches: What the patch did, by condition; none for `"plain"`.
+    """
+
+    text: str
+    position: int
+    logits: Mapping[str, Float[Tensor, " vocab"]]
+    patches: Mapping[str, EAHPatch]
+
+
+def compare_with(eah: EAH, *, controls: bool) -> dict[str, EAH | None]:
+    """Name the conditions: plain, EAH, and the control donors.
+
+    Example:
+        >>> list(compare_with(EAH(), controls=True))
+        ['plain', 'EAH', 'sparsest', 'random', 'shuffled']
+    """
+    compared: dict[str, EAH | None] = {PLAIN: None, PATCHED: eah}
+    for rule in CONTROLS if controls else ():
+        if rule != eah.donor:
+            compared[rule] = dataclasses.replace(eah, donor=rule)
+    return compared
+
+
+def read_next_token(
+    model: LVLM,
+    image: Image.Image,
+    *,
+    prompt: str,
+    conditions: Mapping[str, EAH | None],
+    answer_start: str = "",
+    bar: Bar | None = None,
+) -> Reading:
+    """Read the logits of the next token after a prompt, a forward pass a condition.
+
+    Args:
+        model: The model.
+        image: The picture.
+        prompt: What is asked.
+        conditions: Settings by name; None for no patch.
+        answer_start: Words that the answer already begins with.
+        bar: Told of each forward pass.
+
+    Returns:
+        Logits and patches by condition, on the CPU.
+    """
+    text = write_text(model, image, prompt=prompt, answer_start=answer_start)
+    encoding = model.encode(image, text)
+    logits, patches = {}, {}
+    for name, eah in conditions.items():
+        if bar is not None:
+            bar.step(f"{prompt} {answer_start} [{name}]")
+        if eah is None:
+            with torch.no_grad(), model.trace(**encoding):
+                last = model.output.logits[0, -1].save()
+        else:
+            with torch.no_grad(), model.trace(**encoding):
+                patches[name] = intervene(model, eah)
+                last = model.output.logits[0, -1].save()
+        logits[name] = last.float().cpu()
+    position = encoding["input_ids"].shape[1] - 1
+    return Reading(text, position, logits, patches)
+
+
+def write_text(
+    model: LVLM, image: Image.Image, *, prompt: str, answer_start: str = ""
+) -> str:
+    """Write what the model reads: the prompt in its template, and the answer's start.
+
+    Raises:
+        InputError: If an answer's start cannot be placed, because the processor does
+            not write the image's placeholder into the text.
+    """
+    placeholder = image_placeholder(model.processor)
+    row = pair_rows(image, prompt, placeholder=placeholder)[0]
+    text = write_prompt(row, model.processor, placeholder=placeholder)
+    if not answer_start:
+        return text if placeholder is not None else prompt
+    if placeholder is None:
+        msg = "this processor has no image placeholder, so an answer cannot be begun"
+        raise InputError(msg)
+    return text + ("" if text[-1:].isspace() else " ") + answer_start
+
+
+def describe(
+    model: LVLM,
+    image: Image.Image,
+    *,
+    prompt: str,
+    eah: EAH | None,
+    max_new_tokens: int,
+    bar: Bar,
+) -> str:
+    """Answer in words, greedily, plain or patched."""
+    bar.step(f"{prompt} [{PLAIN if eah is None else PATCHED}, in words]")
+    answers = model if eah is None else edit(model, eah)
+    return str(
+        answers.describe(image, prompt, max_new_tokens=max_new_tokens, do_sample=False)
+    )
+
+
+# -- words and tokens ----------------------------------------------------------------
+
+
+def next_tokens(model: LVLM, text: str, word: str) -> list[int]:
+    """List the tokens that could begin a word after a text, spaced from it or not.
+
+    Only spellings that leave the tokens of the text as they are count.
+    """
+    tokenizer = model.tokenizer
+    before = tokenizer(text, add_special_tokens=False)["input_ids"]
+    found = []
+    for spelling in (" " + word, word):
+        ids = tokenizer(text + spelling, add_special_tokens=False)["input_ids"]
+        kept, new = ids[: len(before)], ids[len(before) :]
+        if kept == before and new and new[0] != tokenizer.unk_token_id:
+            found.append(int(new[0]))
+    return list(dict.fromkeys(found))
+
+
+def yes_no_tokens(model: LVLM, reading: Reading) -> tuple[int, int] | None:
+    """Find the tokens that begin "Yes" and "No" after a prompt.
+
+    Of the spellings with and without a space, the one that the plain model deems
+    likelier. None where the tokenizer has no such words.
+    """
+    words = [next_tokens(model, reading.text, word) for word in ("Yes", "No")]
+    pairs = list(zip(*words, strict=False))
+    if not pairs:
+        return None
+    plain = reading.logits[PLAIN]
+    yes, no = max(pairs, key=lambda pair: float(plain[list(pair)].logsumexp(0)))
+    return yes, no
+
+
+def object_token(model: LVLM, reading: Reading, word: str) -> int:
+    """Find the token that begins an object's name after a text.
+
+    Raises:
+        InputError: If the tokenizer does not know the word.
+    """
+    found = next_tokens(model, reading.text, word)
+    if not found:
+        msg = (
+            f"the tokenizer has no token that begins {word!r}: name other objects with "
+            "--object and --absent"
+        )
+        raise InputError(msg)
+    return found[0]
+
+
+def likeliest(model: LVLM, logits: Tensor, *, k: int = 5) -> list[dict[str, Any]]:
+    """List the `k` likeliest next tokens with their logits."""
+    values, ids = logits.topk(k)
+    return [
+        {"token": name_token(model, token), "id": token, "logit": value}
+        for value, token in zip(values.tolist(), ids.tolist(), strict=True)
+    ]
+
+
+def name_token(model: LVLM, token: int) -> str:
+    """Name a token; embeddings may have more rows than the tokenizer has tokens."""
+    name = model.tokenizer.convert_ids_to_tokens(token)
+    return f"<no token, id {token}>" if name is None else str(name)
+
+
+# -- donors and sinks ----------------------------------------------------------------
+
+
+def list_donors(patch: EAHPatch) -> list[dict[str, Any]]:
+    """List the donor of each patched layer; None where nobody donated."""
+    donors = []
+    for layer in patch.layers:
+        head = int(layer.donors[0])
+        density = None if layer.density is None else float(layer.density[0, head])
+        donors.append(
+            {
+                "layer": layer.layer,
+                "head": head if head >= 0 else None,
+                "name": f"L{layer.layer}H{head}" if head >= 0 else None,
+                "density": density if head >= 0 else None,
+                "patched": bool(layer.patched[0]),
+            }
+        )
+    return donors
+
+
+def donor_columns(patch: EAHPatch, sink_map: SinkMap) -> dict[str, list[int]]:
+    """List the vision sinks of each donor head, by a title that counts them.
+
+    Where the rule needed no scores, those of the unpatched model stand in, for the
+    first patched layer, whose input no patch has changed.
+    """
+    titled = {}
+    for number, layer in enumerate(patch.layers):
+        head = int(layer.donors[0])
+        if head < 0:
+            continue
+        if layer.scores is not None:
+            sinks = layer.scores.sinks(float(patch.eah.beta or 0))[0, head]
+            judged = layer.scores.columns[0]
+        elif number == 0 and layer.layer in sink_map.layers:
+            sinks = sink_map.sinks[0, sink_map.layers.index(layer.layer), head]
+            judged = sink_map.columns[0]
+        else:
+            continue
+        count = f"{int(sinks.sum())} of {int(judged.sum())}"
+        title = f"sinks of donor L{layer.layer}H{head}: {count}"
+        titled[title] = sinks.nonzero().flatten().tolist()
+    return titled
+
+
+def span_of(model: LVLM, image: Image.Image, prompt: str) -> ImageSpan:
+    """Find the picture in a prompt, its size included, so that places are known."""
+    return model.spans(model.encode(image, prompt))[0][0]
+
+
+def list_versions() -> dict[str, str]:
+    """Name what made a result."""
+    import platform
+    from importlib.metadata import version
+
+    import eah_interp
+
+    names: Iterable[str] = ("torch", "transformers", "nnsight")
+    return {
+        "eah_interp": eah_interp.__version__,
+        "python": platform.python_version(),
+        **{name: version(name) for name in names},
+    }
+
+
+def list_model(model: LVLM, name: str | None) -> dict[str, Any]:
+    """Say which model made a result."""
+    return {
+        "name": name or "toy",
+        "class": type(model.config).__name__.removesuffix("Config"),
+        "n_layers": model.n_layers,
+        "n_heads": model.n_heads,
+        "n_kv_heads": model.n_kv_heads,
+        "d_head": model.d_head,
+        "device": str(next(model.parameters()).device),
+        "dtype": str(model.dtype).removeprefix("torch."),
+    }

@@ -1,0 +1,55 @@
+"""What can be loaded, and what is refused and why."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from eah_interp.testing import FAMILIES
+from eah_interp.toy import toy_path
+
+
+def list_models() -> dict[str, Any]:
+    """List the embedded toy and the families that are tested, refused ones included."""
+    return {
+        "command": "models",
+        "toy": {
+            "path": str(toy_path()),
+            "present": (toy_path() / "model.safetensors").is_file(),
+        },
+        "families": [
+            {
+                "name": family.name,
+                "class": family.model,
+                "supported": not family.refused,
+                "why": family.refused,
+            }
+            for family in FAMILIES.values()
+        ],
+    }
+
+
+def show_models(record: Mapping[str, Any]) -> Iterator[RenderableType]:
+    """Lay out what `list_models` found."""
+    toy = record["toy"]
+    state = "there" if toy["present"] else "not trained yet"
+    yield Text("The embedded toy, loaded when no --model is named", style="bold")
+    yield Text(f"{toy['path']} ({state})\n")
+    yield Text(
+        "Families with tests; any checkpoint of them loads by name", style="bold"
+    )
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    table.add_column("family")
+    table.add_column("class in transformers", no_wrap=True)
+    table.add_column("works")
+    for family in record["families"]:
+        works = "yes" if family["supported"] else f"refused: {family['why']}"
+        table.add_row(family["name"], family["class"], works)
+    yield table
+    yield Text(
+        "\nOther decoder-only models are examined when they are loaded, and refused "
+        "with a reason where they do not fit: eah-interp models --model NAME",
+        style="dim",
+    )
