@@ -177,7 +177,7 @@ def encode_rows(
 
 def _start_that_tokenizer_adds(processor: Any) -> str:
     """Find the start token that tokenizing adds; templates that write it double it."""
-    tokenizer = getattr(processor, "tokenizer", None)
+    tokenizer: Any = getattr(processor, "tokenizer", None)
     start = getattr(tokenizer, "bos_token", None)
     if not start:
         return ""
