@@ -1,0 +1,31 @@
+"""The README's code runs as it stands, in order."""
+
+import re
+
+import pytest
+
+
+@pytest.fixture
+def blocks(pytestconfig):
+    text = (pytestconfig.rootpath / "README.md").read_text()
+    return re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+
+
+def test_the_code_of_the_readme_runs(blocks, tmp_path):
+    assert len(blocks) == 2
+    # nnsight reads the source of a traced block from its file.
+    script = tmp_path / "readme.py"
+    script.write_text("\n".join(blocks))
+    scope = {"__name__": "readme", "__file__": str(script)}
+    exec(compile(script.read_text(), str(script), "exec"), scope)
+    assert scope["patch"].density.shape == (1, scope["model"].n_heads)
+    assert scope["text"].startswith(("There", "This", "I", "A"))
+    assert len(scope["sinks"].top(5)) == 5
+
+
+def test_the_readme_names_commands_that_exist(pytestconfig):
+    from eah_interp.cli import app
+
+    text = (pytestconfig.rootpath / "README.md").read_text()
+    named = set(re.findall(r"^    eah-interp (\w+)", text, re.MULTILINE))
+    assert named == {c.callback.__name__ for c in app.registered_commands}
