@@ -170,12 +170,12 @@ def _accumulate(
     rows_seen, even = torch.zeros(()), torch.zeros(())
     for part in blocks:
         counts = counted[:, part.rows].to(part.weights.dtype)
-        received = received + _column_sums(part.weights, counts, part.rows)
+        received = received + _column_sums(part.weights, counts, part.rows, n_keys)
         if definition == "visible":
             seen = part.visible.to(counts.dtype)
             share = seen / seen.sum(-1, keepdim=True).clamp(min=1)
-            rows_seen = rows_seen + _column_sums(seen, counts, part.rows)
-            even = even + _column_sums(share, counts, part.rows)
+            rows_seen = rows_seen + _column_sums(seen, counts, part.rows, n_keys)
+            even = even + _column_sums(share, counts, part.rows, n_keys)
     unit = torch.ones(n_batch, 1, n_keys, device=image_mask.device)
     columns = image_mask
     if definition == "paper":
@@ -196,12 +196,12 @@ def _accumulate(
     return ColumnScores(scores.float(), unit.float(), columns)
 
 
-def _column_sums(weights: Tensor, counts: Tensor, rows: slice) -> Tensor:
+def _column_sums(weights: Tensor, counts: Tensor, rows: slice, n_keys: int) -> Tensor:
     """Sum columns over the counted rows, leaving each column's own row out."""
     total = exact_product(counts[:, None, None, :], weights).squeeze(2)
     own = weights[..., rows].diagonal(dim1=-2, dim2=-1) * counts.unsqueeze(1)
     total[..., rows] -= own
-    return total
+    return torch.nn.functional.pad(total, (0, n_keys - weights.shape[-1]))
 
 
 def _official_columns(image_mask: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,9 +9,13 @@ from torch import Tensor
 
 from eah_interp._types import ColumnMask, HeadOutputs, Keys, Queries, Values
 from eah_interp.errors import InputError
+from eah_interp.kernels.abstract import is_abstract
 
 BLOCK_BYTES = 64 * 2**20
 """Size aimed at for one float32 block of `[batch, head, rows, key]`, in bytes."""
+
+CPU_ROWS = 64
+"""Most query rows of a block on a CPU, where a block that fits in cache is faster."""
 
 _LOWEST = torch.finfo(torch.float32).min
 
@@ -23,9 +27,10 @@ class PatternBlock:
     Attributes:
         rows: Which query rows.
         weights: Their pattern, in float32 (float64 where the queries are). Rows that
-            see nothing hold no meaning.
-        visible: Which keys each row may attend to; the head axis is 1 where all
-            heads see the same keys.
+            see nothing hold no meaning. Where attention is causal, keys after the
+            block's last row are left out.
+        visible: Which of these keys each row may attend to; the head axis is 1 where
+            all heads see the same keys.
     """
 
     rows: slice
@@ -34,7 +39,9 @@ class PatternBlock:
 
 
 def rows_per_block(queries: Queries, keys: Keys, *, block: int | None = None) -> int:
-    """Choose how many query rows one block holds, about 64 MiB of float32 weights.
+    """Choose how many query rows one block holds: at most 64 MiB of float32 weights.
+
+    On a CPU no more than 64 rows either.
 
     Args:
         queries: Queries of the attention call.
@@ -50,11 +57,12 @@ def rows_per_block(queries: Queries, keys: Keys, *, block: int | None = None) ->
     Example:
         >>> import torch
         >>> rows_per_block(torch.zeros(1, 32, 1000, 4), torch.zeros(1, 8, 1000, 4))
-        524
+        64
     """
     if block is None:
         row = 4 * queries.shape[0] * queries.shape[1] * keys.shape[2]
-        block = max(1, min(queries.shape[2], BLOCK_BYTES // max(row, 1)))
+        most = CPU_ROWS if queries.device.type == "cpu" else queries.shape[2]
+        block = max(1, min(queries.shape[2], most, BLOCK_BYTES // max(row, 1)))
     if block < 1:
         msg = f"block must be at least 1 query row, got {block}; leave it out"
         raise InputError(msg)
@@ -99,8 +107,11 @@ def pattern_blocks(
     Example:
         >>> import torch
         >>> q, k = torch.randn(1, 4, 5, 8), torch.randn(1, 2, 5, 8)
-        >>> whole = torch.cat([b.weights for b in pattern_blocks(q, k, block=2)], 2)
-        >>> bool(torch.allclose(whole.sum(-1), torch.ones(1, 4, 5)))
+        >>> blocks = list(pattern_blocks(q, k, block=3))
+        >>> [tuple(b.weights.shape) for b in blocks]
+        [(1, 4, 3, 3), (1, 4, 2, 5)]
+        >>> sums = torch.cat([b.weights.sum(-1) for b in blocks], 2)
+        >>> bool(torch.allclose(sums, torch.ones(1, 4, 5)))
         True
     """
     n_batch, n_heads, n_rows, d_head = queries.shape
@@ -111,28 +122,34 @@ def pattern_blocks(
     columns = torch.arange(n_keys, device=queries.device)
     dtype = torch.promote_types(queries.dtype, torch.float32)
     keys_t = keys.to(dtype).transpose(2, 3)
+    if token_mask is not None and _is_plainly_full(token_mask):
+        token_mask = None
     for start in range(0, n_rows, step):
         rows = slice(start, min(start + step, n_rows))
         size = rows.stop - start
-        grouped = queries[:, :, rows].to(dtype).reshape(n_batch, n_groups, -1, d_head)
-        logits = (
-            exact_product(grouped, keys_t)
-            .view(n_batch, n_heads, size, n_keys)
-            .mul_(scale)
-        )
+        # A causal block sees no key after its last row: leave those out.
+        width = rows.stop if mask is None else n_keys
+        grouped = queries[:, :, rows].to(dtype).mul(scale)
+        grouped = grouped.reshape(n_batch, n_groups, -1, d_head)
+        logits = exact_product(grouped, keys_t[..., :width])
+        logits = logits.view(n_batch, n_heads, size, width)
         if softcap is not None:
             logits = (logits / softcap).tanh() * softcap
         if mask is None:
-            causal = columns <= columns[rows].unsqueeze(1)
-            visible = causal.expand(n_batch, 1, size, n_keys)
+            causal = columns[:width] <= columns[rows].unsqueeze(1)
+            visible = causal.expand(n_batch, 1, size, width)
+            logits[..., rows].masked_fill_(~causal[:, rows], _LOWEST)
             if token_mask is not None:
-                visible = visible & token_mask[:, None, None, :]
+                tokens = token_mask[:, None, None, :width]
+                visible = visible & tokens
+                logits.masked_fill_(~tokens, _LOWEST)
         else:
             part = mask[:, :, rows].expand(n_batch, -1, size, n_keys)
             visible = part if part.dtype == torch.bool else _seen(part)
             if part.dtype != torch.bool:
                 logits = logits.add_(part.to(dtype).clamp(min=_LOWEST / 4))
-        weights = logits.masked_fill_(~visible, _LOWEST).softmax(-1)
+            logits.masked_fill_(~visible, _LOWEST)
+        weights = logits.softmax(-1)
         yield PatternBlock(rows, weights, visible)
 
 
@@ -189,8 +206,9 @@ def mix_values(
         block=block,
     ):
         weights = change(part).to(values.dtype)
-        n_batch, _, size, n_keys = weights.shape
-        grouped = weights.reshape(n_batch, n_groups, -1, n_keys) @ values
+        n_batch, _, size, width = weights.shape
+        seen = values[:, :, :width]
+        grouped = weights.reshape(n_batch, n_groups, -1, width) @ seen
         mixed.append(grouped.view(n_batch, n_heads, size, -1))
     return torch.cat(mixed, 2).transpose(1, 2).contiguous()
 
@@ -202,6 +220,12 @@ def exact_product(left: Tensor, right: Tensor) -> Tensor:
         return left @ right
     with torch.autocast(device, enabled=False):
         return left @ right
+
+
+def _is_plainly_full(token_mask: Tensor) -> bool:
+    """Whether there is no padding, where looking costs nothing (no wait for a GPU)."""
+    on_cpu = token_mask.device.type == "cpu" and not is_abstract(token_mask)
+    return on_cpu and bool(token_mask.all())
 
 
 def _seen(part: Tensor) -> Tensor:
