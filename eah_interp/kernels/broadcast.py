@@ -97,7 +97,7 @@ def broadcast_keys(
     if recipients is not None and n_groups != n_heads:
         msg = (
             f"{n_heads} heads share {n_groups} keys, so a partial broadcast cannot be "
-            "written into the keys; attend twice and keep each head's own result "
+            "written into the keys; give each head a copy of its keys first "
             "(eah_interp.interventions does)"
         )
         raise UnsupportedError(msg)
