@@ -13,7 +13,8 @@ What is checked, on a prompt of a few text tokens (two forward passes and a plai
 from typing import Any
 
 import torch
-from torch import Tensor
+from nnsight.intervention.source import STATE
+from torch import Tensor, nn
 
 from eah_interp.errors import ModelError
 from eah_interp.lvlm.anatomy import (
@@ -44,6 +45,14 @@ def verify_hook_points(model: Any, anatomy: Anatomy) -> None:
     _check_image_token(model, anatomy)
     ids = _probe_ids(model, anatomy)
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    opened = _unopened_modules(model, anatomy)
+    try:
+        _check_patches(model, anatomy, inputs)
+    finally:
+        _close(opened)
+
+
+def _check_patches(model: Any, anatomy: Anatomy, inputs: dict[str, Tensor]) -> None:
     with torch.no_grad():
         plain = model._module(**inputs, use_cache=False).logits
         same, _ = _patched_forward(model, anatomy, inputs, move=False)
@@ -61,6 +70,25 @@ def verify_hook_points(model: Any, anatomy: Anatomy) -> None:
             "what is written at the attention calls does not reach the output"
         )
         raise ModelError(msg)
+
+
+def _unopened_modules(model: Any, anatomy: Anatomy) -> list[nn.Module]:
+    """List the attention modules that nnsight has not opened to operations yet."""
+    modules = [model._module.get_submodule(s.path) for s in walk_sites(anatomy)]
+    return [m for m in modules if not getattr(vars(m).get(STATE), "sourced", False)]
+
+
+def _close(modules: list[nn.Module]) -> None:
+    """Give modules their plain forward back.
+
+    nnsight leaves a module open for good once an operation of its was read, and every
+    later trace then stops at each of them, read or not. It opens again what is read
+    again.
+    """
+    for module in modules:
+        state = vars(module).get(STATE)
+        if state is not None and state.sourced:
+            state.body, state.compiled, state.sourced = state.original, None, False
 
 
 def _patched_forward(

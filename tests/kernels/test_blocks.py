@@ -93,9 +93,9 @@ def test_long_causal_prompts_need_no_square_mask():
     token_mask[:, :9] = False
     queries, keys = torch.randn(1, 2, 50, 4), torch.randn(1, 2, 50, 4)
     blocks = kernels.pattern_blocks(queries, keys, token_mask=token_mask, block=6)
+    visible = [part.visible for part in blocks]
     # A causal block leaves out the keys after its last row: none of them is visible.
-    rows = [
-        torch.nn.functional.pad(part.visible, (0, 50 - part.visible.shape[-1]))
-        for part in blocks
-    ]
-    assert torch.equal(torch.cat(rows, dim=2), causal(token_mask))
+    assert [part.shape[-1] for part in visible] == [*range(6, 50, 6), 50]
+    pad = torch.nn.functional.pad
+    seen = torch.cat([pad(part, (0, 50 - part.shape[-1])) for part in visible], dim=2)
+    assert torch.equal(seen, causal(token_mask))

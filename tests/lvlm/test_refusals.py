@@ -288,6 +288,16 @@ def test_verification_takes_three_forwards_and_no_image(monkeypatch):
     assert calls == ["decoder"] * 3
 
 
+def test_verification_leaves_the_attention_modules_as_they_were():
+    model = eah.wrap(tiny_lvlm("llava"), tiny_processor("llava"))
+    paths = [site.path for site in model.anatomy.sites.values()]
+    states = [model._module.get_submodule(path).__nnsight__ for path in paths]
+    assert [state.sourced for state in states] == [False, False, False]
+    with torch.no_grad(), model.trace(random_image(), "what ?"):
+        eah.intervene(model, eah.EAH(layers=(1,)))
+    assert [state.sourced for state in states] == [False, True, False]
+
+
 def test_verification_happens_at_dispatch_when_loading_lazily(tmp_path):
     folder = tiny_folder(tmp_path, "llava")
     lazy = eah.load(folder, dispatch=False)
