@@ -66,7 +66,8 @@ def intervene(
         call = AttentionCall.parse(operation.inputs)
         prompt = whole.fit(call)
         key = (site.layer, eah)
-        if call.is_prefill or key not in memory.donors:
+        is_prefill = key not in memory.donors
+        if is_prefill:
             patch = plan_patch(eah, call, prompt, layer=site.layer)
             memory.donors[key] = patch.donors
         else:
@@ -74,7 +75,7 @@ def intervene(
             patch = LayerPatch(
                 site.layer, donors, patched_items(eah, donors), None, None
             )
-        if call.is_prefill or eah.steps == "all":
+        if is_prefill or eah.steps == "all":
             apply_patch(eah, operation, call, prompt, patch)
         done.append(patch)
     memory.steps[eah] = memory.steps.get(eah, 0) + 1

@@ -95,11 +95,6 @@ class AttentionCall:
         """Number of key/value groups."""
         return self.keys.shape[1]
 
-    @property
-    def is_prefill(self) -> bool:
-        """Whether this call reads a prompt rather than one more generated token."""
-        return self.queries.shape[2] > 1
-
     def pattern_inputs(self, token_mask: ColumnMask | None = None) -> dict[str, Any]:
         """Say what `kernels.pattern_blocks` needs to rebuild this call's pattern."""
         n_rows, n_keys = self.queries.shape[2], self.keys.shape[2]

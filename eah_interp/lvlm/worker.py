@@ -154,6 +154,13 @@ def _read_prompt(model: Any, image_mask: ColumnMask | None) -> Prompt:
             )
             raise InputError(msg)
         image_mask = find_image_mask(ids, image_token)
+    if isinstance(mask, Tensor) and mask.ndim == 2 and mask.shape > image_mask.shape:
+        msg = (
+            f"the attention mask covers {mask.shape[1]} tokens and input_ids "
+            f"{image_mask.shape[1]}: part of the prompt is in a key/value cache, where "
+            "its rows cannot be scored; trace the whole prompt in one forward"
+        )
+        raise InputError(msg)
     if isinstance(mask, Tensor) and mask.shape == image_mask.shape:
         tokens = mask.bool()
     else:

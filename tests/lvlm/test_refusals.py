@@ -172,6 +172,24 @@ def test_an_image_mask_of_the_wrong_width_is_refused(model):
         eah.intervene(model, image_mask=mask)
 
 
+def test_a_prompt_that_is_half_in_a_cache_is_refused(model):
+    encoding = model.encode(random_image(), "what ?")
+    with torch.no_grad():
+        cache = model._module(**encoding, use_cache=True).past_key_values
+    width = encoding["input_ids"].shape[1]
+    more = {
+        "input_ids": torch.tensor([[5, 6, 7]]),
+        "attention_mask": torch.ones(1, width + 3, dtype=torch.long),
+        "past_key_values": cache,
+    }
+    with (
+        pytest.raises(InputError, match=r"covers 25 tokens and input_ids 3: part of"),
+        torch.no_grad(),
+        model.trace(**more),
+    ):
+        eah.intervene(model)
+
+
 def test_nan_attention_weights_are_refused():
     broken = tiny_lvlm("llava")
     wrapped = eah.wrap(broken, tiny_processor("llava"))
