@@ -183,7 +183,7 @@ def test_a_prompt_that_is_half_in_a_cache_is_refused(model):
         "past_key_values": cache,
     }
     with (
-        pytest.raises(InputError, match=r"covers 25 tokens and input_ids 3: part of"),
+        pytest.raises(InputError, match=r"covers \d+ tokens and input_ids 3: part of"),
         torch.no_grad(),
         model.trace(**more),
     ):
