@@ -154,18 +154,29 @@ def _read_prompt(model: Any, image_mask: ColumnMask | None) -> Prompt:
             )
             raise InputError(msg)
         image_mask = find_image_mask(ids, image_token)
-    if isinstance(mask, Tensor) and mask.ndim == 2 and mask.shape > image_mask.shape:
-        msg = (
-            f"the attention mask covers {mask.shape[1]} tokens and input_ids "
-            f"{image_mask.shape[1]}: part of the prompt is in a key/value cache, where "
-            "its rows cannot be scored; trace the whole prompt in one forward"
-        )
-        raise InputError(msg)
+    if isinstance(ids, Tensor):
+        _check_widths(ids, image_mask, mask)
     if isinstance(mask, Tensor) and mask.shape == image_mask.shape:
         tokens = mask.bool()
     else:
         tokens = torch.ones_like(image_mask)
     return Prompt(image_mask, tokens)
+
+
+def _check_widths(ids: Tensor, image_mask: Tensor, mask: Any) -> None:
+    if tuple(image_mask.shape) != tuple(ids.shape):
+        msg = (
+            f"the image mask has shape {tuple(image_mask.shape)}: expected a flag for "
+            f"each token of input_ids, {tuple(ids.shape)}"
+        )
+        raise InputError(msg)
+    if isinstance(mask, Tensor) and mask.ndim == 2 and mask.shape[1] > ids.shape[1]:
+        msg = (
+            f"the attention mask covers {mask.shape[1]} tokens and input_ids "
+            f"{ids.shape[1]}: part of the prompt is in a key/value cache, where its "
+            "rows cannot be scored; trace the whole prompt in one forward"
+        )
+        raise InputError(msg)
 
 
 _KOSMOS = "image_embeds_position_mask"
