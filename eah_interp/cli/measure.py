@@ -38,6 +38,10 @@ class Reading:
     patches: Mapping[str, EAHPatch]
 
 
+REDRAWS = 8
+"""How often a random donor is drawn anew while it is the head that EAH chose."""
+
+
 def compare_with(eah: EAH, *, controls: bool) -> dict[str, EAH | None]:
     """Name the conditions: plain, EAH, and the control donors.
 
@@ -76,7 +80,8 @@ def read_next_token(
     """
     text = write_text(model, image, prompt=prompt, answer_start=answer_start)
     encoding = model.encode(image, text)
-    logits, patches = {}, {}
+    logits: dict[str, torch.Tensor] = {}
+    patches: dict[str, EAHPatch] = {}
     for name, eah in conditions.items():
         if bar is not None:
             bar.step(f"{prompt} {answer_start} [{name}]")
@@ -84,12 +89,31 @@ def read_next_token(
             with torch.no_grad(), model.trace(**encoding):
                 last = model.output.logits[0, -1].save()
         else:
-            with torch.no_grad(), model.trace(**encoding):
-                patches[name] = intervene(model, eah)
-                last = model.output.logits[0, -1].save()
+            patch, last = _patched_pass(model, encoding, eah)
+            own = patches.get(PATCHED)
+            for seed in range(REDRAWS):
+                if name != "random" or own is None or _heads(patch) != _heads(own):
+                    break
+                # The very head that EAH chose is no control: draw another.
+                other = dataclasses.replace(eah, seed=seed)
+                patch, last = _patched_pass(model, encoding, other)
+            patches[name] = patch
         logits[name] = last.float().cpu()
     position = encoding["input_ids"].shape[1] - 1
     return Reading(text, position, logits, patches)
+
+
+def _patched_pass(
+    model: LVLM, encoding: Mapping[str, Any], eah: EAH
+) -> tuple[EAHPatch, torch.Tensor]:
+    with torch.no_grad(), model.trace(**encoding):
+        patch = intervene(model, eah)
+        last = model.output.logits[0, -1].save()
+    return patch, last
+
+
+def _heads(patch: EAHPatch) -> list[int]:
+    return [int(layer.donors[0]) for layer in patch.layers]
 
 
 def write_text(
