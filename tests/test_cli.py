@@ -507,3 +507,17 @@ def test_the_verdict_says_when_nothing_was_patched():
     )
     assert "EAH changed nothing on 1 of 1 questions" in verdict[0]
     assert "did not change" in verdict[1]
+
+
+def test_the_random_control_is_another_head_than_the_one_that_eah_chose(toy):
+    image = draw_scene(0).pil()
+    conditions = {"plain": None, "EAH": eah.EAH(), "random": eah.EAH(donor="random")}
+    reading = read_next_token(
+        toy, image, prompt="Is there a flower in the image?", conditions=conditions
+    )
+    chosen, drawn = (reading.patches[name].donors.item() for name in ("EAH", "random"))
+    assert chosen != drawn
+    # The seed as given draws the very head that EAH chose, so the test is not idle.
+    with torch.no_grad(), toy.trace(image, "Is there a flower in the image?"):
+        first = eah.intervene(toy, eah.EAH(donor="random"))
+    assert first.donors.item() == chosen
