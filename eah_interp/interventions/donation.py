@@ -35,12 +35,9 @@ def plan_patch(
         donors = torch.full((n_batch,), -1, device=device)
     else:
         rule: Any = "densest" if eah.donor == "shuffled" else eah.donor
-        if density is None:
-            density_or_zero = torch.zeros(n_batch, call.n_heads, device=device)
-        else:
-            density_or_zero = density
+        unscored = torch.zeros(n_batch, call.n_heads, device=device)
         donors = choose_donors(
-            density_or_zero,
+            unscored if density is None else density,
             rule=rule,
             gamma=eah.gamma,
             seed=layer_seed(eah, layer),

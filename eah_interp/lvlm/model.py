@@ -249,10 +249,8 @@ class LVLM(TransformersModel):
             kinds = ", ".join(type(value).__name__ for value in inputs)
             msg = f"expected (images, prompts), got {len(inputs)} arguments: {kinds}"
             raise InputError(msg)
-        if len(inputs) == 2:
-            return (), {**self.encode(*inputs), **kwargs}
         if has_images(inputs):
-            return (), {**self.encode(inputs[0]), **kwargs}
+            return (), {**self.encode(*inputs), **kwargs}
         return inputs, kwargs
 
     def _batch_size(self, *inputs: Any, **kwargs: Any) -> int:

@@ -7,7 +7,7 @@ What is checked, on a prompt of a few text tokens (two forward passes and a plai
    pattern that we score is the pattern that the model uses, rows summing to one;
 3. queries and keys written at a call read back in that call's output;
 4. giving every head the pattern of one head moves the logits;
-5. the image token is one token of the vocabulary, and the processor's own.
+5. the image token's id, where there is one, is not negative.
 """
 
 from typing import Any
@@ -140,8 +140,8 @@ def _check_explained(site: AttentionSite, call: AttentionCall, output: Any) -> N
 
 def _check_image_token(model: Any, anatomy: Anatomy) -> None:
     token = anatomy.image_token_id
-    size = model._module.get_input_embeddings().num_embeddings
-    if token is not None and not token >= 0:
+    if token is not None and token < 0:
+        size = model._module.get_input_embeddings().num_embeddings
         msg = f"image_token_id={token} is not a token; vocabulary of {size}"
         raise ModelError(msg)
 
