@@ -1,0 +1,81 @@
+"""Claims about intervals: they cover what they should, and pair items."""
+
+import math
+
+import pytest
+import torch
+from scipy import stats
+
+from eah_interp.errors import InputError
+from eah_interp.kernels.statistics import Effect, compare_rates, estimate_mean
+
+
+def ones(*shape):
+    return torch.ones(*shape, dtype=torch.float64)
+
+
+def test_the_change_of_a_rate_is_of_sums_over_sums_averaged_over_runs():
+    before = torch.tensor([[1.0, 0, 0, 2], [0, 0, 0, 1]]).double()
+    totals = torch.tensor([[2.0, 1, 3, 2], [1, 1, 1, 1]]).double()
+    after = torch.tensor([[0.0, 0, 1, 0], [1, 1, 0, 1]]).double()
+    change = compare_rates((before, totals), (after, totals), resamples=50)
+    expected = ((1 / 8 - 3 / 8) + (3 / 4 - 1 / 4)) / 2
+    assert change.estimate == pytest.approx(100 * expected)
+    assert change.n == 4
+
+
+def test_a_bootstrap_interval_agrees_with_the_normal_one_on_many_items():
+    torch.manual_seed(0)
+    before = (torch.rand(1, 2000) < 0.5).double()
+    flips = (torch.rand(1, 2000) < 0.2).double()
+    after = before * (1 - flips)
+    change = compare_rates((before, ones(1, 2000)), (after, ones(1, 2000)))
+    difference = (after - before)[0]
+    error = 100 * float(difference.std()) / math.sqrt(2000)
+    assert change.low == pytest.approx(change.estimate - 1.96 * error, abs=0.3)
+    assert change.high == pytest.approx(change.estimate + 1.96 * error, abs=0.3)
+
+
+def test_items_are_paired_between_conditions():
+    torch.manual_seed(0)
+    before = (torch.rand(1, 300) < 0.5).double()
+    same = compare_rates((before, ones(1, 300)), (before.clone(), ones(1, 300)))
+    assert (same.estimate, same.low, same.high) == (0, 0, 0)
+    shuffled = before[:, torch.randperm(300)]
+    apart = compare_rates((before, ones(1, 300)), (shuffled, ones(1, 300)))
+    assert apart.high - apart.low > 5
+
+
+def test_items_are_drawn_together_for_all_runs():
+    # Two runs with opposite changes on every item: any joint draw cancels exactly.
+    base, up = torch.zeros(1, 50), torch.rand(1, 50).round()
+    before, after = torch.cat([base, up]), torch.cat([up, base])
+    change = compare_rates((before, ones(2, 50)), (after, ones(2, 50)))
+    assert max(abs(change.low), abs(change.high)) < 1e-9
+
+
+def test_the_interval_over_runs_is_student_s():
+    values = [3.0, 5.0, 10.0]
+    mean = estimate_mean(values)
+    low, high = stats.t.interval(0.95, 2, loc=6.0, scale=stats.sem(values))
+    assert (mean.low, mean.high) == (pytest.approx(low), pytest.approx(high))
+    assert not mean.excludes_zero
+    assert estimate_mean([3.0, 3.1, 3.2]).excludes_zero
+
+
+def test_an_effect_prints_its_interval():
+    effect = Effect(estimate=-4.21, low=-6.0, high=-2.5, level=0.95, n=3)
+    assert str(effect) == "-4.2 [-6.0, -2.5]"
+
+
+def test_undefined_rates_and_single_items_are_refused(as_users_run_it):
+    with pytest.raises(InputError, match="total of zero"):
+        compare_rates(
+            (ones(1, 3), ones(1, 3)), (ones(1, 3), torch.zeros(1, 3).double())
+        )
+    with pytest.raises(InputError, match="2 items or more"):
+        compare_rates((ones(1, 1), ones(1, 1)), (ones(1, 1), ones(1, 1)))
+    with pytest.raises(InputError, match="four tables"):
+        compare_rates((ones(1, 3), ones(1, 4)), (ones(1, 3), ones(1, 3)))
+    with pytest.raises(InputError, match="2 values or more"):
+        estimate_mean([1.0])
