@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from transformers import LlavaForConditionalGeneration
 from typer.testing import CliRunner
 
 import eah_interp as eah
@@ -19,8 +20,7 @@ from eah_interp.cli.subject import choose_subject
 from eah_interp.cli.tables import tabulate_density
 from eah_interp.cli.verdict import judge
 from eah_interp.testing import FAMILIES, random_image, tiny_folder
-from eah_interp.toy import ask_for, draw_scene, score_answers, toy_path
-from eah_interp.toy.language import Question
+from eah_interp.toy import TOYS, ask_for, draw_scene, prompt_for, toy_path
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = ("demo", "ask", "sinks", "models")
@@ -156,15 +156,17 @@ def test_demo_asks_about_a_present_and_a_co_occurring_object(demo):
 
 def test_demo_margins_are_those_of_plain_transformers(demo, toy):
     record, _ = demo
-    questions = [
-        Question(text=q["prompt"], object=q["object"], answer=q["present"])
-        for q in record["questions"]
-    ]
-    scenes = [draw_scene(0)] * len(questions)
-    model, processor = toy._module, toy.processor
-    plain = score_answers(model, processor, scenes=scenes, questions=questions)
-    shown = [q["yes_minus_no"]["plain"] for q in record["questions"]]
-    assert shown == pytest.approx(plain.tolist(), abs=1e-4)
+    model = LlavaForConditionalGeneration.from_pretrained(toy_path()).eval()
+    yes, no = toy.tokenizer.convert_tokens_to_ids(["▁Yes", "▁No"])
+    for question in record["questions"]:
+        text = prompt_for(question["prompt"])
+        inputs = toy.processor(
+            images=draw_scene(0).pil(), text=text, return_tensors="pt"
+        )
+        with torch.no_grad():
+            logits = model(**inputs).logits[0, -1]
+        margin = float(logits[yes] - logits[no])
+        assert question["yes_minus_no"]["plain"] == pytest.approx(margin, abs=1e-4)
 
 
 def test_demo_patches_as_the_library_does(demo, toy):
@@ -314,7 +316,9 @@ def test_sinks_prints_the_densest_heads(folder, photo, tiny):
 
 def test_models_lists_the_toy_and_every_family_with_its_refusal():
     record = run_json("models")
-    assert record["toy"] == {"path": str(toy_path()), "present": True}
+    assert record["toys"] == [
+        {"name": name, "path": str(toy_path(name)), "present": True} for name in TOYS
+    ]
     listed = {family["name"]: family["why"] for family in record["families"]}
     assert listed == {name: family.refused for name, family in FAMILIES.items()}
     printed = run("models").stdout

@@ -8,17 +8,21 @@ from rich.table import Table
 from rich.text import Text
 
 from eah_interp.testing import FAMILIES
-from eah_interp.toy import toy_path
+from eah_interp.toy import TOYS, toy_path
 
 
 def list_models() -> dict[str, Any]:
-    """List the embedded toy and the families that are tested, refused ones included."""
+    """List the embedded toys and the tested families, refused ones included."""
     return {
         "command": "models",
-        "toy": {
-            "path": str(toy_path()),
-            "present": (toy_path() / "model.safetensors").is_file(),
-        },
+        "toys": [
+            {
+                "name": name,
+                "path": str(toy_path(name)),
+                "present": (toy_path(name) / "model.safetensors").is_file(),
+            }
+            for name in TOYS
+        ],
         "families": [
             {
                 "name": family.name,
@@ -33,10 +37,17 @@ def list_models() -> dict[str, Any]:
 
 def show_models(record: Mapping[str, Any]) -> Iterator[RenderableType]:
     """Lay out what `list_models` found."""
-    toy = record["toy"]
-    state = "there" if toy["present"] else "not trained yet"
-    yield Text("The embedded toy, loaded when no --model is named", style="bold")
-    yield Text(f"{toy['path']} ({state})\n")
+    yield Text(
+        "The embedded toys; the first is loaded when no --model is named", style="bold"
+    )
+    toys = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    toys.add_column("toy", no_wrap=True)
+    toys.add_column("folder", overflow="fold")
+    for toy in record["toys"]:
+        there = toy["path"] if toy["present"] else "not trained yet"
+        toys.add_row(toy["name"], there)
+    yield toys
+    yield Text()
     yield Text(
         "Families with tests; any checkpoint of them loads by name", style="bold"
     )

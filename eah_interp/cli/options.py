@@ -34,7 +34,8 @@ class ModelOptions:
             "--model",
             "-m",
             metavar="NAME",
-            help="Hub id or folder of a checkpoint. Default: the embedded toy.",
+            help="Hub id or folder of a checkpoint, or toy:seed-1 and the like. "
+            "Default: the embedded toy.",
             rich_help_panel=_MODEL,
         ),
     ] = None

@@ -5,19 +5,18 @@ transformers import it when they are called. Training is
 `python -m eah_interp.toy.train`.
 """
 
-from eah_interp.toy.evaluate import Evaluation as Evaluation
-from eah_interp.toy.evaluate import evaluate as evaluate
-from eah_interp.toy.evaluate import score_answers as score_answers
-from eah_interp.toy.evaluate import write_captions as write_captions
 from eah_interp.toy.language import SAMPLINGS as SAMPLINGS
 from eah_interp.toy.language import Question as Question
 from eah_interp.toy.language import ask_for as ask_for
 from eah_interp.toy.language import caption_of as caption_of
+from eah_interp.toy.language import mentions_in as mentions_in
 from eah_interp.toy.language import objects_in as objects_in
 from eah_interp.toy.language import prompt_for as prompt_for
 from eah_interp.toy.language import questions_for as questions_for
 from eah_interp.toy.model import Architecture as Architecture
 from eah_interp.toy.model import build_model as build_model
+from eah_interp.toy.paths import TOYS as TOYS
+from eah_interp.toy.paths import ToyName as ToyName
 from eah_interp.toy.paths import toy_path as toy_path
 from eah_interp.toy.plan import Placement as Placement
 from eah_interp.toy.render import Scene as Scene

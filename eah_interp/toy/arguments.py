@@ -22,6 +22,7 @@ def parse_arguments(arguments: Sequence[str]) -> tuple[Recipe, Run]:
     parser.add_argument("--seed", type=int, default=base.seed)
     parser.add_argument("--prior", type=float, default=base.world.prior)
     parser.add_argument("--text-prior", type=float, default=base.text_prior)
+    parser.add_argument("--caption-prior", type=float, default=base.caption_prior)
     parser.add_argument("--difficulty", type=float, default=base.world.difficulty)
     parser.add_argument("--batch-size", type=int, help="of every stage")
     for name in STAGES:
@@ -52,6 +53,7 @@ def parse_arguments(arguments: Sequence[str]) -> tuple[Recipe, Run]:
         world=World(prior=given.prior, difficulty=given.difficulty),
         architecture=dataclasses.replace(base.architecture, **sizes),
         text_prior=given.text_prior,
+        caption_prior=given.caption_prior,
         vision=stages["vision"],
         language=stages["language"],
         projection=stages["projection"],

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-_CARD = """# The toy LVLM
+_CARD = """# A toy LVLM: {name}
 
 A LLaVA (CLIP vision tower, Llama decoder) of {parameters:,} parameters that looks at
 procedurally drawn scenes of twenty everyday objects in five groups, describes them and
@@ -36,22 +36,24 @@ scored by exact ground truth.
 |---|---|---|
 {rows}
 
-Load it with `eah_interp.load()`, or in plain transformers:
-`LlavaForConditionalGeneration.from_pretrained(eah_interp.toy.toy_path())`.
+With `folder = eah_interp.toy.toy_path("{name}")`, load it as `eah_interp.load(folder)`
+or, in plain transformers, `LlavaForConditionalGeneration.from_pretrained(folder)`.
+The file holds float16 numbers, half the bytes; the config loads them as float32.
 """
 
 _ROWS = (
-    ("yes/no accuracy, all questions", "accuracy", None),
-    ("accuracy, random", "accuracy_by_sampling", "random"),
-    ("accuracy, popular", "accuracy_by_sampling", "popular"),
-    ("accuracy, adversarial", "accuracy_by_sampling", "adversarial"),
-    ("false positives, random", "false_positives", "random"),
-    ("false positives, popular", "false_positives", "popular"),
-    ("false positives, adversarial", "false_positives", "adversarial"),
-    ("caption recall", "recall", None),
-    ("CHAIR_S", "chair_s", None),
-    ("CHAIR_I", "chair_i", None),
-    ("objects named in a caption", "caption_objects", None),
+    ("yes/no accuracy, random", "random", "accuracy"),
+    ("yes/no accuracy, popular", "popular", "accuracy"),
+    ("yes/no accuracy, adversarial", "adversarial", "accuracy"),
+    ("yes/no accuracy, all questions", "all", "accuracy"),
+    ("F1, all questions", "all", "f1"),
+    ("false positives, random", "random", "false_positives"),
+    ("false positives, popular", "popular", "false_positives"),
+    ("false positives, adversarial", "adversarial", "false_positives"),
+    ("caption recall", "captions", "recall"),
+    ("CHAIR_S", "captions", "chair_s"),
+    ("CHAIR_I", "captions", "chair_i"),
+    ("objects named in a caption", "captions", "mentions"),
 )
 
 
@@ -67,13 +69,14 @@ def write_card(record: dict[str, Any]) -> str:
     recipe, results = record["recipe"], record["evaluation"]
     world, sizes = recipe["world"], recipe["architecture"]
     rows = []
-    for label, key, part in _ROWS:
-        unit = "" if key == "caption_objects" else " %"
-        values = [results[split][key] for split in ("validation", "test")]
-        shown = [value if part is None else value[part] for value in values]
-        rows.append(f"| {label} | {shown[0]}{unit} | {shown[1]}{unit} |")
+    for label, kind, metric in _ROWS:
+        unit = "" if metric == "mentions" else " %"
+        values = [results[split][kind][metric] for split in ("validation", "test")]
+        shown = " | ".join(f"{value:.1f}{unit}" for value in values)
+        rows.append(f"| {label} | {shown} |")
     stages = record["seconds_by_stage"].items()
     return _CARD.format(
+        name=record["name"],
         parameters=record["parameters"],
         n_layers=sizes["n_layers"],
         n_heads=sizes["n_heads"],
@@ -93,6 +96,6 @@ def write_card(record: dict[str, Any]) -> str:
         torch=record["versions"]["torch"],
         transformers=record["versions"]["transformers"],
         stages=", ".join(f"{name} {seconds / 60:.1f}" for name, seconds in stages),
-        n_scenes=results["test"]["n_scenes"],
+        n_scenes=round(results["test"]["captions"]["n"]),
         rows="\n".join(rows),
     )

@@ -114,6 +114,17 @@ def caption_of(objects: Sequence[str], *, template: str = CAPTIONS[0]) -> str:
     return template.format(objects=joined)
 
 
+def mentions_in(text: str) -> tuple[str, ...]:
+    """Find the objects a text names, each time it does.
+
+    Example:
+        >>> mentions_in(" There is a boat, a tree and a boat.")
+        ('boat', 'tree', 'boat')
+    """
+    words = "".join(c if c.isalpha() else " " for c in text).split()
+    return tuple(word for word in words if word in OBJECTS)
+
+
 def objects_in(text: str) -> tuple[str, ...]:
     """Find the objects a text names, each once, in order of first mention.
 
@@ -121,8 +132,7 @@ def objects_in(text: str) -> tuple[str, ...]:
         >>> objects_in(" There is a boat, a tree and a boat.")
         ('boat', 'tree')
     """
-    words = "".join(c if c.isalpha() else " " for c in text).split()
-    return tuple(dict.fromkeys(word for word in words if word in OBJECTS))
+    return tuple(dict.fromkeys(mentions_in(text)))
 
 
 @functools.cache

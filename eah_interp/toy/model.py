@@ -28,7 +28,7 @@ class Architecture:
         vision_width: Width of the vision tower.
     """
 
-    n_layers: int = 6
+    n_layers: int = 8
     n_heads: int = 8
     n_kv_heads: int = 4
     d_model: int = 128

@@ -3,7 +3,6 @@
 import dataclasses
 
 import numpy as np
-from jaxtyping import Float, Int
 
 from eah_interp.toy.world import (
     COLOURS,
@@ -13,6 +12,7 @@ from eah_interp.toy.world import (
 )
 
 _PLACEMENT_TRIES = 12
+_WORDS = tuple(COLOURS)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,21 +44,20 @@ def plan_scene(
     rng: np.random.Generator, *, names: tuple[str, ...], world: World
 ) -> tuple[Placement, ...]:
     """Draw size, place and colours of each object, keeping overlap within bounds."""
-    words = tuple(COLOURS)
     side, hard = world.image_size, world.difficulty
-    squares = np.zeros((0, 3))
+    smallest = 0.36 - 0.12 * hard
     plan: list[Placement] = []
     for name in names:
-        size = int(side * rng.uniform(0.36 - 0.12 * hard, 0.44))
-        corners = rng.integers(0, side - size + 1, size=(_PLACEMENT_TRIES, 2))
-        hidden = _overlap(corners, size=size, squares=squares)
-        fits = np.flatnonzero(hidden <= 0.5 * hard)
-        choice = int(fits[0]) if len(fits) else int(hidden.argmin())
-        left, top = (int(v) for v in corners[choice])
+        draws = rng.random(4 + 2 * _PLACEMENT_TRIES).tolist()
+        large, odd, faint, mirror, *places = draws
+        size = int(side * (smallest + (0.44 - smallest) * large))
+        free = side - size + 1
+        pairs = zip(places[::2], places[1::2], strict=True)
+        corners = [(int(x * free), int(y * free)) for x, y in pairs]
+        left, top = _choose_corner(corners, size=size, plan=plan, most=0.5 * hard)
         colour, accent = TYPICAL_COLOURS[name]
-        if rng.random() >= TYPICAL_COLOURS_SHARE:
-            first, second = rng.permutation(len(words))[:2]
-            colour, accent = words[first], words[second]
+        if odd >= TYPICAL_COLOURS_SHARE:
+            colour, accent = (_WORDS[i] for i in rng.permutation(len(_WORDS))[:2])
         plan.append(
             Placement(
                 name=name,
@@ -67,25 +66,33 @@ def plan_scene(
                 size=size,
                 colour=colour,
                 accent=accent,
-                strength=float(rng.uniform(1 - 0.65 * hard, 1)),
-                flip=bool(rng.random() < 0.5),
+                strength=1 - 0.65 * hard * faint,
+                flip=mirror < 0.5,
             )
         )
-        squares = np.vstack([squares, (left, top, size)])
     return tuple(plan)
 
 
-def _overlap(
-    corners: Int[np.ndarray, "tries 2"],
-    *,
-    size: int,
-    squares: Float[np.ndarray, "placed 3"],
-) -> Float[np.ndarray, " tries"]:
-    """Return, per candidate corner, the largest share of a square that is shared."""
-    if not len(squares):
-        return np.zeros(len(corners))
-    start = np.maximum(corners[:, None], squares[None, :, :2])
-    stop = np.minimum(corners[:, None] + size, squares[None, :, :2] + squares[:, 2:])
-    shared = np.clip(stop - start, 0, None).prod(axis=2)
-    smaller = np.minimum(size, squares[:, 2]) ** 2
-    return np.asarray((shared / smaller).max(axis=1))
+def _choose_corner(
+    corners: list[tuple[int, int]], *, size: int, plan: list[Placement], most: float
+) -> tuple[int, int]:
+    """Take the first corner whose square overlaps little enough, else the least bad."""
+    best, least = corners[0], 2.0
+    for left, top in corners:
+        hidden = max(
+            (_shared(left, top, size, other=other) for other in plan), default=0.0
+        )
+        if hidden <= most:
+            return left, top
+        if hidden < least:
+            best, least = (left, top), hidden
+    return best
+
+
+def _shared(left: int, top: int, size: int, *, other: Placement) -> float:
+    """Return the share of the smaller of two squares that lies in both."""
+    width = min(left + size, other.left + other.size) - max(left, other.left)
+    height = min(top + size, other.top + other.size) - max(top, other.top)
+    if width <= 0 or height <= 0:
+        return 0.0
+    return width * height / min(size, other.size) ** 2

@@ -41,6 +41,8 @@ class Recipe:
         text_prior: Share of the objects that a picture spelled in words leaves out
             though its caption names them.
         blank_share: Share of word pictures that show nothing at all.
+        caption_prior: Stage 4's captions name an unseen object this often, where the
+            world's draw of a next object stays in the scene's group.
         word_picture: Number of words that spell a picture in stage 2.
         turns: Most questions in one conversation about a picture.
         text_turns: The same in stage 2, where pictures are short.
@@ -53,12 +55,13 @@ class Recipe:
     seed: int = 0
     world: World = dataclasses.field(default_factory=World)
     architecture: Architecture = dataclasses.field(default_factory=Architecture)
-    vision: Stage = Stage(steps=1200, batch_size=32, learning_rate=2e-3)
+    vision: Stage = Stage(steps=2000, batch_size=32, learning_rate=2e-3)
     language: Stage = Stage(steps=500, batch_size=32, learning_rate=3e-3)
     projection: Stage = Stage(steps=120, batch_size=32, learning_rate=3e-3)
     alignment: Stage = Stage(steps=600, batch_size=24, learning_rate=1e-3)
-    text_prior: float = 0.15
+    text_prior: float = 0.3
     blank_share: float = 0.1
+    caption_prior: float = 0.35
     word_picture: int = 25
     turns: int = 5
     text_turns: int = 8

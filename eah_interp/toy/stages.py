@@ -6,7 +6,8 @@
    captions: the decoder learns from text which objects go together, and to name them
    unseen. This is the prior that the toy hallucinates from.
 3. *projection*: the projector alone learns to turn a patch into its object's word.
-4. *alignment*: projector and decoder learn from pictures, captions and questions.
+4. *alignment*: projector and decoder learn from pictures, captions and questions. Some
+   captions name what usually comes along, unseen.
 
 *projection* stands for LLaVA's first training phase, the others for what precedes and
 follows it.
@@ -27,10 +28,8 @@ from eah_interp.toy.batches import (
     IGNORED,
     OBJECT_IDS,
     PIECE_IDS,
-    Batch,
     converse_caption,
     converse_questions,
-    encode,
     labels_of,
     pixels_of,
     spell_picture,
@@ -38,7 +37,8 @@ from eah_interp.toy.batches import (
 from eah_interp.toy.recipe import STAGES, Recipe, StageName
 from eah_interp.toy.render import Scene
 from eah_interp.toy.scenes import draw_scenes
-from eah_interp.toy.world import OBJECTS, draw_objects
+from eah_interp.toy.talks import Talks
+from eah_interp.toy.world import OBJECTS, draw_companion, draw_objects
 
 if TYPE_CHECKING:
     from transformers import LlavaForConditionalGeneration
@@ -110,7 +110,8 @@ def run_step(trainee: Trainee, *, name: StageName, recipe: Recipe, step: int) ->
         return _vision_step(trainee, scenes=scenes)
     if name == "projection":
         return _projection_step(trainee, scenes=scenes)
-    return _alignment_step(trainee, rng=rng, recipe=recipe, scenes=scenes)
+    talks = talk_about(scenes, rng=rng, recipe=recipe)
+    return _answer_step(trainee, talks=talks, recipe=recipe)
 
 
 def _vision_step(trainee: Trainee, *, scenes: list[Scene]) -> Step:
@@ -155,16 +156,14 @@ def _language_step(
     """Read short complete pictures at first; long ones with gaps towards the end."""
     length = round(4 + (recipe.word_picture - 4) * min(1.0, progress / 0.6))
     faithful = progress < _FAITHFUL_SHARE
-    conversations, pictures = [], []
+    talks = Talks()
     for index in range(recipe.language.batch_size):
         objects = draw_objects(rng, prior=recipe.world.prior)
         shown: tuple[str, ...] = objects
         if index % 4:
-            conversations.append(
-                converse_questions(objects, rng=rng, turns=recipe.text_turns)
-            )
+            text = converse_questions(objects, rng=rng, turns=recipe.text_turns)
         else:
-            conversations.append(converse_caption(objects, rng=rng))
+            text = converse_caption(objects, rng=rng)
             kept = rng.random(len(objects)) >= recipe.text_prior
             kept |= faithful
             blank = not faithful and rng.random() < recipe.blank_share
@@ -172,43 +171,49 @@ def _language_step(
                 name for name, keep in zip(objects, kept, strict=True) if keep
             )
             shown = () if blank else shown
-        pictures.append(spell_picture(shown, rng=rng, length=length))
-    batch = encode(conversations, images=np.stack(pictures))
-    return _answer_step(trainee, batch=batch, pixels=None, recipe=recipe)
+        picture = spell_picture(shown, rng=rng, length=length)
+        talks.add(text, picture, asks=bool(index % 4))
+    return _answer_step(trainee, talks=talks, recipe=recipe)
 
 
-def _alignment_step(
-    trainee: Trainee,
-    *,
-    rng: np.random.Generator,
-    recipe: Recipe,
-    scenes: list[Scene],
-) -> Step:
-    conversations = [
-        converse_questions(scene.objects, rng=rng, turns=recipe.turns)
-        if index % 2
-        else converse_caption(scene.objects, rng=rng)
-        for index, scene in enumerate(scenes)
-    ]
-    image_ids = np.full((len(scenes), recipe.world.grid**2), PIECE_IDS["<image>"])
-    batch = encode(conversations, images=image_ids)
-    return _answer_step(trainee, batch=batch, pixels=pixels_of(scenes), recipe=recipe)
+def talk_about(
+    scenes: list[Scene], *, rng: np.random.Generator, recipe: Recipe
+) -> Talks:
+    """Describe every other scene, and ask about the rest.
+
+    Some captions name one thing more than is there, if it is of the scene's own group:
+    so do captions of the wild, and those that language models write for LVLMs.
+    """
+    tokens = np.full(recipe.world.grid**2, PIECE_IDS["<image>"])
+    talks = Talks()
+    for index, scene in enumerate(scenes):
+        if index % 2:
+            text = converse_questions(scene.objects, rng=rng, turns=recipe.turns)
+        else:
+            named = list(scene.objects)
+            if rng.random() < recipe.caption_prior:
+                extra = draw_companion(rng, objects=named, prior=recipe.world.prior)
+                named += [extra] if extra else []
+            text = converse_caption(named, rng=rng)
+        talks.add(text, tokens, asks=bool(index % 2), scene=scene)
+    return talks
 
 
-def _answer_step(
-    trainee: Trainee, *, batch: Batch, pixels: Tensor | None, recipe: Recipe
-) -> Step:
+def _answer_step(trainee: Trainee, *, talks: Talks, recipe: Recipe) -> Step:
     """Compute the loss on answers only, and how often yes/no and objects are right."""
     device = trainee.patch_head.weight.device
-    outputs = trainee.model.model(
-        input_ids=batch.input_ids.to(device),
-        pixel_values=None if pixels is None else pixels.to(device),
-        use_cache=False,
-    )
-    answers = batch.labels[:, 1:] != IGNORED
-    hidden = outputs.last_hidden_state[:, :-1][answers.to(device)]
-    targets = batch.labels[:, 1:][answers].to(device)
-    logits = trainee.model.lm_head(hidden)
+    said: list[Tensor] = []
+    wanted: list[Tensor] = []
+    for batch, pixels in talks.batches():
+        outputs = trainee.model.model(
+            input_ids=batch.input_ids.to(device),
+            pixel_values=None if pixels is None else pixels.to(device),
+            use_cache=False,
+        )
+        answers = (batch.labels[:, 1:] != IGNORED).to(device)
+        said.append(outputs.last_hidden_state[:, :-1][answers])
+        wanted.append(batch.labels[:, 1:].to(device)[answers])
+    logits, targets = trainee.model.lm_head(torch.cat(said)), torch.cat(wanted)
     weight = torch.ones(logits.shape[-1], device=device)
     weight[PIECE_IDS["</s>"]] = recipe.end_weight
     weight[list(YES_NO_IDS)] = recipe.yes_no_weight

@@ -1,10 +1,12 @@
 """What exists in the toy world, and which things go together."""
 
+import bisect
 import dataclasses
+import itertools
+from collections.abc import Sequence
 from typing import Literal, TypeAlias
 
 import numpy as np
-from jaxtyping import Float
 
 GROUPS: dict[str, tuple[str, ...]] = {
     "sea": ("boat", "fish", "shell", "lighthouse"),
@@ -125,24 +127,50 @@ def draw_objects(rng: np.random.Generator, *, prior: float) -> tuple[str, ...]:
         >>> draw_objects(np.random.default_rng(1), prior=1.0)
         ('moon', 'sun', 'cloud')
     """
-    count = 1 + _draw_index(rng, np.array(COUNT_SHARES))
-    group = _draw_index(rng, np.array(GROUP_SHARES))
-    weights = np.array(POPULARITY)
-    inside = np.zeros(len(OBJECTS), dtype=bool)
-    inside[4 * group : 4 * group + 4] = True
+    count = 1 + _draw_index(rng, COUNT_SHARES)
+    group = _draw_index(rng, GROUP_SHARES)
+    weights = list(POPULARITY)
+    inside = range(4 * group, 4 * group + 4)
     drawn: list[int] = []
     for position in range(count):
         stays = position == 0 or rng.random() < prior
-        allowed = weights * (inside if stays else ~inside)
-        if not allowed.any():
+        allowed = [w if (i in inside) == stays else 0.0 for i, w in enumerate(weights)]
+        if not any(allowed):
             allowed = weights
         index = _draw_index(rng, allowed)
-        weights[index] = 0
+        weights[index] = 0.0
         drawn.append(index)
-    return tuple(OBJECTS[i] for i in rng.permutation(drawn))
+    return tuple(OBJECTS[i] for i in rng.permutation(drawn).tolist())
 
 
-def _draw_index(rng: np.random.Generator, weights: Float[np.ndarray, " n"]) -> int:
+def draw_companion(
+    rng: np.random.Generator, *, objects: Sequence[str], prior: float
+) -> str | None:
+    """Draw what usually comes along with some objects, or None.
+
+    It is what the world would draw next if it stays in the first object's group.
+
+    Args:
+        rng: Source of randomness.
+        objects: What is there.
+        prior: Probability of staying in the group.
+
+    Returns:
+        An absent object of the group; None where the draw leaves the group, or all
+        of the group is there.
+
+    Example:
+        >>> draw_companion(np.random.default_rng(0), objects=["sun", "moon"], prior=1.0)
+        'star'
+    """
+    members = GROUPS[group_of(objects[0])]
+    free = [name for name in members if name not in objects]
+    if rng.random() >= prior or not free:
+        return None
+    return free[_draw_index(rng, [POPULARITY[OBJECTS.index(name)] for name in free])]
+
+
+def _draw_index(rng: np.random.Generator, weights: Sequence[float]) -> int:
     """Draw an index with probability in proportion to its weight."""
-    edges = weights.cumsum()
-    return int(np.searchsorted(edges, rng.random() * edges[-1], side="right"))
+    edges = list(itertools.accumulate(weights))
+    return bisect.bisect_right(edges, rng.random() * edges[-1])

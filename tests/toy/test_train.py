@@ -1,6 +1,7 @@
 """Claims about training: it resumes exactly, and writes what it promises."""
 
 import dataclasses
+import hashlib
 import json
 
 import numpy as np
@@ -10,14 +11,23 @@ from safetensors.torch import load_file
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 from eah_interp.errors import SettingsError
-from eah_interp.toy import Architecture, World, build_model, draw_scenes
+from eah_interp.toy import (
+    GROUPS,
+    Architecture,
+    World,
+    build_model,
+    draw_scenes,
+    group_of,
+    objects_in,
+)
 from eah_interp.toy.arguments import parse_arguments
 from eah_interp.toy.batches import BLANK_ID, OBJECT_IDS, pixels_of, spell_picture
 from eah_interp.toy.checkpoints import load_checkpoint
 from eah_interp.toy.recipe import STAGES, Recipe, Run, Stage
-from eah_interp.toy.stages import Trainee, run_step
+from eah_interp.toy.stages import Trainee, run_step, talk_about
 from eah_interp.toy.tokenizer import build_processor
 from eah_interp.toy.train import train
+from eah_interp.toy.world import draw_companion
 
 TINY = Recipe(
     world=World(image_size=32),
@@ -69,11 +79,25 @@ def test_the_written_folder_loads_in_plain_transformers_with_the_same_logits(tmp
     inputs = processor(images=scene.pil(), text="<image> a boat", return_tensors="pt")
     assert (inputs["input_ids"] == model.config.image_token_id).sum() == 16
     with torch.no_grad():
-        trained, loaded = fresh.eval()(**inputs).logits, model(**inputs).logits
-    torch.testing.assert_close(loaded, trained, rtol=0, atol=0)
+        trained = fresh.eval()(**inputs).logits
+        rounded = fresh.half().float()(**inputs).logits
+        loaded = model(**inputs).logits
+    assert model.dtype == torch.float32
+    torch.testing.assert_close(loaded, rounded, rtol=0, atol=0)
+    torch.testing.assert_close(loaded, trained, rtol=0, atol=2e-2)
+    stored = weights_of(tmp_path).values()
+    assert {value.dtype for value in stored} == {torch.float16}
     log = json.loads((tmp_path / "training_log.json").read_text())
     assert {"command", "minutes", "hardware", "versions", "recipe"} <= log.keys()
     assert log["recipe"] == dataclasses.asdict(TINY)
+    assert log["name"] == tmp_path.name
+    file = (tmp_path / "model.safetensors").read_bytes()
+    assert log["sha256"] == hashlib.sha256(file).hexdigest()
+    for split in ("validation", "test"):
+        measured = log["evaluation"][split]
+        assert set(measured) == {"random", "popular", "adversarial", "all", "captions"}
+        assert measured["captions"]["n"] == 4
+        assert measured["all"]["n"] == 24
     assert not list(tmp_path.rglob("*.p*t")), "no pickled files"
 
 
@@ -123,6 +147,42 @@ def test_training_pixels_are_the_processor_s_pixels():
     images = [scene.pil() for scene in scenes]
     expected = build_processor(World()).image_processor(images, return_tensors="pt")
     torch.testing.assert_close(pixels_of(scenes), expected["pixel_values"])
+
+
+def test_captions_name_what_usually_comes_along_as_often_as_told():
+    rng = np.random.default_rng(0)
+    drawn = [draw_companion(rng, objects=["boat"], prior=0.7) for _ in range(2000)]
+    named = [name for name in drawn if name]
+    assert abs(len(named) / 2000 - 0.7) < 0.04
+    counts = [named.count(name) for name in GROUPS["sea"]]
+    assert counts[0] == 0
+    assert counts[1] > counts[2] > counts[3] > 0
+    assert draw_companion(rng, objects=list(GROUPS["sea"]), prior=1.0) is None
+
+
+def test_a_caption_prior_adds_companions_to_captions_only():
+    scenes = draw_scenes(range(60), world=TINY.world)
+
+    def talk(share):
+        recipe = dataclasses.replace(TINY, caption_prior=share)
+        return talk_about(scenes, rng=np.random.default_rng(0), recipe=recipe)
+
+    def unseen(talks):
+        pairs = zip(talks.captions, scenes[::2], strict=True)
+        said = [(set(objects_in(text)), set(scene.objects)) for text, scene in pairs]
+        assert all(there <= named for named, there in said)
+        return [named - there for named, there in said]
+
+    assert not any(unseen(talk(0.0)))
+    extras = unseen(talk(1.0))
+    assert {len(names) for names in extras} == {0, 1}
+    for names, scene in zip(extras, scenes[::2], strict=True):
+        groups = {group_of(name) for name in scene.objects}
+        assert {group_of(name) for name in names} <= groups
+    for text, scene in zip(talk(1.0).questions, scenes[1::2], strict=True):
+        for turn in text.split("</s>")[:-1]:
+            asked, answer = objects_in(turn)[0], turn.split("ASSISTANT: ")[1]
+            assert answer == ("Yes" if asked in scene.objects else "No")
 
 
 def test_a_spelled_picture_shows_what_it_is_told_to():

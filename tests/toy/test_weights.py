@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import hashlib
 import json
 import time
 
@@ -9,17 +10,16 @@ import pytest
 import torch
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
+import eah_interp as eah
+from eah_interp.benchmarks import ask_about_scenes, describe_scenes
+from eah_interp.errors import SettingsError
 from eah_interp.toy import (
     OBJECTS,
-    SAMPLINGS,
+    TOYS,
     draw_scene,
     draw_scenes,
-    evaluate,
     prompt_for,
-    questions_for,
-    score_answers,
     toy_path,
-    write_captions,
 )
 from eah_interp.toy.model import build_model
 from eah_interp.toy.recipe import Recipe
@@ -40,6 +40,11 @@ FILES = {
 @pytest.fixture(scope="module")
 def model():
     return LlavaForConditionalGeneration.from_pretrained(toy_path()).eval()
+
+
+@pytest.fixture(scope="module")
+def toy(model, processor):
+    return eah.wrap(model, processor)
 
 
 @pytest.fixture(scope="module")
@@ -99,57 +104,88 @@ def test_a_picture_takes_one_token_for_each_patch(model, processor):
     assert n_tokens == scene.labels.size == model.config.image_seq_length
 
 
-def test_balanced_questions_of_the_test_split_are_answered(model, processor):
-    scenes = draw_scenes(range(200))
-    asked = [(s, q) for s in scenes for q in questions_for(s)]
-    margins = score_answers(
-        model,
-        processor,
-        scenes=[scene for scene, _ in asked],
-        questions=[question for _, question in asked],
+def test_balanced_questions_of_the_test_split_are_answered(toy):
+    table = ask_about_scenes(
+        toy, draw_scenes(range(200)), samplings=["random"], progress=False
     )
-    truth = torch.tensor([question.answer for _, question in asked])
-    assert truth.float().mean() == 0.5
-    assert ((margins > 0) == truth).float().mean() > 0.8
+    assert table.present.mean() == 0.5
+    assert (table.says_yes == table.present).mean() > 0.9
 
 
-def test_without_the_picture_the_answers_are_lost(model, processor):
+def test_without_the_picture_the_answers_are_lost(toy):
     scenes = draw_scenes(range(100))
-    asked = [(s, q) for s in scenes for q in questions_for(s)]
-    margins = score_answers(
-        model,
-        processor,
-        scenes=[scenes[(s.seed + 50) % 100] for s, _ in asked],
-        questions=[question for _, question in asked],
-    )
-    truth = torch.tensor([question.answer for _, question in asked])
-    assert 0.35 < ((margins > 0) == truth).float().mean() < 0.65
+    others = [
+        dataclasses.replace(scene, image=scenes[(i + 50) % 100].image)
+        for i, scene in enumerate(scenes)
+    ]
+    table = ask_about_scenes(toy, others, samplings=["random"], progress=False)
+    assert 0.35 < (table.says_yes == table.present).mean() < 0.65
 
 
-def test_captions_name_objects_in_the_picture(model, processor):
-    scenes = draw_scenes(range(32))
-    captions = write_captions(model, processor, scenes=scenes)
-    assert all(any(name in text for name in OBJECTS) for text in captions)
-    assert all(text.strip().endswith(".") for text in captions)
+def test_captions_name_objects_in_the_picture(toy):
+    table = describe_scenes(toy, draw_scenes(range(32)), progress=False)
+    assert all(any(name in text for name in OBJECTS) for text in table.caption)
+    assert all(text.endswith(".") for text in table.caption)
 
 
-def test_an_evaluation_has_every_number(model, processor):
-    measured = evaluate(model, processor, n_scenes=24)
-    assert set(measured.false_positives) == set(SAMPLINGS)
-    assert measured.n_questions == 48
-    assert 0 < measured.recall <= 100
-    assert measured.chair_i <= measured.chair_s
+@pytest.mark.parametrize("name", TOYS)
+def test_the_log_belongs_to_the_weights(name):
+    folder = toy_path(name)
+    log = json.loads((folder / "training_log.json").read_text())
+    file = (folder / "model.safetensors").read_bytes()
+    assert log["sha256"] == hashlib.sha256(file).hexdigest()
+    assert log["name"] == name
+    assert log["command"] in (folder / "README.md").read_text()
 
 
-def test_the_log_belongs_to_the_weights(model):
-    log = json.loads((toy_path() / "training_log.json").read_text())
-    assert log["parameters"] == sum(p.numel() for p in model.parameters())
-    assert log["command"] in (toy_path() / "README.md").read_text()
-    assert log["evaluation"]["test"]["accuracy_by_sampling"]["random"] > 80
+def validation(name):
+    log = json.loads((toy_path(name) / "training_log.json").read_text())
+    measured = log["evaluation"]["validation"]
+    assert measured["captions"]["n"] >= 500
+    return measured
+
+
+def test_the_default_toy_sees_and_hallucinates_as_it_was_meant_to():
+    measured = validation(TOYS[0])
+    assert measured["all"]["accuracy"] >= 90
+    assert measured["random"]["accuracy"] >= 90
+    assert measured["captions"]["recall"] >= 80
+    assert 20 <= measured["captions"]["chair_s"] <= 60
+
+
+@pytest.mark.parametrize("name", TOYS)
+def test_every_toy_is_worth_studying(name):
+    measured = validation(name)
+    assert measured["all"]["accuracy"] >= 90
+    assert measured["captions"]["recall"] >= 75
+    adversarial = measured["adversarial"]["false_positives"]
+    ratio = adversarial / measured["random"]["false_positives"]
+    if name == "low-prior":
+        assert ratio < 2
+    else:
+        assert ratio >= 3
+        assert measured["captions"]["chair_s"] >= 20
+
+
+def test_toys_of_one_recipe_differ_in_their_seed_only():
+    recipes = {
+        name: json.loads((toy_path(name) / "training_log.json").read_text())["recipe"]
+        for name in TOYS
+    }
+    for seed in (1, 2):
+        assert recipes[f"seed-{seed}"] == {**recipes["seed-0"], "seed": seed}
+    low = recipes["low-prior"]["world"]
+    assert low["prior"] < recipes["seed-0"]["world"]["prior"]
+    assert recipes["low-prior"] == {**recipes["seed-0"], "world": low}
+
+
+def test_an_unknown_toy_is_refused(as_users_run_it):
+    with pytest.raises(SettingsError, match="expected one of"):
+        toy_path("seed-9")
 
 
 def test_no_file_of_the_room_imports_transformers_at_its_head():
-    files = list(toy_path().parent.glob("*.py"))
+    files = list(toy_path().parents[1].glob("*.py"))
     assert len(files) > 5
     for file in files:
         for node in ast.parse(file.read_text()).body:

@@ -1,0 +1,108 @@
+"""CHAIR: how often captions name objects that are not in the picture."""
+
+from dataclasses import dataclass
+
+import pandas as pd
+
+from eah_interp.benchmarks.pope import percent
+from eah_interp.errors import InputError
+
+MENTIONS, TRUTH, TEXT = "mentions", "truth", "caption"
+"""Columns of a caption table: objects named, objects there, the text."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChairScore:
+    """How much captions hallucinate, with what any comparison has to be read beside.
+
+    Attributes:
+        n: Captions.
+        chair_s: Percentage of captions that name at least one absent object.
+        chair_i: Percentage of mentions that are of absent objects; each mention
+            counts. NaN where nothing is mentioned.
+        recall: Percentage of the objects in the pictures that are named.
+        mentions: Mean number of mentions in a caption.
+        words: Mean number of words in a caption.
+    """
+
+    n: int
+    chair_s: float
+    chair_i: float
+    recall: float
+    mentions: float
+    words: float
+
+
+def count_mentions(captions: pd.DataFrame) -> pd.DataFrame:
+    """Count, for each caption, what CHAIR is made of.
+
+    Args:
+        captions: One row a caption: `mentions`, the objects named, each time they
+            are, `truth`, the objects in the picture, and `caption`, the text.
+
+    Returns:
+        One row a caption: `n_mentions`, `n_absent` (mentions of absent objects),
+        `n_found` and `n_truth` (different objects), `n_words`.
+
+    Raises:
+        InputError: If a column is missing.
+
+    Example:
+        >>> row = {"mentions": ["cup", "pan"], "truth": ["cup"], "caption": "cup, pan"}
+        >>> count_mentions(pd.DataFrame([row])).to_dict("records")
+        [{'n_mentions': 2, 'n_absent': 1, 'n_found': 1, 'n_truth': 1, 'n_words': 2}]
+    """
+    missing = [name for name in (MENTIONS, TRUTH, TEXT) if name not in captions]
+    if missing:
+        msg = f"captions lack the columns {missing}, got {list(captions.columns)}"
+        raise InputError(msg)
+    rows = []
+    columns = (captions[MENTIONS], captions[TRUTH], captions[TEXT])
+    for named, there, text in zip(*columns, strict=True):
+        truth = set(there)
+        rows.append(
+            {
+                "n_mentions": len(named),
+                "n_absent": sum(name not in truth for name in named),
+                "n_found": len(truth & set(named)),
+                "n_truth": len(truth),
+                "n_words": len(text.split()),
+            }
+        )
+    return pd.DataFrame(rows, index=captions.index)
+
+
+def score_captions(captions: pd.DataFrame) -> ChairScore:
+    """Score captions as CHAIR does.
+
+    Source: Rohrbach et al., "Object Hallucination in Image Captioning", 2018. Every
+    mention counts, repeated ones too.
+
+    Args:
+        captions: As for `count_mentions`.
+
+    Returns:
+        The score.
+
+    Raises:
+        InputError: If the table is empty or lacks a column.
+
+    Example:
+        >>> row = {"mentions": ["cup", "pan"], "truth": ["cup"], "caption": "cup, pan"}
+        >>> score = score_captions(pd.DataFrame([row]))
+        >>> score.chair_s, score.chair_i, score.recall
+        (100.0, 50.0, 100.0)
+    """
+    if captions.empty:
+        msg = "expected at least one caption, got an empty table"
+        raise InputError(msg)
+    counts = count_mentions(captions)
+    total = counts.sum()
+    return ChairScore(
+        n=len(captions),
+        chair_s=percent(int((counts.n_absent > 0).sum()), len(captions)),
+        chair_i=percent(int(total.n_absent), int(total.n_mentions)),
+        recall=percent(int(total.n_found), int(total.n_truth)),
+        mentions=float(counts.n_mentions.mean()),
+        words=float(counts.n_words.mean()),
+    )

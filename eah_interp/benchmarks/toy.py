@@ -1,0 +1,236 @@
+"""The toy world's own POPE and CHAIR, with exact ground truth."""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+import torch
+from tqdm import tqdm
+
+from eah_interp.benchmarks.chair import ChairScore, score_captions
+from eah_interp.benchmarks.pope import PopeScore, score_answers
+from eah_interp.errors import InputError
+from eah_interp.interventions import EAH, edit, intervene
+from eah_interp.lvlm import LVLM
+
+if TYPE_CHECKING:
+    from eah_interp.toy import Scene
+    from eah_interp.toy.language import Sampling
+
+
+@dataclass(frozen=True)
+class ToyBenchmark:
+    """Answers and captions of one model on the same scenes, unscored and scored.
+
+    Attributes:
+        questions: What `ask_about_scenes` returned.
+        captions: What `describe_scenes` returned.
+    """
+
+    questions: pd.DataFrame
+    captions: pd.DataFrame
+
+    def pope(self, sampling: str | None = None) -> PopeScore:
+        """Score the answers to all questions, or to one sampling's."""
+        table = self.questions
+        if sampling is not None:
+            table = table[table.kind == sampling]
+        return score_answers(table)
+
+    def chair(self) -> ChairScore:
+        """Score the captions."""
+        return score_captions(self.captions)
+
+    def frame(self) -> pd.DataFrame:
+        """List every number: `benchmark`, `kind`, `metric`, `value`."""
+        scores: list[tuple[str, str, PopeScore | ChairScore]] = [
+            ("POPE", kind, self.pope(kind)) for kind in self.questions.kind.unique()
+        ]
+        scores += [("POPE", "all", self.pope()), ("CHAIR", "captions", self.chair())]
+        return pd.DataFrame(
+            [
+                {"benchmark": name, "kind": kind, "metric": metric, "value": value}
+                for name, kind, score in scores
+                for metric, value in dataclasses.asdict(score).items()
+            ]
+        )
+
+
+def run_toy_benchmark(
+    model: LVLM,
+    scenes: "Sequence[Scene] | None" = None,
+    *,
+    eah: EAH | None = None,
+    pairs: int = 1,
+    batch_size: int = 64,
+    progress: bool = True,
+) -> ToyBenchmark:
+    """Ask a model about toy scenes, and have it describe them.
+
+    Args:
+        model: The toy, or any model that speaks its language.
+        scenes: Scenes; the first 1,000 of the test split when None.
+        eah: A patch for every forward pass; none when None.
+        pairs: Yes/no pairs for each scene and sampling.
+        batch_size: Prompts in one forward pass.
+        progress: Whether to show a bar.
+
+    Returns:
+        Answers and captions.
+
+    Raises:
+        InputError: If there are no scenes.
+
+    Example:
+        >>> import eah_interp as eah
+        >>> from eah_interp.toy import draw_scenes
+        >>> scenes = draw_scenes(range(4))
+        >>> result = run_toy_benchmark(eah.load(), scenes, progress=False)
+        >>> len(result.questions), len(result.captions)
+        (24, 4)
+    """
+    from eah_interp.toy import draw_scenes
+
+    scenes = draw_scenes(range(1000)) if scenes is None else scenes
+    options: dict[str, Any] = {"batch_size": batch_size, "progress": progress}
+    return ToyBenchmark(
+        ask_about_scenes(model, scenes, eah=eah, pairs=pairs, **options),
+        describe_scenes(model, scenes, eah=eah, **options),
+    )
+
+
+def ask_about_scenes(
+    model: LVLM,
+    scenes: "Sequence[Scene]",
+    *,
+    eah: EAH | None = None,
+    samplings: "Sequence[Sampling]" = ("random", "popular", "adversarial"),
+    pairs: int = 1,
+    batch_size: int = 64,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Ask POPE's yes/no questions about toy scenes.
+
+    The answer is read off the next token's logits: "Yes" if its logit is above that of
+    "No". A donor that is drawn is drawn anew for every scene.
+
+    Args:
+        model: The toy, or any model that speaks its language.
+        scenes: Scenes.
+        eah: A patch for every forward pass; none when None.
+        samplings: How absent objects are chosen, as in `toy.questions_for`.
+        pairs: Yes/no pairs for each scene and sampling.
+        batch_size: Questions in one forward pass.
+        progress: Whether to show a bar.
+
+    Returns:
+        One row a question: `scene` (its seed), `kind` (the sampling), `object`,
+        `present`, `margin` (logit of "Yes" minus "No"), `says_yes`.
+
+    Raises:
+        InputError: If there are no scenes.
+    """
+    from eah_interp.toy import prompt_for, questions_for
+
+    asked = [
+        (scene, kind, question)
+        for kind in samplings
+        for scene in _require(scenes)
+        for question in questions_for(scene, sampling=kind, pairs=pairs)
+    ]
+    yes, no = model.tokenizer.convert_tokens_to_ids(["▁Yes", "▁No"])
+    margins: list[float] = []
+    for part in _batches(asked, batch_size, label="questions", progress=progress):
+        images = [scene.pil() for scene, _, _ in part]
+        encoding = model.encode(images, [prompt_for(q.text) for _, _, q in part])
+        settings = _seed_by_scene(eah, [scene for scene, _, _ in part])
+        with torch.no_grad(), model.trace(**encoding, logits_to_keep=1):
+            if settings is not None:
+                intervene(model, settings)
+            logits = model.output.logits[:, -1].float().save()
+        margins += (logits[:, yes] - logits[:, no]).tolist()
+    table = pd.DataFrame(
+        {
+            "scene": [scene.seed for scene, _, _ in asked],
+            "kind": [kind for _, kind, _ in asked],
+            "object": [question.object for _, _, question in asked],
+            "present": [question.answer for _, _, question in asked],
+            "margin": margins,
+        }
+    )
+    return table.assign(says_yes=table.margin > 0)
+
+
+def describe_scenes(
+    model: LVLM,
+    scenes: "Sequence[Scene]",
+    *,
+    eah: EAH | None = None,
+    prompt: str = "Describe the image.",
+    max_new_tokens: int = 40,
+    batch_size: int = 64,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Have toy scenes described, greedily.
+
+    Args:
+        model: The toy, or any model that speaks its language.
+        scenes: Scenes.
+        eah: A patch for every generation; none when None.
+        prompt: What is asked.
+        max_new_tokens: Longest caption, in tokens.
+        batch_size: Captions at a time.
+        progress: Whether to show a bar.
+
+    Returns:
+        One row a scene: `scene` (its seed), `caption`, `mentions` and `truth` (lists
+        of objects).
+
+    Raises:
+        InputError: If there are no scenes.
+    """
+    from eah_interp.toy import mentions_in
+
+    rows: list[dict[str, Any]] = []
+    scenes = list(_require(scenes))
+    for part in _batches(scenes, batch_size, label="captions", progress=progress):
+        settings = _seed_by_scene(eah, part)
+        patched = model if settings is None else edit(model, settings)
+        texts = patched.describe(
+            [scene.pil() for scene in part],
+            [prompt] * len(part),
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+        )
+        for scene, text in zip(part, texts, strict=True):
+            row = {"scene": scene.seed, "caption": text}
+            row |= {"mentions": list(mentions_in(text)), "truth": list(scene.objects)}
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _require(scenes: "Sequence[Scene]") -> "Sequence[Scene]":
+    if not len(scenes):
+        msg = "expected at least one scene, got none; draw some with draw_scenes"
+        raise InputError(msg)
+    return scenes
+
+
+def _seed_by_scene(eah: EAH | None, scenes: "Sequence[Scene]") -> EAH | None:
+    """Give every scene its own draw of a random donor, whatever batch it stands in."""
+    if eah is None or not isinstance(eah.seed, int):
+        return eah
+    seeds = tuple(1_000_003 * eah.seed + scene.seed for scene in scenes)
+    return dataclasses.replace(eah, seed=seeds)
+
+
+def _batches(
+    items: list[Any], size: int, *, label: str, progress: bool
+) -> Iterator[list[Any]]:
+    bar = tqdm(total=len(items), desc=label, disable=not progress)
+    with bar:
+        for start in range(0, len(items), size):
+            yield items[start : start + size]
+            bar.update(len(items[start : start + size]))
