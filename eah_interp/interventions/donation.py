@@ -26,16 +26,40 @@ def plan_patch(
     eah: EAH, call: AttentionCall, prompt: Prompt, *, layer: int
 ) -> LayerPatch:
     """Score the layer, if the donor rule asks for it, and choose donors."""
-    scores = density = None
-    if eah.needs_scores:
-        scores = score_call(eah, call, prompt)
-        density = scores.density(float(eah.beta or 0.0))
-    n_batch, device = call.queries.shape[0], call.queries.device
+    scores = score_call(eah, call, prompt) if eah.needs_scores else None
+    batch_heads = (call.queries.shape[0], call.n_heads)
+    return choose_patch(
+        eah, scores, batch_heads, layer=layer, device=call.queries.device
+    )
+
+
+def choose_patch(
+    eah: EAH,
+    scores: ColumnScores | None,
+    batch_heads: tuple[int, int],
+    *,
+    layer: int,
+    device: torch.device,
+) -> LayerPatch:
+    """Choose the donors of a layer from its scores, or without where none are needed.
+
+    Args:
+        eah: The settings.
+        scores: The layer's scores; None where `eah.needs_scores` is false.
+        batch_heads: How many batch items and query heads there are.
+        layer: The decoder layer, for its own random draws.
+        device: Where the donors are wanted.
+
+    Returns:
+        Who donates in each item, and which items are patched.
+    """
+    density = None if scores is None else scores.density(float(eah.beta or 0.0))
+    n_batch, n_heads = batch_heads
     if eah.donor in ("mean", "uniform"):
         donors = torch.full((n_batch,), -1, device=device)
     else:
         rule: Any = "densest" if eah.donor == "shuffled" else eah.donor
-        unscored = torch.zeros(n_batch, call.n_heads, device=device)
+        unscored = torch.zeros(n_batch, n_heads, device=device)
         donors = choose_donors(
             unscored if density is None else density,
             rule=rule,
@@ -88,9 +112,11 @@ def apply_patch(
     patch: LayerPatch,
 ) -> None:
     """Write the patch: at the call's inputs where it can be, else as its output."""
-    recipients = _recipients(eah, call)
+    recipients = recipient_mask(
+        eah, (call.queries.shape[0], call.n_heads), device=call.queries.device
+    )
     if eah.donor in ("mean", "uniform", "shuffled"):
-        change = _control(eah, prompt, patch)
+        change = control_change(eah, prompt.image_mask, patch)
         new = call.attend_with(change, prompt.token_mask)
         _replace_output(operation, new, _heads(patch.patched, recipients, call))
     elif recipients is None or call.n_kv_heads == call.n_heads:
@@ -99,12 +125,15 @@ def apply_patch(
         operation.skip((call.attend_partly(patch.donors, recipients), None))
 
 
-def _recipients(eah: EAH, call: AttentionCall) -> HeadMask | None:
+def recipient_mask(
+    eah: EAH, batch_heads: tuple[int, int], *, device: torch.device
+) -> HeadMask | None:
+    """Mark the heads that receive; None for all."""
     if eah.recipients == "all":
         return None
-    mask = torch.zeros(call.n_heads, dtype=torch.bool, device=call.queries.device)
+    mask = torch.zeros(batch_heads[1], dtype=torch.bool, device=device)
     mask[list(eah.recipients)] = True
-    return mask.expand(call.queries.shape[0], -1)
+    return mask.expand(batch_heads[0], -1)
 
 
 def _heads(
@@ -120,8 +149,8 @@ def _replace_output(operation: Any, new: Tensor, change: HeadMask) -> None:
     operation.output = (mixed, *output[1:])
 
 
-def _control(
-    eah: EAH, prompt: Prompt, patch: LayerPatch
+def control_change(
+    eah: EAH, image_mask: ColumnMask, patch: LayerPatch
 ) -> Callable[[PatternBlock], Tensor]:
     """Make the map from a block of the model's pattern to the control's."""
     if eah.donor == "mean":
@@ -129,20 +158,20 @@ def _control(
     if eah.donor == "uniform":
 
         def even(block: PatternBlock) -> Tensor:
-            image = prompt.image_mask[:, : block.weights.shape[-1]]
+            image = image_mask[:, : block.weights.shape[-1]]
             return uniform_pattern(
                 block.weights, image_mask=image, visible=block.visible
             )
 
         return even
-    priority = column_priority(prompt.image_mask, layer_seed(eah, patch.layer))
+    priority = column_priority(image_mask, layer_seed(eah, patch.layer))
 
     def shuffled(block: PatternBlock) -> Tensor:
         width = block.weights.shape[-1]
         return shuffled_pattern(
             block.weights,
             patch.donors,
-            image_mask=prompt.image_mask[:, :width],
+            image_mask=image_mask[:, :width],
             visible=block.visible,
             priority=priority[:, :width],
         )
