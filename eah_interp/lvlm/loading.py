@@ -10,6 +10,9 @@ from eah_interp.errors import InputError
 from eah_interp.lvlm.model import LVLM
 from eah_interp.lvlm.processors import load_processor
 from eah_interp.lvlm.refusals import refuse_config
+from eah_interp.lvlm.versions import naming_versions
+
+_TOY = "toy:"
 
 
 def load(
@@ -26,7 +29,8 @@ def load(
     `from_pretrained`; code from the Hub is run only with `trust_remote_code=True`.
 
     Args:
-        name_or_path: A Hub id, a folder that `save_pretrained` wrote, or None.
+        name_or_path: A Hub id, a folder that `save_pretrained` wrote, `"toy:seed-1"`
+            and the like for another of the toys (`eah_interp.toy.TOYS`), or None.
         verify: Run and check the hook points once (a few tokens, three forwards).
             Switch it off only for a model that was verified before.
         image_token_id: The image token's id, where the config does not name it.
@@ -41,16 +45,18 @@ def load(
     Raises:
         ModelError: If the model cannot be worked on; the message says why.
         InputError: If a folder was named that does not exist.
+        SettingsError: If a toy was named that does not exist.
 
     Example:
         >>> model = load()
         >>> model.n_layers >= 4 and model.n_heads >= 8
         True
     """
-    if name_or_path is None:
-        from eah_interp.toy import toy_path
+    if name_or_path is None or str(name_or_path).startswith(_TOY):
+        from eah_interp.toy import TOYS, toy_path
 
-        name_or_path = toy_path()
+        wanted: Any = str(name_or_path or _TOY + TOYS[0]).removeprefix(_TOY)
+        name_or_path = toy_path(wanted)  # refuses names it does not know
     name = str(name_or_path)
     looks_local = isinstance(name_or_path, Path) or name.startswith((".", "/", "~"))
     if looks_local:
@@ -69,13 +75,14 @@ def load(
     refuse_config(config, kinds[0], image_token=image_token_id)
     if from_pretrained.get("processor") is None:
         from_pretrained["processor"] = load_processor(name, **given)
-    return LVLM(
-        name,
-        dispatch=dispatch,
-        verify=verify,
-        image_token_id=image_token_id,
-        **from_pretrained,
-    )
+    with naming_versions():
+        return LVLM(
+            name,
+            dispatch=dispatch,
+            verify=verify,
+            image_token_id=image_token_id,
+            **from_pretrained,
+        )
 
 
 def wrap(
@@ -107,13 +114,14 @@ def wrap(
         >>> wrap(tiny_lvlm("llava"), tiny_processor("llava")).verified
         True
     """
-    return LVLM(
-        model,
-        processor=processor,
-        verify=verify,
-        image_token_id=image_token_id,
-        **options,
-    )
+    with naming_versions():
+        return LVLM(
+            model,
+            processor=processor,
+            verify=verify,
+            image_token_id=image_token_id,
+            **options,
+        )
 
 
 _LOCATE = ("revision", "trust_remote_code", "token", "cache_dir", "subfolder")
