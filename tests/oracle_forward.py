@@ -45,24 +45,28 @@ class OracleRun:
         return {layer: visible for layer, _, visible in reversed(self.calls)}
 
 
-def decoder_attentions(hf_model: nn.Module) -> list[nn.Module]:
-    """Return the self-attention module of each decoder layer, in order."""
+def decoder_attentions(hf_model: nn.Module) -> dict[int, nn.Module]:
+    """Return the self-attention module of each decoder layer that has one."""
     n_layers = hf_model.config.get_text_config(decoder=True).num_hidden_layers
     lists = [
         module
         for module in hf_model.get_decoder().modules()
         if isinstance(module, nn.ModuleList) and len(module) == n_layers
     ]
-    return [layer.self_attn for layer in lists[0]]
+    return {
+        index: layer.self_attn
+        for index, layer in enumerate(lists[0])
+        if hasattr(layer, "self_attn")
+    }
 
 
 def visibility(mask: Tensor | None, pattern: Tensor) -> Tensor:
-    """Return which keys each row sees, [batch 1 query key], from an attention mask."""
+    """Return which keys each row sees, [batch 1|head query key], from a mask."""
     batch, _, n_queries, length = pattern.shape
     if mask is None:
         return torch.ones(batch, 1, n_queries, length, dtype=torch.bool)
     seen = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
-    return seen[..., :length].expand(batch, 1, n_queries, length)
+    return seen[..., :length].expand(batch, -1, n_queries, length)
 
 
 @contextmanager
@@ -76,10 +80,11 @@ def replaced_patterns(
     what to leave alone. None edits nothing.
     """
     attentions = decoder_attentions(hf_model)
-    layer_of = {id(module): layer for layer, module in enumerate(attentions)}
-    modelling = sys.modules[type(attentions[0]).__module__]
+    layer_of = {id(module): layer for layer, module in attentions.items()}
+    first = next(iter(attentions.values()))
+    modelling = sys.modules[type(first).__module__]
     plain = modelling.eager_attention_forward
-    implementation = attentions[0].config._attn_implementation
+    implementation = first.config._attn_implementation
     assert implementation == "eager", f"the oracle wants eager, got {implementation}"
     run = OracleRun()
 

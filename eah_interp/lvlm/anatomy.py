@@ -4,7 +4,7 @@ Every hook point is resolved by what it is, never by a number in its name: the
 decoder layers are the `ModuleList` under `get_decoder()` with as many elements as the
 text config has layers; the attention call is the call of the variable that was
 assigned from transformers' `ALL_ATTENTION_FUNCTIONS`; the output projection is the
-module called next. What is resolved here is then run and checked in `verify.py`.
+last module called after. What is resolved here is then run and checked in `verify.py`.
 """
 
 from collections.abc import Iterator
@@ -129,7 +129,9 @@ def resolve_anatomy(model: nn.Module, *, image_token: int | None = None) -> Anat
             call = attention_call_of(type(attention))
             assert call is not None
             children = dict(attention.named_children())
-            proj = next((n for n in call.modules_after if n in children), None)
+            # gates and norms may stand between the call and the projection
+            after = [name for name in call.modules_after if name in children]
+            proj = after[-1] if after else None
             sites[index] = AttentionSite(
                 layer=index,
                 layer_path=path,
@@ -249,7 +251,8 @@ def _why_unfit(layer: nn.Module, found: list[str]) -> str:
 def _head_counts(attention: nn.Module, text: Any) -> tuple[int, int, int]:
     """Read the head counts from the module; the config only where it is silent."""
     d_head = int(
-        getattr(attention, "head_dim", 0)
+        getattr(attention, "qk_head_dim", 0)  # latent attention: wider than its values
+        or getattr(attention, "head_dim", 0)
         or getattr(text, "head_dim", None)
         or text.hidden_size // text.num_attention_heads
     )

@@ -187,7 +187,7 @@ def _start_that_tokenizer_adds(processor: Any) -> str:
 
 def image_placeholder(processor: Any) -> str | None:
     """Find the text that stands for one image in a prompt of this processor."""
-    for name in ("boi_token", "image_token"):
+    for name in ("image_token", "boi_token"):
         token = getattr(processor, name, None)
         if isinstance(token, str):
             return token

@@ -8,7 +8,6 @@ spans[0][0].place(42)      # the region of the picture that position 42 shows
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from types import MappingProxyType
 from typing import Any
 
 from jaxtyping import Int
@@ -17,40 +16,11 @@ from transformers import PreTrainedConfig, ProcessorMixin
 
 from eah_interp._types import ColumnMask
 from eah_interp.errors import InputError, ModelError, UnsupportedError
-from eah_interp.lvlm import crops, grids, tiles
-from eah_interp.lvlm.grids import Box as Box
-from eah_interp.lvlm.grids import ImagePart as ImagePart
-from eah_interp.lvlm.grids import Layout, Picture
-
-LAYOUTS: Mapping[str, Callable[[Picture], Layout]] = MappingProxyType(
-    {
-        "blip-2": grids.lay_out_queries,
-        "gemma3": tiles.lay_out_gemma3,
-        "glm46v": grids.lay_out_grid_thw,
-        "glm4v": grids.lay_out_grid_thw,
-        "glm4v_moe": grids.lay_out_grid_thw,
-        "idefics2": grids.lay_out_perceiver,
-        "idefics3": tiles.lay_out_idefics3,
-        "instructblip": grids.lay_out_queries,
-        "internvl": tiles.lay_out_internvl,
-        "lighton_ocr": grids.lay_out_pixtral,
-        "llava": crops.lay_out_llava,
-        "llava_next": crops.lay_out_llava_next,
-        "llava_next_video": crops.lay_out_llava_next,
-        "llava_onevision": crops.lay_out_onevision,
-        "mistral3": grids.lay_out_pixtral,
-        "paligemma": crops.lay_out_square,
-        "qwen2_5_vl": grids.lay_out_grid_thw,
-        "qwen2_vl": grids.lay_out_grid_thw,
-        "qwen3_5": grids.lay_out_grid_thw,
-        "qwen3_5_moe": grids.lay_out_grid_thw,
-        "qwen3_vl": grids.lay_out_grid_thw,
-        "qwen3_vl_moe": grids.lay_out_grid_thw,
-        "smolvlm": tiles.lay_out_idefics3,
-        "vipllava": crops.lay_out_llava,
-    }
-)
-"""The layout rule of each `config.model_type`; others get `grids.lay_out_unknown`."""
+from eah_interp.lvlm.layouts import grids
+from eah_interp.lvlm.layouts.grids import Box as Box
+from eah_interp.lvlm.layouts.grids import ImagePart as ImagePart
+from eah_interp.lvlm.layouts.grids import Layout, Picture
+from eah_interp.lvlm.layouts.table import LAYOUTS
 
 PER_PICTURE = ("image_grid_thw", "image_sizes")
 """Tensors of an encoding that have one row for each picture."""

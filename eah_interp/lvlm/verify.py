@@ -10,6 +10,7 @@ What is checked, on a prompt of a few text tokens (two forward passes and a plai
 5. the image token's id, where there is one, is not negative.
 """
 
+import inspect
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from eah_interp.lvlm.anatomy import (
     walk_sites,
 )
 from eah_interp.lvlm.attention import AttentionCall
+from eah_interp.lvlm.layouts.grids import pair
 
 PROBE_LENGTH = 7
 """Tokens of the prompt that hook points are verified on."""
@@ -45,6 +47,7 @@ def verify_hook_points(model: Any, anatomy: Anatomy) -> None:
     _check_image_token(model, anatomy)
     ids = _probe_ids(model, anatomy)
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    inputs |= _blank_picture(model, ids)
     opened = _unopened_modules(model, anatomy)
     try:
         _check_patches(model, anatomy, inputs)
@@ -144,6 +147,27 @@ def _check_image_token(model: Any, anatomy: Anatomy) -> None:
         size = model._module.get_input_embeddings().num_embeddings
         msg = f"image_token_id={token} is not a token; vocabulary of {size}"
         raise ModelError(msg)
+
+
+def _blank_picture(model: Any, ids: Tensor) -> dict[str, Tensor]:
+    """Make the picture that a forward insists on, of which no token of the text tells.
+
+    BLIP-2, InstructBLIP and Kosmos-2 take no call without one.
+    """
+    parameters = inspect.signature(type(model._module).forward).parameters
+    required = {p.name for p in parameters.values() if p.default is p.empty}
+    blank: dict[str, Tensor] = {}
+    if "image_embeds_position_mask" in parameters:  # Kosmos-2: features of no position
+        width = model._module.get_input_embeddings().embedding_dim
+        blank["image_embeds"] = torch.zeros(1, 0, width, device=ids.device)
+        blank["image_embeds_position_mask"] = torch.zeros_like(ids)
+    if "pixel_values" in required:
+        size = pair(model._module.config.vision_config.image_size)
+        pixels = torch.zeros(1, 3, *size, dtype=model._module.dtype, device=ids.device)
+        blank["pixel_values"] = pixels
+    if "qformer_input_ids" in required:
+        blank["qformer_input_ids"] = torch.zeros_like(ids)
+    return blank
 
 
 def _probe_ids(model: Any, anatomy: Anatomy) -> Tensor:

@@ -78,7 +78,9 @@ def tiny_lvlm(
         torch.manual_seed(seed)
         model: PreTrainedModel = model_class._from_config(config, **options)
     scale_weights(model, seed=seed)
-    return model.eval().to(dtype)
+    model.eval()
+    # a needless cast would make Llama 4's complex rotations real
+    return model if model.dtype == dtype else model.to(dtype)
 
 
 def tiny_tokenizer(family: str = "llava") -> PreTrainedTokenizerFast:

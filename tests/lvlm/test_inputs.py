@@ -1,5 +1,7 @@
 """What can be traced: every usual kind of image and prompt, and nnsight's own forms."""
 
+from types import SimpleNamespace
+
 import nnsight
 import numpy as np
 import pytest
@@ -7,6 +9,7 @@ import torch
 from transformers import LlavaForConditionalGeneration
 
 import eah_interp as eah
+from eah_interp.lvlm.inputs import image_placeholder
 from eah_interp.testing import (
     FAMILIES,
     random_image,
@@ -263,7 +266,7 @@ def test_every_image_column_has_a_place_in_the_picture_or_none(family):
     for (span,) in model.spans(encoding):
         places = [span.place(column) for column in span.columns]
         found = [place for place in places if place is not None]
-        assert found
+        assert bool(found) == span.spatial
         for left, top, right, bottom in found:
             assert 0 <= left < right <= 1
             assert 0 <= top < bottom <= 1
@@ -275,3 +278,12 @@ def test_several_images_in_a_row_keep_their_own_sizes(model):
     assert spans[0][0].place(spans[0][0].columns[0])[1] == 0
     # The processor crops the middle of the tall picture.
     assert spans[0][1].place(spans[0][1].columns[0])[1] > 0
+
+
+def test_a_processor_s_image_token_stands_for_an_image_before_its_begin_marker():
+    both = SimpleNamespace(image_token="<image>", boi_token="<start>")
+    assert image_placeholder(both) == "<image>"
+    assert image_placeholder(SimpleNamespace(boi_token="<start>")) == "<start>"
+    assert image_placeholder(SimpleNamespace()) is None
+    gemma = tiny_processor("gemma3")
+    assert image_placeholder(gemma) == "<start_of_image>"

@@ -10,7 +10,7 @@ import math
 from transformers import BaseImageProcessor, PreTrainedConfig, ProcessorMixin
 from transformers.image_processing_utils import select_best_resolution
 
-from eah_interp.lvlm.grids import (
+from eah_interp.lvlm.layouts.grids import (
     WHOLE,
     Box,
     ImagePart,

@@ -9,7 +9,7 @@ from typing import Any
 from transformers import BaseImageProcessor
 
 from eah_interp.errors import InputError
-from eah_interp.lvlm.grids import (
+from eah_interp.lvlm.layouts.grids import (
     WHOLE,
     Box,
     ImagePart,
@@ -41,7 +41,7 @@ def lay_out_internvl(picture: Picture) -> Layout:
     boxes: Sequence[Box | None] = [None] * (n_tiles - 1)
     tiles = getattr(picture.processor, "image_processor", None)
     if tiles is not None and picture.size is not None:
-        boxes = cut_boxes(*_choose_tiles(picture.size, tiles))
+        boxes = cut_boxes(*choose_tiles(picture.size, tiles))
     if len(boxes) != n_tiles - 1:
         raise InputError(
             f"expected {len(boxes)} tiles for picture {picture.index} of height and "
@@ -65,7 +65,7 @@ def cut_boxes(rows: int, columns: int) -> list[Box]:
     ]
 
 
-def _choose_tiles(
+def choose_tiles(
     size: tuple[int, int], pictures: BaseImageProcessor
 ) -> tuple[int, int]:
     """Return the rows and columns of tiles whose shape is nearest to the picture's."""

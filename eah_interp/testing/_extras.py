@@ -1,0 +1,116 @@
+"""Attention with more than queries and keys per head: MiniMax M3 and Inkling 2."""
+
+from collections.abc import Sequence
+
+import transformers as hf
+from transformers import BatchFeature, PreTrainedConfig
+
+from eah_interp.testing._encode import encode_merged
+from eah_interp.testing._facts import (
+    Family,
+    Pictures,
+    Size,
+    Tokenizer,
+    text_settings,
+    vision_settings,
+)
+
+MINIMAX_TOKENS = (
+    "]<]image[>[",
+    "]<]video[>[",
+    "]<]start of image[>[",
+    "]<]end of image[>[",
+)
+
+
+def _configure_minimax(size: Size, tokenizer: Tokenizer) -> PreTrainedConfig:
+    # sparse layers keep 2 blocks of 4 keys for each group of heads: a mask per head
+    text = text_settings(
+        size,
+        tokenizer,
+        rope_parameters={"rope_type": "default", "rope_theta": 1e4},
+        layer_types=["minimax_m3_sparse"] * size.n_layers,
+        mlp_layer_types=["sparse" if i % 2 else "dense" for i in range(size.n_layers)],
+        dense_intermediate_size=2 * size.d_model,
+        shared_intermediate_size=16,
+        intermediate_size=16,
+        num_local_experts=4,
+        num_experts_per_tok=2,
+        index_n_heads=size.n_kv_heads,
+        index_head_dim=size.d_head,
+        index_block_size=4,
+        index_topk_blocks=2,
+    )
+    return hf.MiniMaxM3VLConfig(
+        vision_config=vision_settings(image_size=96),
+        text_config=text,
+        projector_hidden_size=32,
+        image_token_index=tokenizer.convert_tokens_to_ids(MINIMAX_TOKENS[0]),
+        video_token_index=tokenizer.convert_tokens_to_ids(MINIMAX_TOKENS[1]),
+    )
+
+
+def _encode_minimax(
+    tokenizer: Tokenizer, images: Pictures, prompts: Sequence[str]
+) -> BatchFeature:
+    """Do what MiniMaxM3VLProcessor does."""
+    pictures = hf.Qwen2VLImageProcessorPil(
+        patch_size=8, size={"shortest_edge": 16 * 16, "longest_edge": 96 * 96}
+    )
+    image, _, start, end = MINIMAX_TOKENS
+    return encode_merged(
+        tokenizer,
+        images,
+        prompts,
+        pictures=pictures,
+        placeholder=image,
+        token=image,
+        around=(start, end),
+    )
+
+
+def _configure_inkling2(size: Size, tokenizer: Tokenizer) -> PreTrainedConfig:
+    text = text_settings(
+        size,
+        tokenizer,
+        swa_num_attention_heads=size.n_heads,
+        swa_num_key_value_heads=size.n_kv_heads,
+        swa_head_dim=size.d_head,
+        d_rel=4,
+        rel_extent=64,
+        sliding_window_size=64,
+        moe_intermediate_size=16,
+        n_routed_experts=4,
+        num_experts_per_tok=2,
+    )
+    text["unpadded_vocab_size"] = text["vocab_size"]
+    del text["intermediate_size"]
+    return hf.Inkling2Config(
+        vision_config={
+            **vision_settings(text_hidden_size=size.d_model),
+            "projection_hidden_dim": 64,
+            "posemb_grid_size": 8,
+        },
+        text_config=text,
+        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
+    )
+
+
+MINIMAX_M3_VL = Family(
+    "minimax_m3_vl",
+    "MiniMaxM3SparseForConditionalGeneration",
+    _configure_minimax,
+    specials=MINIMAX_TOKENS,
+    named={"image_token": MINIMAX_TOKENS[0]},
+    placeholder=MINIMAX_TOKENS[0],
+    no_processor="MiniMaxM3VLProcessor needs torchvision",
+    encode=_encode_minimax,
+    notes="sparse attention: each group of heads has a mask of its own",
+)
+INKLING2 = Family(
+    "inkling2",
+    "Inkling2ForConditionalGeneration",
+    _configure_inkling2,
+    no_processor="the model is here only to be refused",
+    refused="its rows of attention share their weight with a learned sink",
+)
