@@ -12,7 +12,7 @@ def blocks(pytestconfig):
 
 
 def test_the_code_of_the_readme_runs(blocks, tmp_path):
-    assert len(blocks) == 2
+    assert len(blocks) == 4
     # nnsight reads the source of a traced block from its file.
     script = tmp_path / "readme.py"
     script.write_text("\n".join(blocks))
@@ -21,6 +21,9 @@ def test_the_code_of_the_readme_runs(blocks, tmp_path):
     assert scope["patch"].density.shape == (1, scope["model"].n_heads)
     assert scope["text"].startswith(("There", "This", "I", "A"))
     assert len(scope["sinks"].top(5)) == 5
+    difference = (scope["bridged"] - scope["logits"]).abs().max()
+    assert difference < 1e-4 * scope["logits"].abs().max()
+    assert len(scope["before"].captions) == len(scope["after"].captions) == 16
 
 
 def test_the_readme_names_commands_that_exist(pytestconfig):
