@@ -7,7 +7,7 @@ WORKERS ?= 2
 # torch is named so that pip takes one exact wheel (here: the local CPU build).
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0
 
-.PHONY: demo test lint unit check-all slow bench bench-quick clean
+.PHONY: demo test lint unit check-all slow bench bench-quick model-card support-table clean
 
 demo: $(VENV)/.demo
 	$(BIN)/eah-interp demo --out demo-out
@@ -30,6 +30,12 @@ slow: $(VENV)/.dev
 bench: $(VENV)/.demo
 	$(BIN)/python docs/bench/prefill.py
 
+model-card: $(VENV)/.dev
+	$(BIN)/python docs/toy/model_card.py
+
+support-table: $(VENV)/.dev
+	$(BIN)/python docs/support/support_table.py
+
 bench-quick: $(VENV)/.demo
 	$(BIN)/python docs/bench/prefill.py --quick
 
@@ -38,7 +44,7 @@ clean:
 
 # One stamp per set of extras; the larger set serves the smaller.
 $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
-	$(PIP) -e ".[dev,viz]"
+	$(PIP) -e ".[dev,viz,eval,lens]"
 	touch $(VENV)/.dev $(VENV)/.demo
 
 $(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python

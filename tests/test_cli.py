@@ -323,7 +323,16 @@ def test_models_lists_the_toy_and_every_family_with_its_refusal():
     assert listed == {name: family.refused for name, family in FAMILIES.items()}
     printed = run("models").stdout
     assert all(family.model in printed for family in FAMILIES.values())
-    assert printed.count("refused: ") == sum(map(bool, listed.values()))
+    words = " ".join(printed.split())
+    assert all(why in words for why in listed.values())
+    tests = {family["name"]: family["tests"] for family in record["families"]}
+    assert tests["llava"] == {
+        "eager": "exact",
+        "sdpa": "exact",
+        "transformer_lens": "exact",
+    }
+    assert not tests["llama"]
+    assert printed.count("exact") >= 3 * 16
 
 
 def test_models_examines_one_checkpoint(folder):

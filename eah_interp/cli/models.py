@@ -8,11 +8,13 @@ from rich.table import Table
 from rich.text import Text
 
 from eah_interp.testing import FAMILIES
+from eah_interp.testing.support import read_support
 from eah_interp.toy import TOYS, toy_path
 
 
 def list_models() -> dict[str, Any]:
     """List the embedded toys and the tested families, refused ones included."""
+    tested = read_support()["families"]
     return {
         "command": "models",
         "toys": [
@@ -29,6 +31,7 @@ def list_models() -> dict[str, Any]:
                 "class": family.model,
                 "supported": not family.refused,
                 "why": family.refused,
+                "tests": tested.get(family.name, {}),
             }
             for family in FAMILIES.values()
         ],
@@ -54,11 +57,24 @@ def show_models(record: Mapping[str, Any]) -> Iterator[RenderableType]:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     table.add_column("family")
     table.add_column("class in transformers", no_wrap=True)
-    table.add_column("works")
+    for way in ("eager", "SDPA", "lens"):
+        table.add_column(way, no_wrap=True)
+    refused = [family for family in record["families"] if not family["supported"]]
     for family in record["families"]:
-        works = "yes" if family["supported"] else f"refused: {family['why']}"
-        table.add_row(family["name"], family["class"], works)
+        if family["supported"]:
+            ways = ("eager", "sdpa", "transformer_lens")
+            results = [family["tests"].get(way, "-") for way in ways]
+            table.add_row(family["name"], family["class"], *results)
     yield table
+    yield Text(
+        "exact: the same donors, and logits within 1e-4, as an oracle that replaces "
+        "patterns head by head (on tiny random models); lens: TransformerLens, "
+        "where it has a bridge\n",
+        style="dim",
+    )
+    yield Text("Refused", style="bold")
+    for family in refused:
+        yield Text(f"{family['class']}: {family['why']}")
     yield Text(
         "\nOther decoder-only models are examined when they are loaded, and refused "
         "with a reason where they do not fit: eah-interp models --model NAME",
