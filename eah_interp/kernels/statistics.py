@@ -1,5 +1,6 @@
 """Differences between two conditions on the same items, with their intervals."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -68,8 +69,8 @@ def compare_rates(
         The change, after minus before, in percentage points.
 
     Raises:
-        InputError: If shapes differ, there are fewer than two items, or a run's
-            total is zero.
+        InputError: If shapes differ, there are fewer than two items, a run's total
+            is zero, or totals are so small that a resampled one is.
 
     Example:
         >>> one = torch.ones(1, 8)
@@ -90,17 +91,25 @@ def compare_rates(
     rows = [part.double().numpy() for part in parts]
     n_items = rows[0].shape[-1]
     samples = [row for part in rows for row in part]
-    found = stats.bootstrap(
-        samples,
-        lambda *drawn, axis: _change(drawn, axis=axis),
-        paired=True,
-        vectorized=True,
-        n_resamples=resamples,
-        confidence_level=level,
-        method="percentile",
-        rng=seed,
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", stats.DegenerateDataWarning)  # told below
+        found = stats.bootstrap(
+            samples,
+            lambda *drawn, axis: _change(drawn, axis=axis),
+            paired=True,
+            vectorized=True,
+            n_resamples=resamples,
+            confidence_level=level,
+            method="percentile",
+            rng=seed,
+        )
     interval = found.confidence_interval
+    if interval.low != interval.low or interval.high != interval.high:
+        msg = (
+            "totals are so small that some bootstrap samples have none: the change "
+            "has no interval; use more items, or a rate of something more frequent"
+        )
+        raise InputError(msg)
     return Effect(
         estimate=float(_change(samples, axis=-1)),
         low=float(interval.low),
@@ -112,16 +121,19 @@ def compare_rates(
 
 def _change(samples: Sequence[Any], *, axis: int) -> Any:
     """Return the mean over runs of the second rate minus the first, in percent."""
+    import numpy as np
+
     sums = [sample.sum(axis=axis) for sample in samples]
     n_runs = len(sums) // 4
     counts, totals = sums[:n_runs], sums[n_runs : 2 * n_runs]
     new_counts, new_totals = sums[2 * n_runs : 3 * n_runs], sums[3 * n_runs :]
-    changes = [
-        100 * (new / whole - old / total)
-        for old, total, new, whole in zip(
-            counts, totals, new_counts, new_totals, strict=True
-        )
-    ]
+    with np.errstate(invalid="ignore"):  # 0 / 0 is NaN, which the caller refuses
+        changes = [
+            100 * (new / whole - old / total)
+            for old, total, new, whole in zip(
+                counts, totals, new_counts, new_totals, strict=True
+            )
+        ]
     return sum(changes) / n_runs
 
 

@@ -77,5 +77,9 @@ def test_undefined_rates_and_single_items_are_refused(as_users_run_it):
         compare_rates((ones(1, 1), ones(1, 1)), (ones(1, 1), ones(1, 1)))
     with pytest.raises(InputError, match="four tables"):
         compare_rates((ones(1, 3), ones(1, 4)), (ones(1, 3), ones(1, 3)))
+    rare = torch.zeros(1, 6).double()
+    rare[0, 0] = 1
+    with pytest.raises(InputError, match="some bootstrap samples have none"):
+        compare_rates((rare, rare), (rare, rare))
     with pytest.raises(InputError, match="2 values or more"):
         estimate_mean([1.0])
