@@ -46,19 +46,19 @@ class Hallucination:
         }
 
     def show(self) -> Iterator[RenderableType]:
-        """Lay it out: a row a metric, a column a condition."""
+        """Lay it out: metric by metric, a row a condition."""
         yield Text(f"{self.model['name']}, {self.n_scenes} test scenes", style="bold")
         yield Text(say_settings(self.eah) + "\n", style="dim")
         table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-        table.add_column("%")
-        table.add_column(PLAIN, justify="right")
-        for name in self.changes:
-            table.add_column(f"{name}: change [95 %]", justify="right")
-        tables = list(self.changes.values())
-        for index, metric in enumerate(tables[0].metric):
-            rows = [one.iloc[index] for one in tables]
-            cells = [f"{r.change:+.1f} [{r.low:+.1f}, {r.high:+.1f}]" for r in rows]
-            table.add_row(metric, f"{rows[0].before:.1f}", *cells)
+        for name in ("", PLAIN, "condition", "change", "95 %"):
+            table.add_column(name, justify="right" if name == PLAIN else "left")
+        tables = list(self.changes.items())
+        for index, metric in enumerate(tables[0][1].metric):
+            for place, (condition, changes) in enumerate(tables):
+                row = changes.iloc[index]
+                first = (metric, f"{row.before:.1f}") if place == 0 else ("", "")
+                interval = f"[{row.low:+.1f}, {row.high:+.1f}]"
+                table.add_row(*first, condition, f"{row.change:+.1f}", interval)
         yield table
         yield Text(
             "\nIntervals: paired bootstrap over scenes, of this one model. False "
