@@ -1,7 +1,5 @@
 """Pictures in the corner of a canvas: what image processors without torchvision do."""
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 import transformers as hf
@@ -47,8 +45,3 @@ def build_row_patcher(*, smallest: int = 1) -> BaseImageProcessor:
         image_mean=[0.5] * 3,
         image_std=[0.5] * 3,
     )
-
-
-def flatten(rows: Sequence[Sequence[Image.Image]]) -> list[Image.Image]:
-    """Return the pictures of all rows, in order."""
-    return [picture for row in rows for picture in row]

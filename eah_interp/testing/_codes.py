@@ -7,7 +7,7 @@ import torch
 import transformers as hf
 from transformers import BatchFeature, PreTrainedConfig
 
-from eah_interp.testing._encode import write_runs
+from eah_interp.testing._encode import flatten, write_runs
 from eah_interp.testing._facts import (
     Family,
     Pictures,
@@ -55,7 +55,7 @@ def _encode_chameleon(
     tokenizer: Tokenizer, images: Pictures, prompts: Sequence[str]
 ) -> BatchFeature:
     """Do what ChameleonProcessor does: a square between a begin and an end token."""
-    flat = [image for row in images for image in row]
+    flat = flatten(images)
     pictures = hf.ChameleonImageProcessorPil(
         size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16}
     )
@@ -87,7 +87,7 @@ def _encode_emu3(
     tokenizer: Tokenizer, images: Pictures, prompts: Sequence[str]
 ) -> BatchFeature:
     """Do what Emu3Processor does: rows of codes, each with an end-of-line code."""
-    flat = [image for row in images for image in row]
+    flat = flatten(images)
     pictures = hf.Emu3ImageProcessor(
         min_pixels=8 * 8, max_pixels=12 * 12, spatial_factor=2
     )

@@ -9,8 +9,8 @@ from torch import Tensor
 from transformers import BatchFeature, PreTrainedConfig
 
 from eah_interp.lvlm.layouts.canvases import fit_inside
-from eah_interp.testing._canvas import cut_tiles, flatten, read_pixels
-from eah_interp.testing._encode import mark_tokens, write_runs
+from eah_interp.testing._canvas import cut_tiles, read_pixels
+from eah_interp.testing._encode import flatten, mark_tokens, write_runs
 from eah_interp.testing._facts import (
     Family,
     Pictures,

@@ -3,11 +3,29 @@
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
+from PIL import Image
 from torch import Tensor
-from transformers import BaseImageProcessor, BatchFeature
+from transformers import BaseImageProcessor, BatchFeature, ProcessorMixin
 
 from eah_interp.errors import InputError
 from eah_interp.testing._facts import Pictures, Tokenizer
+
+
+def flatten(images: Pictures) -> list[Image.Image]:
+    """Return the pictures of all rows, in order."""
+    return [picture for row in images for picture in row]
+
+
+def call_processor(
+    processor: ProcessorMixin, images: Pictures, prompts: Sequence[str]
+) -> BatchFeature:
+    """Encode rows of pictures and text with a real processor, padded, as tensors."""
+    return processor(
+        images=[list(row) for row in images],
+        text=list(prompts),
+        padding=True,
+        return_tensors="pt",
+    )
 
 
 def write_runs(
@@ -75,7 +93,7 @@ def encode_merged(
         token: The image token.
         around: What the processor writes before and after a picture's tokens.
     """
-    flat = [image for row in images for image in row]
+    flat = flatten(images)
     encoded: Mapping[str, Tensor] = pictures(flat, return_tensors="pt")
     merged = encoded["image_grid_thw"].prod(-1) // pictures.merge_size**2
     runs = (around[0] + token * count + around[1] for count in merged.tolist())

@@ -6,7 +6,7 @@ import torch
 import transformers as hf
 from transformers import BatchFeature, PreTrainedConfig
 
-from eah_interp.testing._encode import mark_tokens, write_runs
+from eah_interp.testing._encode import flatten, mark_tokens, write_runs
 from eah_interp.testing._facts import (
     Family,
     Pictures,
@@ -37,7 +37,7 @@ def _encode_paligemma2(
     tokenizer: Tokenizer, images: Pictures, prompts: Sequence[str]
 ) -> BatchFeature:
     """Do what PaliGemmaProcessor does, and leave the pictures where they stand."""
-    flat = [image for row in images for image in row]
+    flat = flatten(images)
     pictures = hf.SiglipImageProcessorPil(size={"height": 32, "width": 32})
     words = write_runs(
         tokenizer,
@@ -87,7 +87,7 @@ def _encode_gemma4(
     tokenizer: Tokenizer, images: Pictures, prompts: Sequence[str]
 ) -> BatchFeature:
     """Do what Gemma4Processor does: a token for each 3 x 3 patches, as many as fit."""
-    flat = [image for row in images for image in row]
+    flat = flatten(images)
     pictures = hf.Gemma4ImageProcessorPil(patch_size=4, max_soft_tokens=70)
     encoded = pictures(flat, return_tensors="pt")
     counts = torch.as_tensor(encoded.pop("num_soft_tokens_per_image")).tolist()

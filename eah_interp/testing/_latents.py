@@ -7,7 +7,7 @@ import transformers as hf
 from torch import Tensor
 from transformers import BatchFeature, PreTrainedConfig, ProcessorMixin
 
-from eah_interp.testing._encode import write_runs
+from eah_interp.testing._encode import flatten, write_runs
 from eah_interp.testing._facts import (
     Family,
     Pictures,
@@ -93,7 +93,7 @@ def _encode_blip2(
     tokenizer: Tokenizer, images: Pictures, prompts: Sequence[str]
 ) -> BatchFeature:
     """Write a run of query tokens for each picture."""
-    flat = [image for row in images for image in row]
+    flat = flatten(images)
     pictures = hf.BlipImageProcessorPil(size={"height": 32, "width": 32})
     words = write_runs(
         tokenizer,

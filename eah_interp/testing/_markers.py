@@ -6,7 +6,7 @@ import transformers as hf
 from PIL import Image
 from transformers import BatchFeature, PreTrainedConfig, ProcessorMixin
 
-from eah_interp.testing._encode import write_runs
+from eah_interp.testing._encode import flatten, write_runs
 from eah_interp.testing._facts import (
     Family,
     Pictures,
@@ -99,7 +99,7 @@ def _encode_cohere2(
     tokenizer: Tokenizer, images: Pictures, prompts: Sequence[str]
 ) -> BatchFeature:
     """Do what Cohere2VisionProcessor does: tiles that each end with a line break."""
-    tiles = [list(_cut_tiles(image)) for row in images for image in row]
+    tiles = [list(_cut_tiles(image)) for image in flatten(images)]
     pictures = hf.SiglipImageProcessorPil(size={"height": 32, "width": 32})
     one = "<|IMG_PATCH|>" * 4 + "<|IMG_LINE_BREAK|>"
     words = write_runs(

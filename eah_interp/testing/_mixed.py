@@ -8,8 +8,8 @@ import transformers as hf
 from torch.nn.utils.rnn import pad_sequence
 from transformers import BatchFeature, PreTrainedConfig
 
-from eah_interp.testing._canvas import build_row_patcher, flatten
-from eah_interp.testing._encode import write_runs
+from eah_interp.testing._canvas import build_row_patcher
+from eah_interp.testing._encode import flatten, write_runs
 from eah_interp.testing._facts import (
     Family,
     Pictures,

@@ -6,8 +6,8 @@ import torch
 import transformers as hf
 from transformers import BatchFeature, PreTrainedConfig, ProcessorMixin
 
-from eah_interp.testing._canvas import flatten, read_pixels
-from eah_interp.testing._encode import mark_tokens, write_runs
+from eah_interp.testing._canvas import read_pixels
+from eah_interp.testing._encode import flatten, mark_tokens, write_runs
 from eah_interp.testing._facts import (
     Family,
     Pictures,

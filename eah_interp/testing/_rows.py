@@ -8,8 +8,8 @@ from PIL import Image
 from torch import Tensor
 from transformers import BatchFeature, PreTrainedConfig, ProcessorMixin
 
-from eah_interp.testing._canvas import cut_tiles, flatten, pad_picture, read_pixels
-from eah_interp.testing._encode import write_runs
+from eah_interp.testing._canvas import cut_tiles, pad_picture, read_pixels
+from eah_interp.testing._encode import flatten, write_runs
 from eah_interp.testing._facts import (
     Family,
     Pictures,

@@ -7,6 +7,7 @@ import transformers as hf
 from transformers import BatchFeature, PreTrainedConfig, ProcessorMixin
 
 from eah_interp.errors import InputError
+from eah_interp.testing._encode import flatten
 from eah_interp.testing._facts import (
     Family,
     Pictures,
@@ -90,7 +91,7 @@ def _encode_mistral3(
     tokenizer: Tokenizer, images: Pictures, prompts: Sequence[str]
 ) -> BatchFeature:
     """Do what PixtralProcessor does: rows of tokens, each closed by a break or end."""
-    flat = [image for row in images for image in row]
+    flat = flatten(images)
     pictures = hf.PixtralImageProcessorPil(size={"longest_edge": 96}, patch_size=16)
     encoded = pictures(flat, return_tensors="pt")
     runs = iter(

@@ -6,7 +6,7 @@ import torch
 import transformers as hf
 from transformers import BatchFeature, PreTrainedConfig, ProcessorMixin
 
-from eah_interp.testing._encode import write_runs
+from eah_interp.testing._encode import flatten, write_runs
 from eah_interp.testing._facts import (
     Family,
     Pictures,
@@ -55,7 +55,7 @@ def _encode_pixtral(
     tokenizer: Tokenizer, images: Pictures, prompts: Sequence[str]
 ) -> BatchFeature:
     """Do what PixtralProcessor does: rows of tokens, each closed by a break or end."""
-    flat = [image for row in images for image in row]
+    flat = flatten(images)
     pictures = hf.PixtralImageProcessorPil(size={"longest_edge": 48}, patch_size=8)
     encoded = pictures(flat, return_tensors="pt")
     sizes = torch.as_tensor(encoded["image_sizes"])

@@ -6,7 +6,7 @@ from typing import Any
 import transformers as hf
 from transformers import BatchFeature, PreTrainedConfig, ProcessorMixin
 
-from eah_interp.testing._encode import write_runs
+from eah_interp.testing._encode import flatten, write_runs
 from eah_interp.testing._facts import (
     Family,
     Pictures,
@@ -102,7 +102,7 @@ def _encode_got(
     tokenizer: Tokenizer, images: Pictures, prompts: Sequence[str]
 ) -> BatchFeature:
     """Do what GotOcr2Processor does for one page: a run of as many tokens as fit."""
-    flat = [image for row in images for image in row]
+    flat = flatten(images)
     pictures = hf.GotOcr2ImageProcessorPil(size={"height": 64, "width": 64})
     encoded = pictures(flat, return_tensors="pt")
     words = write_runs(

@@ -100,6 +100,14 @@ class Picture:
     positions: Sequence[int]
 
     def look_up(self, key: str) -> list[int]:
+        """Return the picture's row in a per-picture tensor of the encoding.
+
+        Raises:
+            InputError: The encoding lacks the key, or has too few entries.
+        """
+        return [int(value) for value in self.find_entry(key)]
+
+    def find_entry(self, key: str) -> Any:
         """Return the picture's entry in a per-picture tensor of the encoding.
 
         Raises:
@@ -112,7 +120,7 @@ class Picture:
                 f"expected {key!r} in the encoding with an entry for picture "
                 f"{self.index}, got {found}; pass the processor's whole output"
             )
-        return [int(value) for value in values[self.index]]
+        return values[self.index]
 
     def list_runs(self) -> list[tuple[int, int]]:
         """Return start and length of each unbroken run of the remaining positions."""
@@ -157,8 +165,12 @@ def tower_grid(config: PreTrainedConfig) -> tuple[int, int]:
 
 def lay_out_grid_thw(picture: Picture) -> Layout:
     """Qwen-VL and GLM-4V: `image_grid_thw` counts patches, which the model merges."""
+    return lay_out_merged(picture, picture.config.vision_config.spatial_merge_size)
+
+
+def lay_out_merged(picture: Picture, merge: int) -> Layout:
+    """Lay a picture out by its `image_grid_thw`, in squares of `merge` patches."""
     frames, rows, columns = picture.look_up("image_grid_thw")
-    merge = picture.config.vision_config.spatial_merge_size
     rows, columns = rows // merge, columns // merge
     one = rows * columns
     parts = tuple(

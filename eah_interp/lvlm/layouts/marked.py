@@ -1,20 +1,19 @@
 """Layouts of tiles between markers: Aya Vision, Cohere2 Vision and Ovis2."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from transformers import BaseImageProcessor
 
 from eah_interp.errors import InputError
 from eah_interp.lvlm.layouts.grids import (
     WHOLE,
-    Box,
     ImagePart,
     Layout,
     Picture,
     number,
     tower_grid,
 )
-from eah_interp.lvlm.layouts.tiles import choose_tiles, cut_boxes
+from eah_interp.lvlm.layouts.tiles import choose_tiles, cut_boxes, place_tiles
 
 
 def lay_out_aya(picture: Picture) -> Layout:
@@ -52,16 +51,7 @@ def _lay_out_tiles(
     whole = number(rows, columns, start=n_tiles * one)
     if n_tiles == 0:
         return Layout((one,), (ImagePart("image", whole, WHOLE),))
-    boxes: Sequence[Box | None] = [None] * n_tiles
-    pictures = getattr(picture.processor, "image_processor", None)
-    if pictures is not None and picture.size is not None:
-        boxes = cut_boxes(*choose(picture.size, pictures))
-    if len(boxes) != n_tiles:
-        raise InputError(
-            f"expected {len(boxes)} tiles for picture {picture.index} of height and "
-            f"width {picture.size}, got {n_tiles}; pass the size of the original "
-            "picture and the processor with the settings that made the encoding"
-        )
+    boxes = place_tiles(picture, n_tiles, choose=choose)
     parts = [
         ImagePart("tile", number(rows, columns, start=i * one), box)
         for i, box in enumerate(boxes)

@@ -4,40 +4,21 @@ import math
 
 import torch
 
-from eah_interp.errors import InputError
 from eah_interp.lvlm.layouts.grids import (
     WHOLE,
     Box,
     ImagePart,
     Layout,
     Picture,
+    lay_out_merged,
     number,
     pair,
 )
 
 
-def lay_out_merged(picture: Picture, merge: int) -> Layout:
-    """Lay a picture out by its `image_grid_thw`, in squares of `merge` patches."""
-    frames, rows, columns = picture.look_up("image_grid_thw")
-    rows, columns = rows // merge, columns // merge
-    one = rows * columns
-    parts = tuple(
-        ImagePart("image", number(rows, columns, start=frame * one), WHOLE)
-        for frame in range(frames)
-    )
-    return Layout((frames * one,), parts)
-
-
 def lay_out_video_llama(picture: Picture) -> Layout:
     """VideoLLaMA3: the encoding says how many patches of a picture are merged."""
-    merges = picture.encoding.get("image_merge_sizes")
-    if merges is None or len(merges) <= picture.index:
-        found = "none" if merges is None else f"{len(merges)} entries"
-        raise InputError(
-            "expected 'image_merge_sizes' in the encoding with an entry for picture "
-            f"{picture.index}, got {found}; pass the processor's whole output"
-        )
-    return lay_out_merged(picture, int(merges[picture.index]))
+    return lay_out_merged(picture, int(picture.find_entry("image_merge_sizes")))
 
 
 def lay_out_muse(picture: Picture) -> Layout:

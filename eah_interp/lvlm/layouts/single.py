@@ -1,8 +1,7 @@
 """Layouts of one grid: rows that the encoding counts, and squares of a fixed size."""
 
-from torch import Tensor
+import torch
 
-from eah_interp.errors import InputError
 from eah_interp.lvlm.layouts.crops import find_shown_box
 from eah_interp.lvlm.layouts.grids import (
     WHOLE,
@@ -26,15 +25,9 @@ def lay_out_emu3(picture: Picture) -> Layout:
 
 def lay_out_gemma4(picture: Picture) -> Layout:
     """Gemma 4: `image_position_ids` places patches, which the tower pools."""
-    places = picture.encoding.get("image_position_ids")
-    if not isinstance(places, Tensor) or len(places) <= picture.index:
-        found = "none" if places is None else f"{len(places)} entries"
-        raise InputError(
-            "expected 'image_position_ids' in the encoding with an entry for picture "
-            f"{picture.index}, got {found}; pass the processor's whole output"
-        )
+    places = torch.as_tensor(picture.find_entry("image_position_ids"))
     pool = picture.config.vision_config.pooling_kernel_size
-    columns, rows = ((places[picture.index].amax(0) + 1) // pool).tolist()
+    columns, rows = ((places.amax(0) + 1) // pool).tolist()
     part = ImagePart("image", number(rows, columns), WHOLE)
     return Layout((rows * columns,), (part,))
 

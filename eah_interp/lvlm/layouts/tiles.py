@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import product
 from typing import Any
 
@@ -38,22 +38,42 @@ def lay_out_internvl(picture: Picture) -> Layout:
         )
     if n_tiles == 1:
         return Layout((count,), (ImagePart("image", number(rows, columns), WHOLE),))
-    boxes: Sequence[Box | None] = [None] * (n_tiles - 1)
-    tiles = getattr(picture.processor, "image_processor", None)
-    if tiles is not None and picture.size is not None:
-        boxes = cut_boxes(*choose_tiles(picture.size, tiles))
-    if len(boxes) != n_tiles - 1:
-        raise InputError(
-            f"expected {len(boxes)} tiles for picture {picture.index} of height and "
-            f"width {picture.size}, got {n_tiles - 1}; pass the size of the original "
-            "picture and the processor with the settings that made the encoding"
-        )
+    boxes = place_tiles(picture, n_tiles - 1, choose=choose_tiles)
     parts = [
         ImagePart("tile", number(rows, columns, start=i * one), box)
         for i, box in enumerate(boxes)
     ]
     whole = number(rows, columns, start=(n_tiles - 1) * one)
     return Layout((count,), (*parts, ImagePart("thumbnail", whole, WHOLE)))
+
+
+def place_tiles(
+    picture: Picture,
+    n_tiles: int,
+    *,
+    choose: Callable[[tuple[int, int], BaseImageProcessor], tuple[int, int]],
+) -> Sequence[Box | None]:
+    """Return the box of each tile; unknown without the picture's size and processor.
+
+    Args:
+        picture: What is known about the picture.
+        n_tiles: Number of tiles in its tokens, a view of the whole picture left out.
+        choose: From the picture's size, the rows and columns of tiles.
+
+    Raises:
+        InputError: The processor would have cut another number of tiles.
+    """
+    pictures = getattr(picture.processor, "image_processor", None)
+    if pictures is None or picture.size is None:
+        return [None] * n_tiles
+    boxes = cut_boxes(*choose(picture.size, pictures))
+    if len(boxes) != n_tiles:
+        raise InputError(
+            f"expected {len(boxes)} tiles for picture {picture.index} of height and "
+            f"width {picture.size}, got {n_tiles}; pass the size of the original "
+            "picture and the processor with the settings that made the encoding"
+        )
+    return boxes
 
 
 def cut_boxes(rows: int, columns: int) -> list[Box]:
