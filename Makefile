@@ -2,12 +2,16 @@
 PYTHON ?= python3.11
 VENV ?= .venv
 BIN := $(VENV)/bin
+LOWEST ?= .venv-lowest
+EXTRAS := dev,viz,eval,lens
 # Test workers; each uses one torch thread.
 WORKERS ?= 2
 # torch is named so that pip takes one exact wheel (here: the local CPU build).
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0
+INSTALL := -m pip install --quiet --disable-pip-version-check
+TORCH := torch==2.13.0
+PIP := $(BIN)/python $(INSTALL) -c constraints.txt $(TORCH)
 
-.PHONY: demo test lint unit check-all slow bench bench-quick model-card support-table clean
+.PHONY: demo test lint unit check-all slow lowest bench bench-attribution bench-quick model-card support-table clean
 
 demo: $(VENV)/.demo
 	$(BIN)/eah-interp demo --out demo-out
@@ -22,13 +26,22 @@ lint: $(VENV)/.dev
 unit: $(VENV)/.dev
 	$(BIN)/python -m pytest -m "not slow" -n $(WORKERS)
 
-check-all: test slow bench-quick
+check-all: test slow lowest bench-quick
 
 slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -m slow
 
+# The fast tests on the lowest versions that pyproject.toml admits. Old releases warn of what
+# newer ones of their own dependencies will drop; that is not ours to mend.
+lowest: $(LOWEST)/.dev
+	$(LOWEST)/bin/python -m pytest -m "not slow" -n $(WORKERS) -W ignore::DeprecationWarning
+
 bench: $(VENV)/.demo
 	$(BIN)/python docs/bench/prefill.py
+	$(BIN)/python docs/bench/attribution.py
+
+bench-attribution: $(VENV)/.demo
+	$(BIN)/python docs/bench/attribution.py
 
 model-card: $(VENV)/.dev
 	$(BIN)/python docs/toy/model_card.py
@@ -38,18 +51,26 @@ support-table: $(VENV)/.dev
 
 bench-quick: $(VENV)/.demo
 	$(BIN)/python docs/bench/prefill.py --quick
+	$(BIN)/python docs/bench/attribution.py --smoke
 
 clean:
-	rm -rf $(VENV) demo-out build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(LOWEST) demo-out build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 # One stamp per set of extras; the larger set serves the smaller.
 $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
-	$(PIP) -e ".[dev,viz,eval,lens]"
+	$(PIP) -e ".[$(EXTRAS)]"
 	touch $(VENV)/.dev $(VENV)/.demo
 
 $(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) -e ".[viz]"
 	touch $(VENV)/.demo
+
+$(LOWEST)/.dev: pyproject.toml .ci/lowest.py
+	$(PYTHON) -m venv --clear $(LOWEST)
+	$(LOWEST)/bin/python $(INSTALL) packaging
+	$(LOWEST)/bin/python .ci/lowest.py $(EXTRAS) > $(LOWEST)/constraints.txt
+	$(LOWEST)/bin/python $(INSTALL) -c $(LOWEST)/constraints.txt $(TORCH) -e ".[$(EXTRAS)]"
+	touch $@
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

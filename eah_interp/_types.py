@@ -10,7 +10,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 Pattern = Float[Tensor, "batch head query key"]
-"""Attention after the softmax; rows (query) sum to one."""
+"""Attention after the softmax; rows (query) sum to one.
+
+Where a learned sink takes a share of every row (gpt-oss, Inkling 2), they sum to less.
+"""
 
 Queries = Float[Tensor, "batch head query d_head"]
 """Queries as the attention call gets them, after RoPE."""

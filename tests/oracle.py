@@ -123,7 +123,7 @@ def oracle_mean_pattern(pattern):
 
 
 def oracle_uniform_pattern(pattern, image_mask, visible):
-    """Spread each row evenly over the image columns it sees, if it sees any."""
+    """Spread each row's sum evenly over the image columns it sees, if it sees any."""
     patched = pattern.clone()
     batch, n_heads, n_queries, length = pattern.shape
     for b in range(batch):
@@ -132,10 +132,11 @@ def oracle_uniform_pattern(pattern, image_mask, visible):
                 y for y in range(length) if image_mask[b, y] and visible[b, 0, x, y]
             ]
             for h in range(n_heads):
+                mass = sum(pattern[b, h, x].double().tolist())
                 if seen:
                     patched[b, h, x] = 0
                 for y in seen:
-                    patched[b, h, x, y] = 1 / len(seen)
+                    patched[b, h, x, y] = mass / len(seen)
     return patched
 
 
@@ -173,11 +174,12 @@ def oracle_recipients(pattern, controlled, recipients):
     return kept
 
 
-def oracle_pattern(queries, keys, visible, scale, softcap=None, bias=None):
+def oracle_pattern(queries, keys, visible, scale, softcap=None, bias=None, sink=None):
     """Attend by loops over heads: float64 softmax of scaled, capped dot products.
 
     `bias` [batch 1 query key] is added to them. A row that sees nothing attends to
-    nothing (zeros).
+    nothing (zeros). `sink` [batch head query] is one more logit of each row, whose
+    weight goes nowhere.
     """
     batch, n_heads, n_queries, _ = queries.shape
     groups = n_heads // keys.shape[1]
@@ -193,8 +195,13 @@ def oracle_pattern(queries, keys, visible, scale, softcap=None, bias=None):
                 logits = logits + bias[b, 0].double()
             for x in range(n_queries):
                 seen = visible[b, h % visible.shape[1], x]
-                if seen.any():
-                    pattern[b, h, x, seen] = torch.softmax(logits[x, seen], -1)
+                if not seen.any():
+                    continue
+                weights = torch.softmax(logits[x, seen], -1)
+                if sink is not None:
+                    lost = torch.sigmoid(sink[b, h, x] - logits[x, seen].logsumexp(-1))
+                    weights = weights * (1 - lost)
+                pattern[b, h, x, seen] = weights
     return pattern
 
 

@@ -11,7 +11,7 @@ from eah_interp.testing.support import read_support
 
 DOCS = Path(__file__).parents[1] / "docs"
 SUPPORTED = [name for name, family in FAMILIES.items() if not family.refused]
-EAGER_ONLY = {"paligemma2", "got_ocr2"}
+EAGER_ONLY = {"paligemma2", "got_ocr2", "inkling2", "internvl_gpt_oss"}
 
 
 @pytest.fixture(scope="module", autouse=True)

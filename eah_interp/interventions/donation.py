@@ -4,14 +4,16 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from jaxtyping import Bool
 from torch import Tensor
 
-from eah_interp._types import ColumnMask, Donors, HeadMask
+from eah_interp._types import ColumnMask, Donors, HeadMask, HeadOutputs
 from eah_interp.interventions.patches import LayerPatch
 from eah_interp.interventions.settings import EAH
 from eah_interp.kernels import (
     ColumnScores,
     PatternBlock,
+    broadcast_pattern,
     choose_donors,
     mean_pattern,
     shuffled_pattern,
@@ -55,7 +57,7 @@ def choose_patch(
     """
     density = None if scores is None else scores.density(float(eah.beta or 0.0))
     n_batch, n_heads = batch_heads
-    if eah.donor in ("mean", "uniform"):
+    if not eah.has_donor_head:
         donors = torch.full((n_batch,), -1, device=device)
     else:
         rule: Any = "densest" if eah.donor == "shuffled" else eah.donor
@@ -76,7 +78,7 @@ def choose_patch(
 def score_call(eah: EAH, call: AttentionCall, prompt: Prompt) -> ColumnScores:
     """Score the image columns of one attention call, streamed, without gradients."""
     with torch.no_grad():
-        parts = call.pattern_inputs(prompt.token_mask)
+        parts = call.pattern_inputs(prompt.scored_mask)
         queries, keys = parts.pop("queries"), parts.pop("keys")
         tokens = parts.pop("token_mask")
         return stream_column_scores(
@@ -91,7 +93,7 @@ def score_call(eah: EAH, call: AttentionCall, prompt: Prompt) -> ColumnScores:
 
 def patched_items(eah: EAH, donors: Donors) -> Tensor:
     """Mark the batch items that are patched; some controls have no donor head."""
-    if eah.donor not in ("mean", "uniform"):
+    if eah.has_donor_head:
         return donors >= 0
     items = torch.arange(len(donors), device=donors.device)
     return items == 0 if eah.items == "first" else items >= 0
@@ -110,19 +112,57 @@ def apply_patch(
     call: AttentionCall,
     prompt: Prompt,
     patch: LayerPatch,
+    *,
+    recipients: HeadMask | None = None,
 ) -> None:
-    """Write the patch: at the call's inputs where it can be, else as its output."""
-    recipients = recipient_mask(
-        eah, (call.queries.shape[0], call.n_heads), device=call.queries.device
-    )
-    if eah.donor in ("mean", "uniform", "shuffled"):
-        change = control_change(eah, prompt.image_mask, patch)
-        new = call.attend_with(change, prompt.token_mask)
-        _replace_output(operation, new, _heads(patch.patched, recipients, call))
+    """Write the patch: at the call's inputs where it can be, else as its output.
+
+    Args:
+        eah: The settings.
+        operation: The attention call in nnsight.
+        call: The same call, taken apart.
+        prompt: Its tokens. Where an answer follows the prompt in this forward pass
+            and only the prefill is patched, the answer's rows are left alone.
+        patch: Who donates in each item.
+        recipients: The heads that receive in each item; those of the settings when
+            None.
+    """
+    if recipients is None:
+        recipients = recipient_mask(
+            eah, (call.queries.shape[0], call.n_heads), device=call.queries.device
+        )
+    rows = patched_rows(eah, prompt, call.queries.shape[2])
+    if eah.remakes_pattern or call.sinks_are_weights or rows is not None:
+        new = patched_outputs(eah, call, prompt, patch)
+        change = heads_changed(patch.patched, recipients, n_heads=call.n_heads)
+        _replace_output(operation, new, change, rows)
     elif recipients is None or call.n_kv_heads == call.n_heads:
         operation.inputs = call.broadcast(patch.donors, recipients).inputs
     else:
         operation.skip((call.attend_partly(patch.donors, recipients), None))
+
+
+def patched_outputs(
+    eah: EAH, call: AttentionCall, prompt: Prompt, patch: LayerPatch
+) -> HeadOutputs:
+    """Compute what every head would return if all of them received, in every row."""
+    if eah.remakes_pattern or call.sinks_are_weights:
+        change = control_change(eah, prompt.image_mask, patch)
+        return call.attend_with(change, prompt.token_mask)
+    return call.broadcast(patch.donors).attend()
+
+
+def patched_rows(
+    eah: EAH, prompt: Prompt, n_rows: int
+) -> Bool[Tensor, "batch query"] | None:
+    """Mark the query rows that are patched; None for all.
+
+    A generation patches the prompt's rows, unless every step is patched; an answer
+    that is read in one forward pass with its prompt is treated the same.
+    """
+    if eah.steps == "all" or prompt.prompt_mask is None:
+        return None
+    return prompt.prompt_mask[:, :n_rows]
 
 
 def recipient_mask(
@@ -136,23 +176,59 @@ def recipient_mask(
     return mask.expand(batch_heads[0], -1)
 
 
-def _heads(
-    patched: Tensor, recipients: HeadMask | None, call: AttentionCall
+def heads_changed(
+    patched: Tensor, recipients: HeadMask | None, *, n_heads: int
 ) -> HeadMask:
-    rows = patched.unsqueeze(1).expand(-1, call.n_heads)
+    """Mark the heads whose output is replaced, in each batch item."""
+    rows = patched.unsqueeze(1).expand(-1, n_heads)
     return rows if recipients is None else rows & recipients
 
 
-def _replace_output(operation: Any, new: Tensor, change: HeadMask) -> None:
+def _replace_output(
+    operation: Any, new: Tensor, change: HeadMask, rows: Tensor | None
+) -> None:
     output = operation.output
-    mixed = torch.where(change[:, None, :, None], new, output[0])
+    where = change[:, None, :, None]
+    if rows is not None:
+        where = where & rows[:, :, None, None]
+    mixed = torch.where(where, new, output[0])
     operation.output = (mixed, *output[1:])
+
+
+def donate_pattern(
+    eah: EAH,
+    block: PatternBlock,
+    patch: LayerPatch,
+    *,
+    image_mask: ColumnMask,
+) -> Tensor:
+    """Replace the recipients' rows of a pattern by what is donated to them.
+
+    Args:
+        eah: The settings.
+        block: Whole patterns or some rows of them, as the model computed them.
+        patch: Who donates in each item.
+        image_mask: True at image tokens, as wide as the pattern.
+
+    Returns:
+        The new weights, in the block's dtype.
+    """
+    weights = block.weights
+    batch_heads = (weights.shape[0], weights.shape[1])
+    recipients = recipient_mask(eah, batch_heads, device=weights.device)
+    if not eah.remakes_pattern:
+        return broadcast_pattern(weights, patch.donors, recipients=recipients)
+    new = control_change(eah, image_mask, patch)(block)
+    heads = heads_changed(patch.patched, recipients, n_heads=batch_heads[1])
+    return torch.where(heads[:, :, None, None], new, weights)
 
 
 def control_change(
     eah: EAH, image_mask: ColumnMask, patch: LayerPatch
 ) -> Callable[[PatternBlock], Tensor]:
-    """Make the map from a block of the model's pattern to the control's."""
+    """Make the map from a block of the model's pattern to the donated one."""
+    if not eah.remakes_pattern:
+        return lambda block: broadcast_pattern(block.weights, patch.donors)
     if eah.donor == "mean":
         return lambda block: mean_pattern(block.weights)
     if eah.donor == "uniform":

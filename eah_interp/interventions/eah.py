@@ -1,43 +1,78 @@
-"""EAH as an activation patch, inside any nnsight trace."""
+"""EAH and its rivals as activation patches, inside any nnsight trace."""
 
 import contextlib
-from typing import Any
+from typing import Any, overload
 
 import nnsight
+from nnsight.intervention.iterator import Iterations
 
 from eah_interp._types import ColumnMask
+from eah_interp.errors import ModelError, UnsupportedError
 from eah_interp.interventions.donation import apply_patch, patched_items, plan_patch
+from eah_interp.interventions.editing import Patch, patch_run
+from eah_interp.interventions.intervention import Intervention
 from eah_interp.interventions.patches import EAHPatch, LayerPatch
 from eah_interp.interventions.settings import EAH
-from eah_interp.lvlm.anatomy import attention_operation
+from eah_interp.lvlm.anatomy import AttentionSite, attention_operation
 from eah_interp.lvlm.attention import AttentionCall
-from eah_interp.lvlm.worker import PROMISES, memory_of_worker, prompt_of_worker
+from eah_interp.lvlm.runs import PatchedCall, promise
+from eah_interp.lvlm.worker import memory_of_worker, prompt_of_worker
 
 
+@overload
 def intervene(
     model: Any,
     eah: EAH | None = None,
     *,
     image_mask: ColumnMask | None = None,
-) -> EAHPatch:
+    prompt_mask: ColumnMask | None = None,
+) -> EAHPatch: ...
+
+
+@overload
+def intervene(
+    model: Any,
+    eah: Intervention,
+    *,
+    image_mask: ColumnMask | None = None,
+    prompt_mask: ColumnMask | None = None,
+) -> Patch: ...
+
+
+def intervene(
+    model: Any,
+    eah: EAH | Intervention | None = None,
+    *,
+    image_mask: ColumnMask | None = None,
+    prompt_mask: ColumnMask | None = None,
+) -> EAHPatch | Patch:
     """Patch the forward pass of the trace it is called in.
 
     The broadcast is written at the inputs of the attention call: every recipient
     gets the donor's query and key, hence exactly the donor's pattern, and keeps its
     own values. No pattern is materialised, whatever the attention backend. Like any
-    read or write in a trace, it comes before what lies in later layers.
+    read or write in a trace, it comes before what lies in later layers. `Ablation`,
+    `PAI` and `VAR` are written at the output of the call, a block of rows at a time.
 
     Args:
         model: The traced model.
-        eah: Settings; `EAH()` when None.
+        eah: Settings: `EAH`, `Ablation`, `PAI` or `VAR`; `EAH()` when None.
         image_mask: `[batch, position]`, True at image tokens, where they cannot be
             found from `input_ids`.
+        prompt_mask: `[batch, position]`, True at the prompt's tokens, where an answer
+            follows the prompt in the same forward pass (teacher forcing). The patch
+            is then the one that a generation of that answer would have had: donors
+            are chosen from the prompt's rows, and with `steps="prefill"` only these
+            rows are patched.
 
     Returns:
-        Donors, densities and scores by layer, saved: usable after the trace.
+        Of EAH donors, densities and scores by layer, of others what they learned from
+        the prompt; saved: usable after the trace.
 
     Raises:
-        UnsupportedError: Outside a trace.
+        UnsupportedError: Outside a trace; after the layer has run, or at a step that
+            comes too late for the settings; or where the layer's patches or the
+            batch's rows could not be kept apart.
         SettingsError: If a layer or head does not exist.
         ModelError: If a layer has no attention to patch.
         InputError: If there is no image, or its tokens are not known.
@@ -55,18 +90,24 @@ def intervene(
     """
     eah = EAH() if eah is None else eah
     memory = memory_of_worker()
-    sites = [model.anatomy.site(layer) for layer in eah.layers]
-    eah.check_fits(n_heads=model.anatomy.n_heads)
-    if eah.steps == "all" and memory.steps.get(eah, 0) == 0:
-        getattr(model.interleaver, PROMISES, []).append(memory)
-    whole = prompt_of_worker(model, image_mask=image_mask)
+    sites = find_sites(model, eah)
+    if isinstance(eah, Intervention):
+        return patch_run(
+            model, eah, sites, image_mask=image_mask, prompt_mask=prompt_mask
+        )
+    promise(model.interleaver, memory, eah)
+    whole = prompt_of_worker(model, image_mask=image_mask).limit(prompt_mask)
     done = []
     for site in sites:
-        operation = attention_operation(model, site)
-        call = AttentionCall.parse(operation.inputs)
-        prompt = whole.fit(call)
+        operation = PatchedCall(attention_operation(model, site), layer=site.layer)
         key = (site.layer, eah)
         is_prefill = key not in memory.donors
+        if is_prefill and operation.step > 0:
+            check_late_start(eah, step=operation.step)
+        call = AttentionCall.parse(operation.inputs)
+        operation.check_rows(call.queries.shape[0])
+        # Each pass after the prompt's reads one token.
+        prompt = whole.fit(call, generated=operation.step)
         if is_prefill:
             patch = plan_patch(eah, call, prompt, layer=site.layer)
             memory.donors[key] = patch.donors
@@ -86,14 +127,14 @@ def intervene(
     return result
 
 
-def edit(model: Any, eah: EAH | None = None) -> Any:
-    """Make a patched twin of a model: EAH in every later trace and generation.
+def edit(model: Any, eah: EAH | Intervention | None = None) -> Any:
+    """Make a patched twin of a model: patched in every later trace and generation.
 
     The original stays as it is; weights are shared.
 
     Args:
         model: An LVLM.
-        eah: Settings; `EAH()` when None.
+        eah: Settings: `EAH`, `Ablation`, `PAI` or `VAR`; `EAH()` when None.
 
     Returns:
         The patched LVLM.
@@ -111,15 +152,59 @@ def edit(model: Any, eah: EAH | None = None) -> Any:
         True
     """
     eah = EAH() if eah is None else eah
-    for layer in eah.layers:
-        model.anatomy.site(layer)
-    eah.check_fits(n_heads=model.anatomy.n_heads)
+    find_sites(model, eah)
     if eah.steps == "prefill":
         with model.edit() as (_, edited):
             intervene(edited, eah)
     else:
-        with model.edit() as (tracer, edited):
-            for _ in tracer.iter[:]:
+        with model.edit() as (_, edited):
+            # `tracer.iter[:]` without the tracer, which cannot travel to a server.
+            for _ in Iterations()[:]:
                 intervene(edited, eah)
         edited.loops_openly = True
     return edited
+
+
+def find_sites(model: Any, eah: EAH | Intervention) -> list[AttentionSite]:
+    """Find the attention of the layers to patch, in a whole model.
+
+    Raises:
+        ModelError: If the model is only a part of one, or a layer has no attention.
+        SettingsError: If a layer or head does not exist.
+    """
+    anatomy = getattr(model, "anatomy", None)
+    if anatomy is None:
+        where = getattr(model, "path", type(model).__name__)
+        msg = (
+            f"expected a model of eah_interp.load or eah_interp.wrap, got {where}: "
+            "pass the whole model, not one of its modules"
+        )
+        raise ModelError(msg)
+    if isinstance(eah, Intervention):
+        config = model.config.get_text_config(decoder=True)
+        eah.check_fits(n_heads=anatomy.n_heads, d_model=config.hidden_size)
+        return eah.find_sites(anatomy)
+    sites = [anatomy.site(layer) for layer in eah.layers]
+    eah.check_fits(n_heads=anatomy.n_heads)
+    return sites
+
+
+def check_late_start(eah: EAH, *, step: int) -> None:
+    """See that a patch can begin after the prompt was read.
+
+    Raises:
+        UnsupportedError: If it is a patch of the prompt, or takes its donors from it.
+    """
+    if eah.steps == "prefill":
+        msg = (
+            f'called at step {step}, but steps="prefill" patches the prompt, which '
+            'step 0 reads; call it at step 0, or use steps="all"'
+        )
+        raise UnsupportedError(msg)
+    if eah.needs_scores:
+        msg = (
+            f"called first at step {step}, but the {eah.donor} donor is chosen from "
+            "the prompt, which step 0 reads; call it from step 0 on, as in "
+            "`for _ in tracer.iter[:]`, or name a head, as in EAH(donor=0)"
+        )
+        raise UnsupportedError(msg)

@@ -155,6 +155,16 @@ class EAH:
         """Whether the choice of donor depends on sink densities."""
         return self.donor in ("densest", "sparsest", "shuffled")
 
+    @property
+    def has_donor_head(self) -> bool:
+        """Whether one head donates: not under `"mean"` and `"uniform"`."""
+        return self.donor not in ("mean", "uniform")
+
+    @property
+    def remakes_pattern(self) -> bool:
+        """Whether the donated pattern is no head's own, so that it must be built."""
+        return self.donor in ("mean", "uniform", "shuffled")
+
     def check_fits(self, *, n_heads: int) -> None:
         """See that heads named in the settings exist in a model.
 

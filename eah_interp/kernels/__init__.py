@@ -9,6 +9,12 @@ from eah_interp.kernels.controls import shuffled_pattern as shuffled_pattern
 from eah_interp.kernels.controls import uniform_pattern as uniform_pattern
 from eah_interp.kernels.donors import HeadZero as HeadZero
 from eah_interp.kernels.donors import choose_donors as choose_donors
+from eah_interp.kernels.masks import find_visible as find_visible
+from eah_interp.kernels.replacements import boost_scores as boost_scores
+from eah_interp.kernels.replacements import hide_columns as hide_columns
+from eah_interp.kernels.replacements import previous_pattern as previous_pattern
+from eah_interp.kernels.replacements import redistribute_pattern as redistribute_pattern
+from eah_interp.kernels.replacements import sink_values as sink_values
 from eah_interp.kernels.scores import DEFAULT_BETA as DEFAULT_BETA
 from eah_interp.kernels.scores import ColumnScores as ColumnScores
 from eah_interp.kernels.scores import dense_heads as dense_heads

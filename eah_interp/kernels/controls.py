@@ -1,7 +1,10 @@
 """Control patterns: what a causal claim about a donor is compared with.
 
 Each keeps the two properties of a pattern: rows sum to one, and no row attends to
-a key that it cannot see. Each takes whole patterns or a block of their rows.
+a key that it cannot see. Where a learned sink takes a share, so that rows sum to less,
+a control says where the rest goes and leaves its size alone: to the heads' mean (mean),
+each head's own (uniform), the donor's (shuffled). Each takes whole patterns or a block
+of their rows.
 """
 
 import torch
@@ -16,6 +19,8 @@ VisibleRows = Bool[Tensor, "batch #head rows key"]
 
 def mean_pattern(pattern: Rows) -> Rows:
     """Replace every head's pattern by the mean over the layer's heads.
+
+    So is what a row sums to, where a learned sink takes a share.
 
     Args:
         pattern: Whole patterns or a block of rows.
@@ -37,7 +42,8 @@ def uniform_pattern(
 ) -> Rows:
     """Spread every row's attention evenly over the image columns it can see.
 
-    Rows that see no image column keep their own pattern.
+    A row keeps its sum: what a learned sink takes of it is not handed out. Rows that
+    see no image column keep their own pattern.
 
     Args:
         pattern: Whole patterns or a block of rows.
@@ -57,7 +63,8 @@ def uniform_pattern(
     """
     seen = visible & image_mask[:, None, None, :]
     count = seen.sum(-1, keepdim=True)
-    even = (seen / count.clamp(min=1)).to(pattern.dtype)
+    mass = pattern.sum(-1, keepdim=True)
+    even = seen * (mass / count.clamp(min=1))
     return torch.where(count > 0, even, pattern)
 
 
@@ -73,8 +80,8 @@ def shuffled_pattern(
 
     A row that sees image columns `v` in order of position takes, at `v[i]`, the
     donor's weight at `s[i]`, where `s` is the same columns in order of priority.
-    So every row that sees the whole image uses one permutation, and no row looks
-    at a key that is hidden from it.
+    So every row that sees the whole image uses one permutation, no row looks at a key
+    that is hidden from it, and a row's sum is the donor's.
 
     Args:
         pattern: Whole patterns or a block of rows.

@@ -37,10 +37,12 @@ def score_columns(
       is in multiples of the uniform share: the mean over those rows of
       1 / (number of keys the row sees).
 
-    Text between several images is neither scored nor, under `"paper"`, a row.
+    Text between several images is neither scored nor, under `"paper"`, a row. Where a
+    learned sink takes a share of each row, columns score what is left for them; the
+    unit stays the share of a whole row, so a head that leaves little has few sinks.
 
     Args:
-        pattern: Rows sum to one.
+        pattern: Rows sum to one, or to less where a learned sink takes a share.
         image_mask: True at image tokens.
         token_mask: False at padding; all True when None.
         visible: Which keys each row may attend to. None means causal, without
@@ -101,6 +103,7 @@ def stream_column_scores(
     definition: Definition = "visible",
     scale: float | None = None,
     softcap: float | None = None,
+    sink_logits: Tensor | None = None,
     block: int | None = None,
 ) -> ColumnScores:
     """Score every image column from queries and keys, without a whole pattern.
@@ -117,6 +120,7 @@ def stream_column_scores(
         definition: As for `score_columns`.
         scale: As for `pattern_blocks`.
         softcap: As for `pattern_blocks`.
+        sink_logits: As for `pattern_blocks`.
         block: As for `pattern_blocks`.
 
     Returns:
@@ -142,6 +146,7 @@ def stream_column_scores(
         token_mask=token_mask,
         scale=scale,
         softcap=softcap,
+        sink_logits=sink_logits,
         block=block,
     )
     return _accumulate(

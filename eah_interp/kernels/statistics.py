@@ -1,5 +1,6 @@
 """Differences between two conditions on the same items, with their intervals."""
 
+import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -39,7 +40,19 @@ class Effect:
 
     def __str__(self) -> str:
         """Write the estimate and its interval: `-4.2 [-6.0, -2.5]`."""
-        return f"{self.estimate:+.1f} [{self.low:+.1f}, {self.high:+.1f}]"
+        return self.write()
+
+    def write(self, digits: int = 1) -> str:
+        """Write the estimate and its interval with so many digits.
+
+        Example:
+            >>> Effect(estimate=0.12, low=0.01, high=0.23, level=0.95, n=9).write(2)
+            '+0.12 [+0.01, +0.23]'
+        """
+        return (
+            f"{self.estimate:+.{digits}f} "
+            f"[{self.low:+.{digits}f}, {self.high:+.{digits}f}]"
+        )
 
 
 def compare_rates(
@@ -104,7 +117,7 @@ def compare_rates(
             rng=seed,
         )
     interval = found.confidence_interval
-    if interval.low != interval.low or interval.high != interval.high:
+    if math.isnan(interval.low) or math.isnan(interval.high):
         msg = (
             "totals are so small that some bootstrap samples have none: the change "
             "has no interval; use more items, or a rate of something more frequent"

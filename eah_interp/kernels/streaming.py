@@ -10,6 +10,7 @@ from torch import Tensor
 from eah_interp._types import ColumnMask, HeadOutputs, Keys, Queries, Values
 from eah_interp.errors import InputError
 from eah_interp.kernels.abstract import is_abstract
+from eah_interp.kernels.masks import check_attention_shapes, find_visible
 
 BLOCK_BYTES = 64 * 2**20
 """Size aimed at for one float32 block of `[batch, head, rows, key]`, in bytes."""
@@ -19,6 +20,9 @@ CPU_ROWS = 64
 
 _LOWEST = torch.finfo(torch.float32).min
 
+ChangeLogits = Callable[[slice, Float[Tensor, "batch head rows key"]], Tensor]
+"""From some query rows and their logits to other logits of the same shape."""
+
 
 @dataclass(frozen=True)
 class PatternBlock:
@@ -26,8 +30,9 @@ class PatternBlock:
 
     Attributes:
         rows: Which query rows.
-        weights: Their pattern, in float32 (float64 where the queries are). Rows that
-            see nothing hold no meaning. Where attention is causal, keys after the
+        weights: Their pattern, in float32 (float64 where the queries are). Rows sum
+            to one, or to less where a learned sink takes a share. Rows that see
+            nothing hold no meaning. Where attention is causal, keys after the
             block's last row are left out.
         visible: Which of these keys each row may attend to; the head axis is 1 where
             all heads see the same keys.
@@ -77,9 +82,15 @@ def pattern_blocks(
     token_mask: ColumnMask | None = None,
     scale: float | None = None,
     softcap: float | None = None,
+    sink_logits: Tensor | None = None,
+    change_logits: ChangeLogits | None = None,
     block: int | None = None,
 ) -> Iterator[PatternBlock]:
     r"""Yield the pattern `softmax(cap(scale * q k^T) + mask)`, block by block.
+
+    With `sink_logits` the softmax has one column more, which is then dropped: a row's
+    weights are `exp(l_y) / (exp(sink) + sum over y' of exp(l_y'))`, and sum to less
+    than one (gpt-oss, arXiv:2508.10925; Inkling 2 computes the logit of every row).
 
     Grouped-query attention needs no repeated keys: head `h` reads key group
     `h // (n_heads / n_kv_heads)`. Peak memory is a few blocks of
@@ -95,6 +106,10 @@ def pattern_blocks(
             `mask` already knows about padding.
         scale: Factor on the logits; `d_head ** -0.5` when None.
         softcap: Gemma-2 style cap, `softcap * tanh(logits / softcap)`.
+        sink_logits: `[batch or 1, head, query or 1, 1]`, a learned sink's logits,
+            neither scaled nor capped nor masked. None where there is no sink.
+        change_logits: Maps rows and their logits, scaled and capped but not masked
+            yet, to other logits. None leaves them.
         block: Rows per block; chosen from memory when None.
 
     Yields:
@@ -102,7 +117,7 @@ def pattern_blocks(
 
     Raises:
         InputError: If the number of heads is no multiple of the key/value groups,
-            or `mask` does not fit.
+            or `mask` or `sink_logits` do not fit.
 
     Example:
         >>> import torch
@@ -116,7 +131,7 @@ def pattern_blocks(
     """
     n_batch, n_heads, n_rows, d_head = queries.shape
     n_groups, n_keys = keys.shape[1], keys.shape[2]
-    _check_attention_shapes(queries, keys, mask)
+    check_attention_shapes(queries, keys, mask, sink_logits)
     scale = d_head**-0.5 if scale is None else scale
     step = rows_per_block(queries, keys, block=block)
     columns = torch.arange(n_keys, device=queries.device)
@@ -135,6 +150,8 @@ def pattern_blocks(
         logits = logits.view(n_batch, n_heads, size, width)
         if softcap is not None:
             logits = (logits / softcap).tanh() * softcap
+        if change_logits is not None:
+            logits = change_logits(rows, logits)
         if mask is None:
             causal = columns[:width] <= columns[rows].unsqueeze(1)
             visible = causal.expand(n_batch, 1, size, width)
@@ -145,11 +162,16 @@ def pattern_blocks(
                 logits.masked_fill_(~tokens, _LOWEST)
         else:
             part = mask[:, :, rows].expand(n_batch, -1, size, n_keys)
-            visible = part if part.dtype == torch.bool else _seen(part)
+            visible = find_visible(part)
             if part.dtype != torch.bool:
                 logits = logits.add_(part.to(dtype).clamp(min=_LOWEST / 4))
             logits.masked_fill_(~visible, _LOWEST)
-        weights = logits.softmax(-1)
+        if sink_logits is None:
+            weights = logits.softmax(-1)
+        else:
+            sink = sink_logits if sink_logits.shape[2] == 1 else sink_logits[:, :, rows]
+            sink = sink.to(dtype).expand(n_batch, -1, size, 1)
+            weights = torch.cat([logits, sink], -1).softmax(-1)[..., :-1]
         yield PatternBlock(rows, weights, visible)
 
 
@@ -163,6 +185,8 @@ def mix_values(
     token_mask: ColumnMask | None = None,
     scale: float | None = None,
     softcap: float | None = None,
+    sink_logits: Tensor | None = None,
+    change_logits: ChangeLogits | None = None,
     block: int | None = None,
 ) -> HeadOutputs:
     """Attend with a changed pattern: `change(block) @ values`, block by block.
@@ -180,6 +204,8 @@ def mix_values(
         token_mask: As for `pattern_blocks`.
         scale: As for `pattern_blocks`.
         softcap: As for `pattern_blocks`.
+        sink_logits: As for `pattern_blocks`.
+        change_logits: As for `pattern_blocks`.
         block: As for `pattern_blocks`.
 
     Returns:
@@ -203,6 +229,8 @@ def mix_values(
         token_mask=token_mask,
         scale=scale,
         softcap=softcap,
+        sink_logits=sink_logits,
+        change_logits=change_logits,
         block=block,
     ):
         weights = change(part).to(values.dtype)
@@ -226,37 +254,3 @@ def _is_plainly_full(token_mask: Tensor) -> bool:
     """Whether there is no padding, where looking costs nothing (no wait for a GPU)."""
     on_cpu = token_mask.device.type == "cpu" and not is_abstract(token_mask)
     return on_cpu and bool(token_mask.all())
-
-
-def _seen(part: Tensor) -> Tensor:
-    return part > torch.finfo(part.dtype).min / 2
-
-
-def _check_attention_shapes(queries: Tensor, keys: Tensor, mask: Tensor | None) -> None:
-    n_heads, n_groups = queries.shape[1], keys.shape[1]
-    if n_heads % n_groups:
-        msg = (
-            f"{n_heads} query heads do not divide into {n_groups} key/value groups; "
-            "pass queries [batch head query d_head] and keys "
-            "[batch kv_head key d_head] of one attention call"
-        )
-        raise InputError(msg)
-    if mask is None and queries.shape[2] != keys.shape[2]:
-        msg = (
-            f"a causal pattern needs as many queries as keys, got {queries.shape[2]} "
-            f"and {keys.shape[2]}; pass the attention call's own mask"
-        )
-        raise InputError(msg)
-    wanted = (queries.shape[0], n_heads, queries.shape[2], keys.shape[2])
-    if mask is not None and (
-        mask.ndim != len(wanted)
-        or any(
-            m not in ((w, 1) if axis < 2 else (w,))
-            for axis, (m, w) in enumerate(zip(mask.shape, wanted, strict=False))
-        )
-    ):
-        msg = (
-            f"the attention mask has shape {tuple(mask.shape)}: expected {wanted}, "
-            "with 1 allowed for batch and head"
-        )
-        raise InputError(msg)

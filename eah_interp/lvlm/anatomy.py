@@ -147,7 +147,11 @@ def resolve_anatomy(model: nn.Module, *, image_token: int | None = None) -> Anat
     n_heads, n_kv_heads, d_head = _head_counts(attention, text)
     parent = model.get_submodule(layers_path.rpartition(".")[0])
     prefix = layers_path.rpartition(".")[0]
-    norms = [name for name, _ in parent.named_children() if "norm" in name]
+    norms = [
+        name
+        for name, _ in parent.named_children()
+        if "norm" in name and "per_layer" not in name  # Gemma 4 has norms before it
+    ]
     unembedding = model.get_output_embeddings()  # type: ignore[operator]
     return Anatomy(
         sites=sites,

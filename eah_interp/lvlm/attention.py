@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from eah_interp._types import ColumnMask, Donors, HeadMask, HeadOutputs
-from eah_interp.errors import ModelError
+from eah_interp.errors import ModelError, UnsupportedError
 from eah_interp.kernels import (
     broadcast_keys,
     broadcast_queries,
@@ -22,9 +22,10 @@ from eah_interp.kernels import (
     mix_values,
 )
 from eah_interp.kernels.streaming import PatternBlock
+from eah_interp.lvlm.masks import add_bias, broadcast_extra, write_out_block_mask
 
-_PER_HEAD = ("position_bias",)
-"""Keyword arguments of an attention call that hold one pattern's worth per head."""
+_PER_HEAD = ("position_bias", "sinks")
+"""Keyword arguments of an attention call that shape each head's pattern."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,30 @@ class AttentionCall:
         """Number of key/value groups."""
         return self.keys.shape[1]
 
+    @property
+    def sinks_are_weights(self) -> bool:
+        """Whether heads have learned sinks that cannot be written (gpt-oss).
+
+        Eager attention reads them off the module, other backends take one number per
+        head from the call: the donor's sink, which differs between batch items, has
+        no way in. `attend_with` gives exactly the pattern that is wanted instead.
+        """
+        return self.options.get("s_aux") is not None
+
+    def detach(self) -> "AttentionCall":
+        """Cut the call's tensors off what they were computed from."""
+        options = {
+            name: value.detach() if isinstance(value, Tensor) else value
+            for name, value in self.options.items()
+        }
+        return replace(
+            self,
+            queries=self.queries.detach(),
+            keys=self.keys.detach(),
+            values=self.values.detach(),
+            options=options,
+        )
+
     def pattern_inputs(self, token_mask: ColumnMask | None = None) -> dict[str, Any]:
         """Say what `kernels.pattern_blocks` needs to rebuild this call's pattern."""
         n_rows, n_keys = self.queries.shape[2], self.keys.shape[2]
@@ -104,7 +129,7 @@ class AttentionCall:
         elif isinstance(mask, Tensor):
             mask = mask[..., :n_keys]
         elif mask is not None:
-            mask = _dense_block_mask(mask, self.queries, n_keys)
+            mask = write_out_block_mask(mask, self.queries, n_keys)
         if mask is None and n_rows > 1 and self._is_causal():
             # A static cache is longer than the prompt; a causal prefill never reads on.
             n_keys = n_rows
@@ -117,7 +142,7 @@ class AttentionCall:
         keys = self.keys[:, :, :n_keys]
         bias = self.options.get("position_bias")
         if bias is not None:
-            mask = _add_bias(bias, mask, self.queries, keys)
+            mask = add_bias(bias, mask, self.queries, keys)
         return {
             "queries": self.queries,
             "keys": keys,
@@ -125,6 +150,7 @@ class AttentionCall:
             "token_mask": None if tokens is None else tokens[:, :n_keys],
             "scale": self._scale(),
             "softcap": self.options.get("softcap"),
+            "sink_logits": self._sink_logits(),
         }
 
     def _is_causal(self) -> bool:
@@ -147,25 +173,33 @@ class AttentionCall:
     ) -> "AttentionCall":
         """Give the recipients the donor's queries and keys, hence its pattern.
 
-        Per-head extras (a mask or position bias with a head axis) go along.
+        Per-head extras (a mask, position bias or sink logits with a head axis) go
+        along, so a recipient loses to the sink what the donor loses.
 
         Raises:
             UnsupportedError: For a partial broadcast under grouped-query attention;
-                see `attend_partly`.
+                see `attend_partly`. Where `sinks_are_weights`; see `attend_with`.
         """
+        if self.sinks_are_weights:
+            msg = (
+                f"{type(self.module).__name__} reads learned sinks off its own "
+                "weights: queries and keys alone do not give a head the donor's "
+                "pattern; attend with the pattern (eah_interp.interventions does)"
+            )
+            raise UnsupportedError(msg)
         heads = self.n_heads
         change = changed_heads(donors, heads, recipients)
         options = dict(self.options)
         for name in _PER_HEAD:
             if isinstance(options.get(name), Tensor):
-                options[name] = _broadcast_extra(options[name], donors, change)
+                options[name] = broadcast_extra(options[name], donors, change)
         return replace(
             self,
             queries=broadcast_queries(self.queries, donors, recipients=recipients),
             keys=broadcast_keys(
                 self.keys, donors, n_heads=heads, recipients=recipients
             ),
-            mask=_broadcast_extra(self.mask, donors, change),
+            mask=broadcast_extra(self.mask, donors, change),
             options=options,
         )
 
@@ -214,6 +248,11 @@ class AttentionCall:
         queries, keys = parts.pop("queries"), parts.pop("keys")
         return mix_values(queries, keys, values, change=change, **parts)
 
+    def _sink_logits(self) -> Tensor | None:
+        """Read a learned sink's logits: of each row (Inkling 2), or of each head."""
+        of_rows, of_heads = self.options.get("sinks"), self.options.get("s_aux")
+        return of_rows if of_heads is None else of_heads.view(1, -1, 1, 1)
+
     def _scale(self) -> float | None:
         scale = self.options.get("scaling")
         return None if scale is None else float(scale)
@@ -233,44 +272,3 @@ class Ungrouped:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.module, name)
-
-
-def _broadcast_extra(extra: Any, donors: Donors, change: HeadMask) -> Any:
-    """Broadcast a tensor along its head axis, where it has one."""
-    n_heads = change.shape[1]
-    if not isinstance(extra, Tensor) or extra.ndim != 4 or extra.shape[1] != n_heads:
-        return extra
-    if n_heads == 1:
-        return extra
-    wide = extra.expand(change.shape[0], -1, -1, -1)
-    items = torch.arange(change.shape[0], device=extra.device)
-    donated = wide[items, donors.clamp(min=0).to(extra.device)].unsqueeze(1)
-    return torch.where(change[:, :, None, None], donated, wide)
-
-
-def _add_bias(bias: Tensor, mask: Any, queries: Tensor, keys: Tensor) -> Tensor:
-    n_rows, n_keys = queries.shape[2], keys.shape[2]
-    bias = bias[..., :n_keys].float()
-    if mask is None:
-        place = torch.arange(n_keys, device=keys.device)
-        mask = (place <= place[-n_rows:, None])[None, None]
-    if mask.dtype == torch.bool:
-        return torch.where(mask, bias, torch.finfo(torch.float32).min)
-    biased: Tensor = bias + mask.float()
-    return biased
-
-
-def _dense_block_mask(mask: Any, queries: Tensor, n_keys: int) -> Tensor:
-    """Write Flex's block mask out as a boolean one."""
-    from torch.nn.attention.flex_attention import create_mask
-
-    if not hasattr(mask, "mask_mod"):
-        msg = (
-            f"an attention mask of type {type(mask).__name__} cannot be read: expected "
-            "None, a tensor, or a Flex block mask; load with attn_implementation='sdpa'"
-        )
-        raise ModelError(msg)
-    n_batch, _, n_rows, _ = queries.shape
-    return create_mask(
-        mask.mask_mod, n_batch, 1, n_rows, n_keys, device=str(queries.device)
-    )

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from eah_interp.errors import InputError
 from eah_interp.lvlm.images import is_images, read_image
@@ -151,12 +152,13 @@ def encode_rows(
         the sizes of the pictures.
 
     Raises:
-        InputError: If there is no processor.
+        InputError: If there is no processor, or a tokenizer in its place.
     """
-    if processor is None:
+    if processor is None or isinstance(processor, PreTrainedTokenizerBase):
+        given = "no processor" if processor is None else "a tokenizer for a processor"
         msg = (
-            "this model has no processor, so images and prompts cannot be encoded: "
-            "pass processor=... to eah_interp.wrap, or trace ready-made inputs "
+            f"this model has {given}, so images and prompts cannot be encoded: "
+            "pass processor=... to eah_interp.wrap or load, or trace ready-made inputs "
             "(input_ids=..., pixel_values=...)"
         )
         raise InputError(msg)
@@ -171,8 +173,26 @@ def encode_rows(
         padding_side="left",
         return_tensors="pt",
     )
+    if hasattr(processor, "num_query_tokens"):
+        _move_blip_padding(encoding)
     sizes = [(image.height, image.width) for row in rows for image in row.images]
     return Encoding(encoding, image_sizes=sizes)
+
+
+def _move_blip_padding(encoding: Any) -> None:
+    """Move padding to where the models of BLIP-2 and InstructBLIP expect it.
+
+    Their processors write a row's image tokens before its padding; it belongs before
+    both. And they pad the text of the Q-Former like the prompt, on the left; the
+    Q-Former counts its positions from there, so it is padded on the right.
+    """
+    for prefix, on_the_right in (("", False), ("qformer_", True)):
+        mask = encoding.get(f"{prefix}attention_mask")
+        if mask is None:
+            continue
+        order = mask.argsort(dim=1, stable=True, descending=on_the_right)
+        for name in (f"{prefix}input_ids", f"{prefix}attention_mask"):
+            encoding[name] = encoding[name].gather(1, order)
 
 
 def _start_that_tokenizer_adds(processor: Any) -> str:

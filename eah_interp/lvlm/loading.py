@@ -37,7 +37,9 @@ def load(
         dispatch: False builds the module tree without weights, which are loaded at
             the first trace; hook points are verified then.
         **from_pretrained: `dtype`, `device_map`, `attn_implementation`, `revision`,
-            `quantization_config`, `trust_remote_code`, ...
+            `quantization_config`, `trust_remote_code`, ... Where the checkpoint's
+            processor cannot be loaded, `processor` takes another, or a tokenizer:
+            then trace ready-made inputs (`input_ids=..., pixel_values=...`).
 
     Returns:
         The model, ready to trace.

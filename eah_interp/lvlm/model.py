@@ -1,6 +1,5 @@
 """A language model that sees, wrapped for tracing."""
 
-import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -8,7 +7,7 @@ from nnsight import TransformersModel
 from torch import nn
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
-from eah_interp.errors import InputError
+from eah_interp.errors import InputError, UnsupportedError
 from eah_interp.lvlm.anatomy import Anatomy, resolve_anatomy
 from eah_interp.lvlm.inputs import (
     DEFAULT_PROMPT,
@@ -22,9 +21,10 @@ from eah_interp.lvlm.inputs import (
     pair_rows,
 )
 from eah_interp.lvlm.remote import is_shipping, ship_package
+from eah_interp.lvlm.runs import stoppable, watched_run
 from eah_interp.lvlm.spans import ImageSpan, find_spans
 from eah_interp.lvlm.verify import verify_hook_points
-from eah_interp.lvlm.worker import INPUTS, PROMISES, check_promises
+from eah_interp.lvlm.worker import INPUTS
 
 TASK = "image-text-to-text"
 
@@ -230,16 +230,9 @@ class LVLM(TransformersModel):
 
     def interleave(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Run the model with its workers, then see that promised patches happened."""
-        setattr(self.interleaver, INPUTS, None)
-        setattr(self.interleaver, PROMISES, [])
-        with warnings.catch_warnings():
-            if self.loops_openly:
-                warnings.filterwarnings(
-                    "ignore", ".* was never reached: the loop asked"
-                )
-            result = super().interleave(fn, *args, **kwargs)
-        check_promises(self.interleaver, result)
-        return result
+        with watched_run(self, kwargs) as run:
+            run.result = super().interleave(stoppable(self, fn), *args, **kwargs)
+        return run.result
 
     def _take_images(
         self, inputs: tuple[Any, ...], kwargs: dict[str, Any]
@@ -264,7 +257,14 @@ class LVLM(TransformersModel):
         if any(pictured):
             args, kwargs = self._batch_images(invokes, pictured)
         else:
-            args, kwargs = super()._batch(invokes, fn)
+            try:
+                args, kwargs = super()._batch(invokes, fn)
+            except NotImplementedError as error:
+                msg = (
+                    "encodings of several invokes cannot be joined: give each invoke "
+                    "(images, prompts), or encode all rows and give them to trace"
+                )
+                raise UnsupportedError(msg) from error
         setattr(self.interleaver, INPUTS, kwargs)
         return args, kwargs
 

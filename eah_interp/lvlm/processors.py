@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import transformers as hf
-from transformers import ProcessorMixin
+from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 IMAGES_ONLY = ("image_processor", "tokenizer")
 
@@ -29,10 +29,13 @@ def drop_video(processor_class: type[ProcessorMixin]) -> type[ProcessorMixin]:
     return type(processor_class.__name__, (processor_class,), body)
 
 
-def load_processor(path: str | Path, **kwargs: Any) -> ProcessorMixin:
+def load_processor(
+    path: str | Path, **kwargs: Any
+) -> ProcessorMixin | PreTrainedTokenizerBase:
     """Load a processor, without its video half where that cannot be loaded.
 
-    The real processor with all of its parts is tried first.
+    The real processor with all of its parts is tried first. Where a model type has
+    none, as that of a text decoder, transformers gives its tokenizer.
 
     Args:
         path: Folder or name on the Hub.
@@ -43,7 +46,10 @@ def load_processor(path: str | Path, **kwargs: Any) -> ProcessorMixin:
     except (ImportError, OSError) as error:
         if not re.search("video ?processor", str(error), re.IGNORECASE):
             raise
-    settings, _ = ProcessorMixin.get_processor_dict(path, **kwargs)
-    name = settings.get("processor_class")
-    name = name or hf.AutoConfig.from_pretrained(path, **kwargs).processor_class
+        settings, _ = ProcessorMixin.get_processor_dict(path, **kwargs)
+        config = hf.AutoConfig.from_pretrained(path, **kwargs)
+        named = settings.get("processor_class")
+        name = named or getattr(config, "processor_class", None)
+        if name is None:  # there is no processor here at all
+            raise
     return drop_video(getattr(hf, name)).from_pretrained(path, **kwargs)

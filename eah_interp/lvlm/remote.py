@@ -21,7 +21,10 @@ from nnsight.schema.request import RequestModel
 
 PACKAGE = "eah_interp"
 
-SHIPPED = ("EAH", "EAHError", "EAHPatch", "LayerPatch", "intervene")
+SHIPPED = (
+    *("EAH", "EAHError", "EAHPatch", "LayerPatch", "intervene"),
+    *("Ablation", "PAI", "VAR"),
+)
 """What of the package's own namespace a server gets."""
 
 _shipping: ContextVar[bool] = ContextVar("shipping", default=False)

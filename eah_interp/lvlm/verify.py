@@ -3,8 +3,8 @@
 What is checked, on a prompt of a few text tokens (two forward passes and a plain one):
 
 1. an identity patch at every attention call leaves the logits bit for bit the same;
-2. every call's output is what its queries, keys, mask and scale explain, so the
-   pattern that we score is the pattern that the model uses, rows summing to one;
+2. every call's output is what its queries, keys, mask, scale and sink logits explain,
+   so the pattern that we score is the pattern that the model uses;
 3. queries and keys written at a call read back in that call's output;
 4. giving every head the pattern of one head moves the logits;
 5. the image token's id, where there is one, is not negative.
@@ -18,6 +18,7 @@ from nnsight.intervention.source import STATE
 from torch import Tensor, nn
 
 from eah_interp.errors import ModelError
+from eah_interp.kernels import broadcast_pattern
 from eah_interp.lvlm.anatomy import (
     Anatomy,
     AttentionSite,
@@ -108,13 +109,21 @@ def _patched_forward(
             operation = attention_operation(model, site)
             call = AttentionCall.parse(operation.inputs)
             if move and call.n_heads > 1:
-                donors = torch.full_like(call.queries[:, 0, 0, 0], call.n_heads - 1)
-                call = call.broadcast(donors.long())
                 any_head_moved = True
+                donors = torch.full_like(call.queries[:, 0, 0, 0], call.n_heads - 1)
+                if call.sinks_are_weights:
+                    output = operation.output
+                    operation.output = (_attend_like(call, donors.long()), *output[1:])
+                    continue
+                call = call.broadcast(donors.long())
             operation.inputs = call.inputs
             _check_explained(site, call, operation.output)
         logits = model.output.logits.save()
     return logits, any_head_moved
+
+
+def _attend_like(call: AttentionCall, donors: Tensor) -> Tensor:
+    return call.attend_with(lambda block: broadcast_pattern(block.weights, donors))
 
 
 def _check_explained(site: AttentionSite, call: AttentionCall, output: Any) -> None:
@@ -135,8 +144,8 @@ def _check_explained(site: AttentionSite, call: AttentionCall, output: Any) -> N
             f"the attention of layer {site.layer} is not explained by its queries, "
             f"keys, mask and scale: off by {distance:.2g} on outputs of size "
             f"{size:.2g} (allowed {allowed:g} of it). The layer uses something else "
-            "besides (learned sinks, a bias), so its pattern cannot be scored or "
-            "broadcast exactly"
+            "besides (learned sinks or a bias that its call does not show), so its "
+            "pattern cannot be scored or broadcast exactly"
         )
         raise ModelError(msg)
 

@@ -4,7 +4,7 @@ nnsight runs each trace body (and each stored edit) in a greenlet of its own. Wh
 of them has learned about its run is kept on that greenlet, so it ends with the run.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -19,9 +19,6 @@ from eah_interp.lvlm.spans import image_mask as find_image_mask
 INPUTS = "eah_inputs"
 """Attribute of nnsight's interleaver that holds the assembled inputs of this run."""
 
-PROMISES = "eah_promises"
-"""Attribute of the interleaver that lists what must patch every step of this run."""
-
 
 @dataclass(frozen=True)
 class Prompt:
@@ -30,22 +27,54 @@ class Prompt:
     Attributes:
         image_mask: True at image tokens.
         token_mask: False at padding.
+        prompt_mask: True at the tokens of the prompt, where an answer follows it in
+            the same forward pass; None where everything is prompt.
     """
 
     image_mask: ColumnMask
     token_mask: ColumnMask
+    prompt_mask: ColumnMask | None = None
 
-    def fit(self, call: AttentionCall) -> "Prompt":
+    @property
+    def scored_mask(self) -> ColumnMask:
+        """True at the tokens whose attention is scored: the prompt's, no padding."""
+        if self.prompt_mask is None:
+            return self.token_mask
+        return self.token_mask & self.prompt_mask
+
+    def limit(self, prompt_mask: ColumnMask | None) -> "Prompt":
+        """Say which tokens are the prompt; the rest was written after it.
+
+        Raises:
+            InputError: If there is not a flag for each token.
+        """
+        if prompt_mask is None:
+            return self
+        if prompt_mask.shape != self.image_mask.shape:
+            msg = (
+                f"the prompt mask has shape {tuple(prompt_mask.shape)}: expected a "
+                f"flag for each token, {tuple(self.image_mask.shape)}"
+            )
+            raise InputError(msg)
+        return replace(self, prompt_mask=prompt_mask.to(self.image_mask.device))
+
+    def fit(self, call: AttentionCall, *, generated: int = 0) -> "Prompt":
         """Make the masks as tall and wide as an attention call's rows and keys.
+
+        Args:
+            call: The call.
+            generated: How many tokens were read since the prompt; no pictures.
 
         Raises:
             InputError: If they cannot be.
         """
-        n_batch, n_keys = call.queries.shape[0], call.keys.shape[2]
-        device = call.queries.device
+        prompt = self.prompt_mask
         return Prompt(
-            _fit(self.image_mask, n_batch, n_keys, device),
-            _fit(self.token_mask, n_batch, n_keys, device),
+            _fit(self.image_mask, call, new=self.image_mask.new_zeros(generated)),
+            _fit(self.token_mask, call, new=self.token_mask.new_ones(generated)),
+            prompt
+            if prompt is None
+            else _fit(prompt, call, new=prompt.new_zeros(generated)),
         )
 
 
@@ -56,12 +85,16 @@ class Memory:
     Attributes:
         prompt: The prompt, once it is known.
         donors: Donor heads of the prefill, by layer and settings.
-        steps: How many forward passes a `steps="all"` has patched.
+        learned: What other interventions learned from it, by layer and settings.
+        steps: At how many forward passes each settings were called.
+        chosen: The settings that were called at steps of the caller's choice.
     """
 
     prompt: Prompt | None = None
     donors: dict[Any, Donors] = field(default_factory=dict)
+    learned: dict[Any, Tensor | None] = field(default_factory=dict)
     steps: dict[Any, int] = field(default_factory=dict)
+    chosen: set[Any] = field(default_factory=set)
 
 
 def memory_of_worker() -> Memory:
@@ -108,31 +141,6 @@ def prompt_of_worker(
     if memory.prompt is None:
         memory.prompt = _read_prompt(model, image_mask)
     return memory.prompt
-
-
-def check_promises(interleaver: Any, result: Any) -> None:
-    """See that `steps="all"` patched every forward pass of a generation.
-
-    Args:
-        interleaver: nnsight's interleaver, after the run.
-        result: What the run returned; token ids, if it was a generation.
-
-    Raises:
-        UnsupportedError: If some forward passes were left unpatched.
-    """
-    ids = (getattr(interleaver, INPUTS, None) or {}).get("input_ids")
-    if not isinstance(result, Tensor) or ids is None:
-        return
-    steps = result.shape[1] - ids.shape[1]
-    for memory in getattr(interleaver, PROMISES, ()):
-        done = min(memory.steps.values(), default=0)
-        if 0 < done < steps:
-            msg = (
-                f'steps="all" patched {done} of {steps} forward passes: inside '
-                "generate, write `for _ in tracer.iter[:]: intervene(...)`, or "
-                "use eah_interp.edit, which patches every step"
-            )
-            raise UnsupportedError(msg)
 
 
 def _read_prompt(model: Any, image_mask: ColumnMask | None) -> Prompt:
@@ -190,17 +198,23 @@ def _rows_of_worker(model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
     return narrowed
 
 
-def _fit(mask: Tensor, n_batch: int, n_keys: int, device: torch.device) -> Tensor:
-    """Repeat rows for beams, and widen to a cache that is longer than the prompt."""
-    mask = mask.to(device)
+def _fit(mask: Tensor, call: AttentionCall, *, new: Tensor) -> Tensor:
+    """Repeat rows for beams, append what is `new`, and fit the cache's keys.
+
+    A static cache is longer than what was read: the rest is False. A sliding window's
+    is shorter: it keeps what was read last. Of a prompt it may not have dropped any.
+    """
+    n_batch, n_keys = call.queries.shape[0], call.keys.shape[2]
     rows, width = mask.shape
-    if rows == 0 or n_batch % rows or width > n_keys:
+    if rows == 0 or n_batch % rows or (width > n_keys and not len(new)):
         msg = (
             f"the prompt has {rows} rows of {width} tokens, but attention reads "
             f"{n_batch} rows of {n_keys} keys; trace the whole prompt in one forward, "
             "or pass image_mask for the rows and keys that attention reads"
         )
         raise InputError(msg)
+    mask = torch.cat([mask, new.expand(rows, -1)], dim=1).to(call.queries.device)
     if n_batch != rows:
         mask = mask.repeat_interleave(n_batch // rows, dim=0)
-    return torch.nn.functional.pad(mask, (0, n_keys - width))
+    missing = max(0, n_keys - mask.shape[1])
+    return torch.nn.functional.pad(mask, (0, missing))[:, -n_keys:]

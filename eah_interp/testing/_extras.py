@@ -1,11 +1,14 @@
-"""Attention with more than queries and keys per head: MiniMax M3 and Inkling 2."""
+"""More than queries and keys per head: MiniMax M3, Inkling 2, and gpt-oss."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
+import torch
 import transformers as hf
 from transformers import BatchFeature, PreTrainedConfig
 
-from eah_interp.testing._encode import encode_merged
+from eah_interp.testing._canvas import cut_tiles, read_pixels
+from eah_interp.testing._encode import encode_merged, flatten, write_runs
 from eah_interp.testing._facts import (
     Family,
     Pictures,
@@ -14,6 +17,7 @@ from eah_interp.testing._facts import (
     text_settings,
     vision_settings,
 )
+from eah_interp.testing._tiled import INTERNVL
 
 MINIMAX_TOKENS = (
     "]<]image[>[",
@@ -69,16 +73,23 @@ def _encode_minimax(
     )
 
 
+INKLING2_SIDE = 16  # pixels of an image token: 2 x 2 patches of 8
+INKLING2_WINDOW = 12
+
+
 def _configure_inkling2(size: Size, tokenizer: Tokenizer) -> PreTrainedConfig:
+    # as the checkpoints: windows, and full attention in the last layer of each period
+    kinds = ["hybrid" if i % 3 == 2 else "hybrid_sliding" for i in range(size.n_layers)]
     text = text_settings(
         size,
         tokenizer,
         swa_num_attention_heads=size.n_heads,
         swa_num_key_value_heads=size.n_kv_heads,
         swa_head_dim=size.d_head,
+        layer_types=kinds,
         d_rel=4,
-        rel_extent=64,
-        sliding_window_size=64,
+        rel_extent=INKLING2_WINDOW,
+        sliding_window_size=INKLING2_WINDOW,
         moe_intermediate_size=16,
         n_routed_experts=4,
         num_experts_per_tok=2,
@@ -93,6 +104,51 @@ def _configure_inkling2(size: Size, tokenizer: Tokenizer) -> PreTrainedConfig:
         },
         text_config=text,
         image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
+    )
+
+
+def _encode_inkling2(
+    tokenizer: Tokenizer, images: Pictures, prompts: Sequence[str]
+) -> BatchFeature:
+    """Do what Inkling2Processor does: no resizing, and padding just below black."""
+    tiles, grids = [], []
+    for image in flatten(images):
+        pixels = read_pixels(image)
+        bottom, right = (-side % INKLING2_SIDE for side in pixels.shape[1:])
+        below_black = -1 - 1 / 127.5
+        pixels = torch.nn.functional.pad(
+            pixels, (0, right, 0, bottom), value=below_black
+        )
+        tiles.append(cut_tiles(pixels, INKLING2_SIDE).permute(0, 2, 3, 1))
+        grids.append([1, *(side // INKLING2_SIDE for side in pixels.shape[1:])])
+    runs = ("<image>" * len(tile) for tile in tiles)
+    words = write_runs(tokenizer, images, prompts, placeholder="<image>", runs=runs)
+    if not tiles:
+        return BatchFeature(words)
+    grid = torch.tensor(grids)
+    return BatchFeature(
+        {**words, "pixel_values": torch.cat(tiles), "image_grid_thw": grid}
+    )
+
+
+def _configure_internvl_gpt_oss(size: Size, tokenizer: Tokenizer) -> PreTrainedConfig:
+    text = hf.GptOssConfig(
+        **text_settings(
+            size,
+            tokenizer,
+            sliding_window=12,
+            num_local_experts=4,
+            num_experts_per_tok=2,
+            rope_parameters={"rope_type": "default", "rope_theta": 1e4},
+        )
+    )
+    other = INTERNVL.build_config(size, tokenizer).to_dict()
+    return hf.InternVLConfig(
+        vision_config=other["vision_config"],
+        text_config=text,
+        image_token_id=other["image_token_id"],
+        image_seq_length=other["image_seq_length"],
+        tie_word_embeddings=False,
     )
 
 
@@ -111,6 +167,13 @@ INKLING2 = Family(
     "inkling2",
     "Inkling2ForConditionalGeneration",
     _configure_inkling2,
-    no_processor="the model is here only to be refused",
-    refused="its rows of attention share their weight with a learned sink",
+    no_processor="Inkling2Processor needs torchvision",
+    encode=_encode_inkling2,
+    notes="each row of each head has a learned sink and a position bias of its own",
+)
+INTERNVL_GPT_OSS = replace(
+    INTERNVL,
+    name="internvl_gpt_oss",
+    build_config=_configure_internvl_gpt_oss,
+    notes="InternVL on a gpt-oss decoder: each head has a learned sink, as a weight",
 )

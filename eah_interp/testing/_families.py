@@ -5,7 +5,7 @@ from types import MappingProxyType
 
 from eah_interp.testing._codes import CHAMELEON, EMU3
 from eah_interp.testing._crops import LLAMA4, MOLMO2
-from eah_interp.testing._extras import INKLING2, MINIMAX_M3_VL
+from eah_interp.testing._extras import INKLING2, INTERNVL_GPT_OSS, MINIMAX_M3_VL
 from eah_interp.testing._facts import Family
 from eah_interp.testing._gemma import GEMMA4, PALIGEMMA2
 from eah_interp.testing._latents import BLIP_2, IDEFICS2, INSTRUCTBLIP
@@ -71,6 +71,8 @@ _SUPPORTED = (
     VIDEO_LLAMA_3,
     MUSE_GLIMMER,
     MINIMAX_M3_VL,
+    INKLING2,
+    INTERNVL_GPT_OSS,
     LLAMA4,
     MOLMO2,
     ARIA,
@@ -79,7 +81,7 @@ _SUPPORTED = (
     HUNYUAN_VL,
     PHI4_MULTIMODAL,
 )
-_REFUSED = (LLAMA, BLIP2_T5, MLLAMA, INKLING2)
+_REFUSED = (LLAMA, BLIP2_T5, MLLAMA)
 
 FAMILIES: Mapping[str, Family] = MappingProxyType(
     {family.name: family for family in (*_SUPPORTED, *_REFUSED)}

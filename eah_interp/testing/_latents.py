@@ -108,13 +108,18 @@ def _encode_blip2(
 def _encode_instructblip(
     tokenizer: Tokenizer, images: Pictures, prompts: Sequence[str]
 ) -> BatchFeature:
-    """Do the same, and show each picture's Q-Former the text of its row."""
+    """Do the same, and show each picture's Q-Former the text of its row.
+
+    It is padded on the right: the Q-Former counts its positions from the left.
+    """
     questions = [
         prompt.replace("<image>", "")
         for prompt, row in zip(prompts, images, strict=True)
         for _ in row
     ]
-    asked = tokenizer(questions, padding=True, return_tensors="pt")
+    asked = tokenizer(
+        questions, padding=True, padding_side="right", return_tensors="pt"
+    )
     qformer: dict[str, Tensor] = {
         f"qformer_{name}": torch.as_tensor(asked[name])
         for name in ("input_ids", "attention_mask")

@@ -54,6 +54,8 @@ def _choose_std(
             return 0.1
         gain = QUERY_KEY_GAIN if name.rpartition(".")[2] in _QUERY_KEY else 1.0
         return gain / math.sqrt(parameter[0].numel())
+    if part == "sinks":  # one logit per head: as wide as the attention logits
+        return QUERY_KEY_GAIN
     if parameter.ndim > 1:  # position tables, expert weights
         return 1.0 / math.sqrt(parameter.shape[-1])
     return None

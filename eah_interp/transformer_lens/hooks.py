@@ -7,14 +7,10 @@ import torch
 from torch import Tensor
 
 from eah_interp._types import ColumnMask
-from eah_interp.errors import InputError, SettingsError
+from eah_interp.errors import InputError
 from eah_interp.interventions import EAH, EAHPatch, LayerPatch
-from eah_interp.interventions.donation import (
-    choose_patch,
-    control_change,
-    recipient_mask,
-)
-from eah_interp.kernels import PatternBlock, broadcast_pattern, score_columns
+from eah_interp.interventions.donation import choose_patch, donate_pattern
+from eah_interp.kernels import PatternBlock, find_visible, score_columns
 from eah_interp.lvlm.spans import image_mask, image_token_id
 from eah_interp.transformer_lens.bridges import (
     find_attention,
@@ -138,7 +134,7 @@ def _replace_pattern(
 
     def see(scores: Tensor, hook: Any) -> None:
         del hook
-        visible[:] = [scores > torch.finfo(scores.dtype).min / 2]
+        visible[:] = [find_visible(scores)]
 
     def replace(pattern: Tensor, hook: Any) -> Tensor | None:
         del hook
@@ -197,23 +193,8 @@ def _new_pattern(
     *,
     images: ColumnMask,
 ) -> Tensor:
-    batch_heads = (pattern.shape[0], pattern.shape[1])
-    recipients = recipient_mask(eah, batch_heads, device=pattern.device)
-    if eah.donor not in ("mean", "uniform", "shuffled"):
-        return broadcast_pattern(pattern, patch.donors, recipients=recipients)
     width = pattern.shape[-1]
     wide = torch.nn.functional.pad(images, (0, width - images.shape[1]))
-    change = control_change(eah, wide.to(pattern.device), patch)
     block = PatternBlock(slice(0, pattern.shape[2]), pattern.float(), visible)
-    new = change(block).to(pattern.dtype)
-    heads = patch.patched[:, None].expand(-1, pattern.shape[1])
-    heads = heads if recipients is None else heads & recipients
-    return torch.where(heads[:, :, None, None], new, pattern)
-
-
-def refuse_setting(what: str, layer: int) -> SettingsError:
-    """Make the error for a setting that a bridge without pattern edits cannot do."""
-    return SettingsError(
-        f"this bridge discards edits of the pattern in layer {layer}, so {what} cannot "
-        "be done with it; use nnsight: model.trace with eah_interp.intervene"
-    )
+    new = donate_pattern(eah, block, patch, image_mask=wide.to(pattern.device))
+    return new.to(pattern.dtype)

@@ -15,7 +15,12 @@ from eah_interp._types import ColumnMask
 from eah_interp.errors import SettingsError, UnsupportedError
 from eah_interp.interventions import LayerPatch
 from eah_interp.interventions.donation import choose_patch
-from eah_interp.kernels import broadcast_keys, broadcast_queries, score_columns
+from eah_interp.kernels import (
+    broadcast_keys,
+    broadcast_queries,
+    find_visible,
+    score_columns,
+)
 from eah_interp.transformer_lens.bridges import pattern_name, run
 
 if TYPE_CHECKING:
@@ -51,7 +56,7 @@ def project_patch(
         SettingsError: If the settings need an edit of the pattern itself.
     """
     eah = hooks.eah
-    if eah.donor in ("mean", "uniform", "shuffled") or eah.recipients != "all":
+    if eah.remakes_pattern or eah.recipients != "all":
         wish = f"donor={eah.donor!r}, recipients={eah.recipients!r}"
         msg = (
             f"this bridge discards edits of the pattern in layer {layer}: it can give "
@@ -105,8 +110,8 @@ def _observe(
     if mask is None or mask.ndim != 4:
         return pattern, None
     size = pattern.shape[-1]
-    seen = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
-    return pattern, seen[..., :size].expand(pattern.shape[0], -1, size, size)
+    seen = find_visible(mask[..., :size])
+    return pattern, seen.expand(pattern.shape[0], -1, size, size)
 
 
 def _write(

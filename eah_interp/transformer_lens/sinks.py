@@ -9,7 +9,7 @@ from torch import Tensor
 from eah_interp._types import Definition
 from eah_interp.errors import InputError
 from eah_interp.interventions import EAH, SinkMap
-from eah_interp.kernels import choose_donors, score_columns
+from eah_interp.kernels import choose_donors, find_visible, score_columns
 from eah_interp.lvlm.spans import find_spans
 from eah_interp.transformer_lens.bridges import pattern_name
 from eah_interp.transformer_lens.hooks import read_masks
@@ -91,7 +91,7 @@ def _find_visible(pattern: Tensor, logits: Tensor) -> Tensor:
     """
     if torch.equal(pattern, logits):
         return (pattern > 0).any(1, keepdim=True)
-    return logits > torch.finfo(logits.dtype).min / 2
+    return find_visible(logits)
 
 
 def _names(layer: int) -> tuple[str, str]:

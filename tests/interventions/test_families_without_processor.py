@@ -15,8 +15,8 @@ pytestmark = pytest.mark.filterwarnings(
 
 IMAGES = [[random_image(0)], [random_image(1, width=48, height=32)]]
 QUESTIONS = [" what ?", " is there a cat near the boat ?"]
-EAGER_ONLY = ("paligemma2", "got_ocr2")
-"""transformers refuses SDPA for Gemma 2's decoder and for GOT-OCR2's vision tower."""
+EAGER_ONLY = ("paligemma2", "got_ocr2", "inkling2")
+"""transformers refuses SDPA for these decoders, and for GOT-OCR2's vision tower."""
 
 DRIVEN = [
     (name, attention)

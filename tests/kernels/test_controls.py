@@ -94,7 +94,9 @@ def test_an_even_row_sees_the_image_and_nothing_else():
     assert (
         found[0, :, 4].tolist() == [pytest.approx([0, 0, *[1 / 3] * 3, *[0] * 5])] * 4
     )
-    assert found[0, :, 9].tolist() == [[0, 0, *[0.25] * 4, 0, 0, 0, 0]] * 4
+    assert (
+        found[0, :, 9].tolist() == [pytest.approx([0, 0, *[0.25] * 4, 0, 0, 0, 0])] * 4
+    )
 
 
 @hypothesis.given(drawn=controlled())

@@ -171,8 +171,10 @@ def test_aria_counts_queries_without_pixels_and_takes_a_split_picture_whole():
 
 # -- canvases
 
+PADDED = ["fuyu", "inkling2", "kimi_k25", "llama4", "phi4_multimodal"]
 
-@pytest.mark.parametrize("family", ["fuyu", "kimi_k25", "llama4", "phi4_multimodal"])
+
+@pytest.mark.parametrize("family", PADDED)
 def test_a_padded_canvas_has_no_known_place_without_the_pictures_size(family):
     span = locate(family, paint(50, 30), image_sizes=None)
     assert span.spatial
@@ -190,6 +192,14 @@ def test_a_padded_canvas_has_no_known_place_without_the_pictures_size(family):
 def test_a_canvas_of_another_size_than_the_pictures_has_no_known_place(family, limits):
     processor = stand_in(image_processor=SimpleNamespace(**limits))
     assert locate(family, paint(50, 30), processor=processor).parts[0].box is None
+
+
+def test_inkling2_pads_a_picture_on_the_right_and_below():
+    span = locate("inkling2", paint(50, 30))
+    assert span.grid == (2, 4)
+    assert span.parts[0].box == (0.0, 0.0, 64 / 50, 32 / 30)
+    other = locate("inkling2", paint(50, 30), image_sizes=[(30, 70)])
+    assert other.parts[0].box is None
 
 
 def test_kimi_shrinks_a_large_picture_before_it_is_padded():

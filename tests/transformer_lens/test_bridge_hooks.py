@@ -22,8 +22,6 @@ from eah_interp.testing import (
 
 pytest.importorskip("transformer_lens", reason="needs eah-interp[lens]")
 
-from transformer_lens.model_bridge.architecture_adapter import ArchitectureAdapter
-
 from eah_interp.transformer_lens import eah_hooks, score_sinks, to_bridge
 
 COMPUTES_WITH_ITS_PATTERN = (
@@ -52,19 +50,6 @@ IMAGES = [[random_image(0)], [random_image(1, width=48)]]
 WORDS = ("what ?", "is there a cat near the boat ?")
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
-
-
-@pytest.fixture(autouse=True)
-def without_torchvision(monkeypatch):
-    """Let TransformerLens build bridges whose *processors* want torchvision."""
-
-    def walk(kind):
-        for child in kind.__subclasses__():
-            yield child
-            yield from walk(child)
-
-    for adapter in walk(ArchitectureAdapter):
-        monkeypatch.setattr(adapter, "required_libraries", [])
 
 
 def make(family, **settings):

@@ -1,7 +1,7 @@
 """Layouts of pictures on a canvas: scaled, put in its corner, and the rest padded.
 
-The arithmetic follows the image processors of Kimi K2.5, Llama 4, LFM2-VL, Fuyu and
-Phi-4-multimodal, on sizes instead of pixels.
+The arithmetic follows the image processors of Kimi K2.5, Inkling 2, Llama 4, LFM2-VL,
+Fuyu and Phi-4-multimodal, on sizes instead of pixels.
 """
 
 import math
@@ -57,6 +57,23 @@ def lay_out_kimi(picture: Picture) -> Layout:
             box = find_canvas_box(shown, (whole[0], whole[1]))
     grid = number(rows // merge_rows, columns // merge_columns)
     return Layout((len(grid) * len(grid[0]),), (ImagePart("image", grid, box),))
+
+
+def lay_out_inkling2(picture: Picture) -> Layout:
+    """Inkling 2: a picture is never scaled, and padded to whole image tokens.
+
+    `image_grid_thw` counts image tokens, not the patches that they merge.
+    """
+    _, rows, columns = picture.look_up("image_grid_thw")
+    vision = picture.config.vision_config
+    side = vision.patch_size * vision.spatial_merge_size
+    box: Box | None = None
+    if picture.size is not None and (
+        [-(-length // side) for length in picture.size] == [rows, columns]
+    ):
+        box = find_canvas_box(picture.size, (rows * side, columns * side))
+    part = ImagePart("image", number(rows, columns), box)
+    return Layout((rows * columns,), (part,))
 
 
 def lay_out_fuyu(picture: Picture) -> Layout:

@@ -35,6 +35,7 @@ LAYOUTS: Mapping[str, Callable[[Picture], Layout]] = MappingProxyType(
         "hunyuan_vl": rows.lay_out_hunyuan,
         "idefics2": grids.lay_out_perceiver,
         "idefics3": tiles.lay_out_idefics3,
+        "inkling2": canvases.lay_out_inkling2,
         "instructblip": grids.lay_out_queries,
         "internvl": tiles.lay_out_internvl,
         "janus": single.lay_out_padded,

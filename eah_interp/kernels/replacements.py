@@ -1,0 +1,179 @@
+"""Patterns and scores rewritten by published rivals of EAH, and by ablations.
+
+Each takes some query rows of a layer's attention and returns them rewritten. What a row
+sums to is left alone: one, or less where a learned sink takes a share.
+"""
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from eah_interp._types import ColumnMask
+
+Rows = Float[Tensor, "batch head rows key"]
+VisibleRows = Bool[Tensor, "batch #head rows key"]
+
+
+def previous_pattern(
+    pattern: Rows, *, visible: VisibleRows, own: Int[Tensor, " rows"]
+) -> Rows:
+    """Let every row attend to the token before its own, and to nothing else.
+
+    That is the last key before its own that it can see; a first token, which sees none,
+    keeps its own pattern.
+
+    Args:
+        pattern: Whole patterns or a block of rows.
+        visible: Which keys each row may attend to.
+        own: Key position of each row's own token.
+
+    Returns:
+        The new pattern.
+
+    Example:
+        >>> import torch
+        >>> see = torch.ones(3, 3, dtype=torch.bool).tril()[None, None]
+        >>> even = see / see.sum(-1, keepdim=True)
+        >>> previous_pattern(even, visible=see, own=torch.arange(3))[0, 0].tolist()
+        [[1.0, 0.0, 0.0], [1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]
+    """
+    place = torch.arange(pattern.shape[-1], device=pattern.device)
+    before = visible & (place < own.to(pattern.device).unsqueeze(-1))
+    last = ((place + 1) * before).amax(-1, keepdim=True)
+    chosen = (place + 1 == last).expand_as(pattern)
+    mass = pattern.sum(-1, keepdim=True)
+    return torch.where(last > 0, chosen * mass, pattern)
+
+
+def hide_columns(logits: Rows, columns: ColumnMask) -> Rows:
+    """Hide columns before the softmax, so that the others take their mass.
+
+    Attention knock-out as in Geva et al., arXiv:2304.14767.
+
+    Args:
+        logits: Attention scores of some rows.
+        columns: True at the columns to hide.
+
+    Returns:
+        The scores, at the dtype's minimum there.
+
+    Example:
+        >>> import torch
+        >>> scores = torch.tensor([[[[0.0, 0.0, 0.0]]]])
+        >>> hidden = torch.tensor([[False, True, False]])
+        >>> hide_columns(scores, hidden).softmax(-1).tolist()
+        [[[[0.5, 0.0, 0.5]]]]
+    """
+    return logits.masked_fill(columns[:, None, None], torch.finfo(logits.dtype).min)
+
+
+def boost_scores(
+    logits: Rows, columns: ColumnMask, *, alpha: float, rows: Bool[Tensor, "batch rows"]
+) -> Rows:
+    """Scale up some rows' scores of some columns: `l + alpha |l|`, before the softmax.
+
+    Source: PAI, Liu et al., arXiv:2407.21771, equation 3.
+
+    Args:
+        logits: Attention scores of some rows.
+        columns: True at the columns to look at more.
+        alpha: How much more.
+        rows: True at the rows that do.
+
+    Returns:
+        The new scores.
+
+    Example:
+        >>> import torch
+        >>> scores = torch.tensor([[[[2.0, -2.0, 2.0]]]])
+        >>> image = torch.tensor([[True, True, False]])
+        >>> rows = torch.tensor([[True]])
+        >>> boost_scores(scores, image, alpha=0.5, rows=rows).tolist()
+        [[[[3.0, -1.0, 2.0]]]]
+    """
+    boosted = columns[:, None, None] & rows[:, None, :, None]
+    return torch.where(boosted, logits + alpha * logits.abs(), logits)
+
+
+def sink_values(
+    hidden: Float[Tensor, "batch pos d_model"], dims: tuple[int, ...]
+) -> Float[Tensor, "batch pos"]:
+    """Measure how massively tokens are activated in sink dimensions.
+
+    `phi(x) = max over d in dims of |x[d]| / rms(x)`, in float32, where `rms(x)` is the
+    root of the mean square over all dimensions. Source: Kang et al., arXiv:2503.03321,
+    section 4.
+
+    Args:
+        hidden: The residual stream.
+        dims: The sink dimensions.
+
+    Returns:
+        One number for each token.
+
+    Example:
+        >>> import torch
+        >>> x = torch.tensor([[[0.0, 6.0, 0.0, 8.0]]])
+        >>> round(sink_values(x, (1, 2)).item(), 3)
+        1.2
+    """
+    x = hidden.float()
+    scale = torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6)
+    return (x * scale)[..., list(dims)].abs().amax(-1)
+
+
+def redistribute_pattern(
+    pattern: Rows,
+    *,
+    image_mask: ColumnMask,
+    sinks: ColumnMask,
+    rho: float,
+    share: float,
+    min_image: float,
+) -> Rows:
+    """Move attention from sinks to the rest of the image, in heads that look there.
+
+    A head is image-centric in a row `i` if it spends at least `min_image` on the image,
+    and at least `rho` of that on image columns that are no sinks. There
+
+        omega_i = share * sum over sinks j of A[i, j]
+        A[i, j] <- (1 - share) A[i, j]                  for a sink j, image or text
+        A[i, j] <- A[i, j] (1 + omega_i / sum over k of A[i, k])
+                                                        for image columns j, k, no sinks
+
+    Source: VAR, Kang et al., arXiv:2503.03321, equations 3 and 4.
+
+    Args:
+        pattern: Whole patterns or a block of rows.
+        image_mask: True at image tokens.
+        sinks: True at sink tokens, of the image or not.
+        rho: Least share of the image's attention that goes to no sink.
+        share: How much of a sink's attention is moved.
+        min_image: Least attention to the image.
+
+    Returns:
+        The new pattern; rows of other heads as they were.
+
+    Example:
+        >>> import torch
+        >>> new = redistribute_pattern(
+        ...     torch.tensor([[[[0.5, 0.1, 0.3, 0.1]]]]),
+        ...     image_mask=torch.tensor([[False, True, True, False]]),
+        ...     sinks=torch.tensor([[True, True, False, False]]),
+        ...     rho=0.5,
+        ...     share=0.6,
+        ...     min_image=0.2,
+        ... )
+        >>> [round(w, 2) for w in new.flatten().tolist()]
+        [0.2, 0.04, 0.66, 0.1]
+    """
+    image, sink = image_mask[:, None, None], sinks[:, None, None]
+    seeing = image & ~sink
+    on_image = (pattern * image).sum(-1, keepdim=True)
+    on_rest = (pattern * seeing).sum(-1, keepdim=True)
+    centric = (on_image >= min_image) & (on_rest >= rho * on_image) & (on_rest > 0)
+    budget = share * (pattern * sink).sum(-1, keepdim=True)
+    tiny = torch.finfo(pattern.dtype).tiny
+    grown = pattern * (1 + budget / on_rest.clamp(min=tiny))
+    new = torch.where(seeing, grown, torch.where(sink, (1 - share) * pattern, pattern))
+    return torch.where(centric, new, pattern)
