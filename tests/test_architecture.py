@@ -13,10 +13,11 @@ MAX_LINES = 300
 
 # What each room may import from this package when it is itself imported: the rooms
 # below it. `toy` and `testing` stand aside.
-BASE = {"_types", "errors"}
+BASE = {"_types", "errors", "files"}
 ALLOWED = {
     "_types": set(),
     "errors": set(),
+    "files": {"errors"},
     "kernels": BASE,
     "toy": BASE,
     "testing": BASE | {"toy", "lvlm"},
@@ -52,6 +53,7 @@ HOME = {
     "rich": {"cli", "studies"},
     "ray": {"studies"},
     "circuitsvis": {"viz"},
+    "nltk": {"benchmarks"},
     "matplotlib": {"viz"},
     "PIL": {"lvlm", "toy", "testing", "viz", "cli", "benchmarks"},
 }

@@ -7,7 +7,6 @@ import typer
 
 from eah_interp.cli.app import app
 from eah_interp.cli.console import (
-    make_folder,
     save_figure,
     show,
     show_json,
@@ -15,6 +14,7 @@ from eah_interp.cli.console import (
 )
 from eah_interp.cli.options import ModelOptions, PatchOptions, with_options
 from eah_interp.cli.words import check_output
+from eah_interp.files import make_folder
 
 FIGURES = (".png", ".pdf", ".svg")
 

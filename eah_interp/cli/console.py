@@ -3,7 +3,6 @@
 import contextlib
 import io
 import json
-import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from eah_interp.errors import EAHError, InputError, SettingsError
+from eah_interp.files import save_bytes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -49,11 +49,14 @@ class Bar:
 
 
 @contextlib.contextmanager
-def working() -> Iterator[Bar]:
+def working(*, spinning: bool = True) -> Iterator[Bar]:
     """Show progress while a command works, and turn its errors into one line.
 
     Whatever libraries print meanwhile goes to stderr, so that stdout holds the result
     alone.
+
+    Args:
+        spinning: Whether to show the bar; not where the work shows one of its own.
 
     Yields:
         The bar.
@@ -77,7 +80,7 @@ def working() -> Iterator[Bar]:
         TimeElapsedColumn(),
         TextColumn("{task.description}", markup=False),
     )
-    shown = console.is_terminal
+    shown = console.is_terminal and spinning
     progress = Progress(
         *columns,
         console=console,
@@ -119,33 +122,3 @@ def save_figure(figure: "Figure", path: Path) -> None:
     buffer = io.BytesIO()
     figure.savefig(buffer, format=path.suffix.lstrip(".").lower())
     save_bytes(buffer.getvalue(), path)
-
-
-def save_bytes(content: bytes, path: Path) -> None:
-    """Write a file, whole or not at all.
-
-    Raises:
-        SettingsError: If it cannot be written.
-    """
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        part.write_bytes(content)
-        part.replace(path)
-    except OSError as error:
-        msg = f"cannot write {path}: {error.strerror}"
-        raise SettingsError(msg) from error
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def make_folder(path: Path) -> None:
-    """Make a folder to write into, before any work is done for it.
-
-    Raises:
-        SettingsError: If there cannot be one.
-    """
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        msg = f"cannot make the folder {path}: {error.strerror}"
-        raise SettingsError(msg) from error

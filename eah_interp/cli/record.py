@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from eah_interp.cli.console import save_bytes, save_figure, write_json
+from eah_interp.cli.console import save_figure, write_json
 from eah_interp.cli.measure import (
     PATCHED,
     Reading,
@@ -15,6 +15,7 @@ from eah_interp.cli.measure import (
 )
 from eah_interp.cli.subject import Question, Subject
 from eah_interp.errors import UnsupportedError
+from eah_interp.files import save_bytes
 from eah_interp.interventions import EAH, SinkMap
 from eah_interp.lvlm.spans import ImageSpan
 

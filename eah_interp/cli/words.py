@@ -36,8 +36,15 @@ def parse_number(text: str | None) -> str | int | None:
     return int(text) if text.lstrip("-").isdecimal() else text
 
 
-def check_output(path: Path | None, *, suffixes: tuple[str, ...] = ()) -> None:
+def check_output(
+    path: Path | None, *, suffixes: tuple[str, ...] = (), option: str = "--out"
+) -> None:
     """See that a file can be written to a folder that exists, before work begins.
+
+    Args:
+        path: The file.
+        suffixes: What its name may end in.
+        option: The option that named it.
 
     Raises:
         SettingsError: If it cannot.
@@ -45,10 +52,10 @@ def check_output(path: Path | None, *, suffixes: tuple[str, ...] = ()) -> None:
     if path is None:
         return
     if path.suffix.lower() not in suffixes:
-        msg = f"--out must end in {', '.join(suffixes)}, got {path.name!r}"
+        msg = f"{option} must end in {', '.join(suffixes)}, got {path.name!r}"
         raise SettingsError(msg)
     if not path.resolve().parent.is_dir():
-        msg = f"--out: the folder {path.resolve().parent} does not exist"
+        msg = f"{option}: the folder {path.resolve().parent} does not exist"
         raise SettingsError(msg)
 
 

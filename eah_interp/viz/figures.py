@@ -1,5 +1,6 @@
 """Figures of vision sinks, readable in a paper's column."""
 
+import io
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -65,7 +66,7 @@ def plot_sink_map(
     axes.set_aspect("auto")
     axes.set_xlabel("head")
     axes.set_ylabel("decoder layer")
-    _tick(axes, list(sink_map.layers), n_heads)
+    tick_heads(axes, list(sink_map.layers), n_heads)
     if n_heads <= MOST_NUMBERED:
         _write_numbers(axes, density)
     marks = _mark(axes, sink_map, item=item, donors=donors or {})
@@ -135,10 +136,25 @@ def make_figure(*, width: float = COLUMN_WIDTH, height: float) -> "Figure":
     return figure
 
 
+def write_svg(figure: "Figure") -> bytes:
+    """Write a figure as SVG, the same bytes for the same figure.
+
+    Example:
+        >>> write_svg(make_figure(height=1.0))[:5]
+        b'<?xml'
+    """
+    import matplotlib as mpl
+
+    buffer = io.BytesIO()
+    with mpl.rc_context({"svg.hashsalt": "eah_interp"}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    return buffer.getvalue()
+
+
 # -- the parts of a sink map ---------------------------------------------------------
 
 
-def _tick(axes: "Axes", layers: list[int], n_heads: int) -> None:
+def tick_heads(axes: "Axes", layers: list[int], n_heads: int) -> None:
     """Number heads and layers, not closer than can be read."""
     every = -(-n_heads // 16)
     axes.set_xticks(range(0, n_heads, every))

@@ -63,14 +63,14 @@ def draw_sinks(
     lit = Image.new("1", size)
     light = ImageDraw.Draw(lit)
     for box in boxes:
-        left, top, right, bottom = _scale(box, size)
+        left, top, right, bottom = scale_box(box, size)
         light.rectangle((left, top, right - 1, bottom - 1), fill=1)
     drawn = Image.composite(bright, dim.enhance(DIMMED), lit)
     pen = ImageDraw.Draw(drawn)
     width = max(2, min(size) // 200)
     for part in span.parts:
-        for edge in _outline(part, sinks):
-            left, top, right, bottom = _scale(edge, size)
+        for edge in find_edges(part, sinks):
+            left, top, right, bottom = scale_box(edge, size)
             last = size[0] - width // 2 - 1, size[1] - width // 2 - 1
             ends = (min(left, last[0]), min(top, last[1]))
             pen.line(
@@ -81,7 +81,7 @@ def draw_sinks(
     return drawn
 
 
-def _outline(part: ImagePart, sinks: frozenset[int]) -> list[Box]:
+def find_edges(part: ImagePart, sinks: frozenset[int]) -> list[Box]:
     """Find the patch edges of a grid that have a sink on one side only."""
     edges: list[Box] = []
     grid = part.columns
@@ -107,7 +107,8 @@ def _outline(part: ImagePart, sinks: frozenset[int]) -> list[Box]:
     return edges
 
 
-def _scale(box: Box, size: tuple[int, int]) -> tuple[int, int, int, int]:
+def scale_box(box: Box, size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """Turn fractions of a picture into pixels."""
     width, height = size
     left, top, right, bottom = box
     return (

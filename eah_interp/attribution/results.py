@@ -1,0 +1,172 @@
+"""Results on disk: a tidy table for everybody, and exact tensors to load again."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from eah_interp.errors import ExtraMissingError, InputError
+from eah_interp.files import make_folder, save_bytes
+from eah_interp.interventions.settings import EAH
+from eah_interp.lvlm.spans import ImagePart, ImageSpan
+
+Kind = TypeVar("Kind", bound="Result")
+
+FRAME, TENSORS, FIELDS = "frame.parquet", "tensors.parquet", "result.json"
+
+_KINDS: dict[str, type[Any]] = {
+    kind.__name__: kind for kind in (EAH, ImagePart, ImageSpan)
+}
+
+
+class Result:
+    """A frozen, labelled result that can be saved and loaded.
+
+    Every subclass is a frozen dataclass of tensors, labels and settings, and has a
+    `frame()`.
+    """
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Let results of this kind be loaded by name."""
+        super().__init_subclass__(**kwargs)
+        _KINDS[cls.__name__] = cls
+
+    def frame(self) -> pd.DataFrame:
+        """List the result, one row for each number that it is about."""
+        raise NotImplementedError
+
+    def save(self, folder: str | Path) -> Path:
+        """Write the result: `frame.parquet` to read anywhere, and what `load` needs.
+
+        Args:
+            folder: A folder; made if it is not there. What an earlier result of this
+                name left in it is replaced, each file at once.
+
+        Returns:
+            The folder.
+
+        Raises:
+            ExtraMissingError: If pyarrow is not installed.
+            SettingsError: If the folder or a file cannot be written.
+        """
+        folder = Path(folder)
+        make_folder(folder)
+        tensors: dict[str, Tensor] = {}
+        fields = {"kind": type(self).__name__, "fields": _pack(self, "", tensors)}
+        rows = [
+            pd.DataFrame(
+                {"field": name, "index": range(t.numel()), "value": _numbers(t)}
+            )
+            for name, t in tensors.items()
+            if t.numel()
+        ]
+        flat = pd.concat(rows) if rows else pd.DataFrame()
+        flat["field"] = flat["field"].astype("category")
+        _write_table(folder / FRAME, self.frame())
+        _write_table(folder / TENSORS, flat.reset_index(drop=True))
+        save_bytes(json.dumps(fields, indent=1).encode(), folder / FIELDS)
+        return folder
+
+    @classmethod
+    def load(cls: type[Kind], folder: str | Path) -> Kind:
+        """Load what `save` wrote.
+
+        Raises:
+            InputError: If the folder holds no such result.
+            ExtraMissingError: If pyarrow is not installed.
+        """
+        folder = Path(folder)
+        try:
+            saved = json.loads((folder / FIELDS).read_text())
+        except (OSError, ValueError) as error:
+            msg = f"{folder} holds no saved result: expected {FIELDS}; {error}"
+            raise InputError(msg) from error
+        kind = _KINDS.get(saved.get("kind"))
+        if kind is None or not issubclass(kind, cls):
+            msg = f"{folder} holds a {saved.get('kind')}, expected a {cls.__name__}"
+            raise InputError(msg)
+        table = _read_table(folder / TENSORS)
+        flat = {
+            str(name): torch.tensor(part.sort_values("index")["value"].to_numpy())
+            for name, part in table.groupby("field", observed=True)
+        }
+        result: Kind = _unpack(saved["fields"], flat)
+        return result
+
+
+def register(kind: type[Any]) -> type[Any]:
+    """Let a dataclass be part of saved results."""
+    _KINDS[kind.__name__] = kind
+    return kind
+
+
+def _pack(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
+    """Write a value as JSON, its tensors elsewhere under dotted names."""
+    if isinstance(value, Tensor):
+        tensors[name] = value.detach().cpu()
+        kind = str(value.dtype).removeprefix("torch.")
+        return {"tensor": name, "shape": list(value.shape), "dtype": kind}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {
+            field.name: _pack(
+                getattr(value, field.name), f"{name}.{field.name}", tensors
+            )
+            for field in dataclasses.fields(value)
+        }
+        return {"class": type(value).__name__, "fields": fields}
+    if isinstance(value, Mapping):
+        pairs = [[k, _pack(v, f"{name}.{k}", tensors)] for k, v in value.items()]
+        return {"mapping": pairs}
+    if isinstance(value, list | tuple):
+        return [_pack(v, f"{name}.{i}", tensors) for i, v in enumerate(value)]
+    return value
+
+
+def _unpack(node: Any, flat: Mapping[str, Tensor]) -> Any:
+    if isinstance(node, list):
+        return tuple(_unpack(item, flat) for item in node)
+    if not isinstance(node, dict):
+        return node
+    if "tensor" in node:
+        dtype = getattr(torch, node["dtype"])
+        values = flat.get(node["tensor"], torch.zeros(0))
+        return values.to(dtype).view(node["shape"])
+    if "mapping" in node:
+        return {key: _unpack(value, flat) for key, value in node["mapping"]}
+    kind = _KINDS.get(node["class"])
+    if kind is None:
+        msg = f"a saved result names {node['class']!r}, which is no part of results"
+        raise InputError(msg)
+    return kind(**{name: _unpack(v, flat) for name, v in node["fields"].items()})
+
+
+def _numbers(tensor: Tensor) -> Any:
+    return tensor.flatten().double().numpy()
+
+
+def _write_table(path: Path, table: pd.DataFrame) -> None:
+    with _pyarrow():
+        content = table.to_parquet(index=False, engine="pyarrow")
+    save_bytes(content, path)
+
+
+def _read_table(path: Path) -> pd.DataFrame:
+    with _pyarrow():
+        return pd.read_parquet(path, engine="pyarrow")
+
+
+class _pyarrow:  # noqa: N801 - reads as `with _pyarrow():`
+    """Turn a missing pyarrow into an error that names the extra."""
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        if isinstance(error, ImportError):
+            msg = "saving results needs pyarrow: pip install 'eah-interp[eval]'"
+            raise ExtraMissingError(msg) from error
