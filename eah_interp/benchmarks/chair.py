@@ -20,9 +20,15 @@ class ChairScore:
         chair_s: Percentage of captions that name at least one absent object.
         chair_i: Percentage of mentions that are of absent objects; each mention
             counts. NaN where nothing is mentioned.
-        recall: Percentage of the objects in the pictures that are named.
+        recall: Percentage of the objects in the pictures that are named; NaN where
+            the pictures are empty.
         mentions: Mean number of mentions in a caption.
-        words: Mean number of words in a caption.
+        words: Mean number of words in a caption, split at whitespace.
+        n_hallucinating: Captions that name at least one absent object.
+        n_absent: Mentions of absent objects.
+        n_mentions: Mentions.
+        n_found: Objects in the pictures that are named, once a caption.
+        n_truth: Objects in the pictures, once a caption.
     """
 
     n: int
@@ -31,6 +37,11 @@ class ChairScore:
     recall: float
     mentions: float
     words: float
+    n_hallucinating: int
+    n_absent: int
+    n_mentions: int
+    n_found: int
+    n_truth: int
 
 
 def count_mentions(captions: pd.DataFrame) -> pd.DataFrame:
@@ -75,11 +86,12 @@ def count_mentions(captions: pd.DataFrame) -> pd.DataFrame:
 def score_captions(captions: pd.DataFrame) -> ChairScore:
     """Score captions as CHAIR does.
 
-    Source: Rohrbach et al., "Object Hallucination in Image Captioning", 2018. Every
-    mention counts, repeated ones too.
+    Source: Rohrbach et al., "Object Hallucination in Image Captioning", 2018
+    (arXiv:1809.02156). Every mention counts, repeated ones too.
 
     Args:
-        captions: As for `count_mentions`.
+        captions: As for `count_mentions`; `find_mentions` makes one of captions about
+            COCO's pictures.
 
     Returns:
         The score.
@@ -98,11 +110,17 @@ def score_captions(captions: pd.DataFrame) -> ChairScore:
         raise InputError(msg)
     counts = count_mentions(captions)
     total = counts.sum()
+    n_hallucinating = int((counts.n_absent > 0).sum())
     return ChairScore(
         n=len(captions),
-        chair_s=percent(int((counts.n_absent > 0).sum()), len(captions)),
+        chair_s=percent(n_hallucinating, len(captions)),
         chair_i=percent(int(total.n_absent), int(total.n_mentions)),
         recall=percent(int(total.n_found), int(total.n_truth)),
         mentions=float(counts.n_mentions.mean()),
         words=float(counts.n_words.mean()),
+        n_hallucinating=n_hallucinating,
+        n_absent=int(total.n_absent),
+        n_mentions=int(total.n_mentions),
+        n_found=int(total.n_found),
+        n_truth=int(total.n_truth),
     )

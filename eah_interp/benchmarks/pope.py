@@ -6,16 +6,17 @@ import pandas as pd
 
 from eah_interp.errors import InputError
 
-PRESENT, ANSWER = "present", "says_yes"
-"""Columns of an answer table: the truth, and what was answered (missing: neither)."""
+PRESENT, ANSWER, NEITHER = "present", "says_yes", "neither"
+"""Columns of an answer table: the truth, what was answered (missing: nothing that can
+be counted), and optionally whether a rule had to guess it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PopeScore:
     """How yes/no questions were answered; "yes" is the positive class.
 
-    Rates are percentages, NaN where nothing can be said (no "yes" was given, say).
-    An answer that is neither yes nor no counts as wrong, and is counted.
+    Rates are percentages, NaN where nothing can be said (no "yes" was given, say). An
+    answer that is missing counts as wrong.
 
     Attributes:
         n: Questions.
@@ -25,7 +26,12 @@ class PopeScore:
         f1: Harmonic mean of precision and recall.
         false_positives: Share of the absent objects answered with "yes".
         yes_ratio: Share answered with "yes".
-        n_neither: Answers that are neither.
+        n_neither: Answers that are neither yes nor no; those that a parsing rule
+            takes for one of them all the same are among the counts below.
+        tp: Present objects answered with "yes".
+        fp: Absent objects answered with "yes".
+        tn: Absent objects answered with "no".
+        fn: Present objects answered with "no".
     """
 
     n: int
@@ -36,17 +42,23 @@ class PopeScore:
     false_positives: float
     yes_ratio: float
     n_neither: int
+    tp: int
+    fp: int
+    tn: int
+    fn: int
 
 
 def score_answers(answers: pd.DataFrame) -> PopeScore:
     """Score yes/no answers as POPE does.
 
     Source: Li et al., "Evaluating Object Hallucination in Large Vision-Language
-    Models", 2023.
+    Models", 2023 (arXiv:2305.10355).
 
     Args:
         answers: One row a question: `present`, whether the object is there, and
             `says_yes`, the answer, missing where it was neither yes nor no.
+            `neither`, where there is such a column, marks answers that a rule
+            counts though they are neither (`match_answers` makes it).
 
     Returns:
         The score.
@@ -70,19 +82,26 @@ def score_answers(answers: pd.DataFrame) -> PopeScore:
     truth = answers[PRESENT].astype(bool)
     given = answers[ANSWER].astype("boolean")
     yes, no = given.fillna(False).astype(bool), (~given).fillna(False).astype(bool)  # noqa: FBT003 - pandas' own signature
-    hits, false_alarms = int((yes & truth).sum()), int((yes & ~truth).sum())
-    precision = percent(hits, int(yes.sum()))
-    recall = percent(hits, int(truth.sum()))
+    neither = given.isna()
+    if NEITHER in answers:
+        neither |= answers[NEITHER].astype(bool)
+    tp, fp = int((yes & truth).sum()), int((yes & ~truth).sum())
+    tn, fn = int((no & ~truth).sum()), int((no & truth).sum())
+    n_yes, n_present = int(yes.sum()), int(truth.sum())
     return PopeScore(
         n=len(answers),
-        accuracy=percent(hits + int((no & ~truth).sum()), len(answers)),
-        precision=precision,
-        recall=recall,
+        accuracy=percent(tp + tn, len(answers)),
+        precision=percent(tp, n_yes),
+        recall=percent(tp, n_present),
         # From the counts: NaN only where nothing is present and no "yes" was given.
-        f1=percent(2 * hits, int(yes.sum()) + int(truth.sum())),
-        false_positives=percent(false_alarms, int((~truth).sum())),
-        yes_ratio=percent(int(yes.sum()), len(answers)),
-        n_neither=int(given.isna().sum()),
+        f1=percent(2 * tp, n_yes + n_present),
+        false_positives=percent(fp, int((~truth).sum())),
+        yes_ratio=percent(n_yes, len(answers)),
+        n_neither=int(neither.sum()),
+        tp=tp,
+        fp=fp,
+        tn=tn,
+        fn=fn,
     )
 
 

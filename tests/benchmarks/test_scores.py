@@ -1,4 +1,4 @@
-"""Claims about POPE's and CHAIR's scores, against released answers and captions."""
+"""Claims about POPE's and CHAIR's scores: rates, counts, and what cannot be said."""
 
 import json
 import math
@@ -8,35 +8,6 @@ import pytest
 
 from eah_interp.benchmarks import score_answers, score_captions
 from eah_interp.errors import InputError
-
-# Counts of the released LLaVA-1.5-13B answers: TP, FP, TN, FN (shared/data/README.md).
-COUNTS = {
-    "random": (1182, 31, 1379, 318),
-    "popular": (1182, 59, 1441, 318),
-    "adversarial": (1182, 117, 1383, 318),
-}
-
-
-def says_yes(answer):
-    """Parse an answer as POPE's official script does."""
-    words = answer.split(".")[0].replace(",", "").split(" ")
-    return not {"No", "not", "no"} & set(words)
-
-
-@pytest.mark.parametrize("split", COUNTS)
-def test_released_answers_get_their_published_score(split, reference_data):
-    data = json.loads((reference_data / "pope/pope_llava15_13b.json").read_text())
-    rows = [(label == "yes", says_yes(a)) for *_, label, a in data["splits"][split]]
-    score = score_answers(pd.DataFrame(rows, columns=["present", "says_yes"]))
-    tp, fp, tn, fn = COUNTS[split]
-    assert score.n == tp + fp + tn + fn
-    assert round(score.f1, 1) == data["published_F1"][split]
-    assert score.accuracy == pytest.approx(100 * (tp + tn) / score.n)
-    assert score.precision == pytest.approx(100 * tp / (tp + fp))
-    assert score.recall == pytest.approx(100 * tp / (tp + fn))
-    assert score.false_positives == pytest.approx(100 * fp / (fp + tn))
-    assert score.yes_ratio == pytest.approx(100 * (tp + fp) / score.n)
-    assert score.n_neither == 0
 
 
 def test_released_captions_get_their_published_score(reference_data):
@@ -60,6 +31,7 @@ def test_released_captions_get_their_published_score(reference_data):
         assert score.chair_i == pytest.approx(run["CHAIR_I"], abs=1e-4)
         assert score.recall == pytest.approx(run["Recall"], abs=1e-4)
         assert score.mentions == pytest.approx(run["object_mentions"] / score.n)
+        assert score.n_hallucinating == run["hallucinated_captions"]
 
 
 def test_an_answer_that_is_neither_is_wrong_and_counted():
@@ -71,6 +43,29 @@ def test_an_answer_that_is_neither_is_wrong_and_counted():
     assert score.accuracy == pytest.approx(100 / 3)
     assert score.recall == 50
     assert score.false_positives == 0
+
+
+def test_the_counts_are_those_of_the_rates():
+    asked = [(True, True)] * 5 + [(True, False)] * 3 + [(False, True)] * 2
+    asked += [(False, False)] * 6 + [(True, None)]
+    score = score_answers(pd.DataFrame(asked, columns=["present", "says_yes"]))
+    assert (score.tp, score.fn, score.fp, score.tn) == (5, 3, 2, 6)
+    assert (score.n, score.n_neither) == (17, 1)
+    assert score.accuracy == pytest.approx(100 * 11 / 17)
+    assert score.precision == pytest.approx(100 * 5 / 7)
+    assert score.recall == pytest.approx(100 * 5 / 9)
+    assert score.f1 == pytest.approx(100 * 10 / 16)
+    assert score.yes_ratio == pytest.approx(100 * 7 / 17)
+    assert score.false_positives == 25
+
+
+def test_an_answer_that_a_rule_had_to_guess_counts_and_is_reported():
+    table = pd.DataFrame(
+        {"present": [True, False], "says_yes": [True, True], "neither": [True, False]}
+    )
+    score = score_answers(table)
+    assert (score.tp, score.fp, score.n_neither) == (1, 1, 1)
+    assert score.accuracy == 50
 
 
 def test_what_cannot_be_said_is_nan():

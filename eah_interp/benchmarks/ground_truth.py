@@ -1,0 +1,189 @@
+"""Which objects are in a picture: COCO's annotations, or a list of objects."""
+
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from eah_interp.benchmarks.images import ImageId, image_id_of
+from eah_interp.benchmarks.lemmas import Lemmatize, load_lemmatizer
+from eah_interp.benchmarks.mentions import find_objects, join_pairs
+from eah_interp.benchmarks.records import read_json, read_records
+from eah_interp.benchmarks.vocabulary import Vocabulary
+from eah_interp.errors import InputError
+
+URL = "http://images.cocodataset.org/annotations/annotations_trainval2014.zip"
+"""COCO's annotations of 2014, segmentations and captions."""
+
+SPLITS = ("val", "train")
+
+GroundTruth: TypeAlias = dict[ImageId, frozenset[str]]
+
+
+def read_ground_truth(
+    path: Path | str,
+    *,
+    vocabulary: Vocabulary,
+    images: Collection[ImageId] | None = None,
+    year: int = 2014,
+    lemmatize: Lemmatize | None = None,
+) -> GroundTruth:
+    """Read which objects are in which picture.
+
+    Of a folder of COCO's annotations, as CHAIR does (Rohrbach et al., 2018): the
+    categories of `instances_*.json` and the objects that the captions of
+    `captions_*.json` name, of val and train together; train is opened only if a picture
+    is not in val. Of a file, its own lists: one JSON object of picture to objects, or
+    POPE's `{"image": "...", "objects": [...]}` as JSON lines.
+
+    Published numbers took nouns in COCO's captions from the package `pattern`; here
+    they are found by the same rules as in the captions that are scored, as OPERA's
+    script does.
+
+    Args:
+        path: Folder or file; not part of this package.
+        vocabulary: Names of objects; every object is read as its group's first.
+        images: Only these pictures, which for COCO saves minutes; all when None.
+        year: Of COCO's files.
+        lemmatize: What `load_lemmatizer` returned; loaded when needed and None.
+
+    Returns:
+        Picture to its objects; none are a picture's that has annotations but no
+        objects.
+
+    Raises:
+        InputError: If a file is missing or is not as expected, or names an object that
+            is not in the vocabulary.
+        ExtraMissingError: If NLTK, or its data, is not installed, and `path` is a
+            folder.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        return _keep(_read_lists(path, vocabulary), images)
+    lemmatize = load_lemmatizer() if lemmatize is None else lemmatize
+    truth: GroundTruth = {}
+    wanted = None if images is None else set(images)
+    for split in SPLITS:
+        if wanted is None or wanted - set(truth):
+            files = [
+                _require(path, f"{kind}_{split}{year}.json")
+                for kind in ("instances", "captions")
+            ]
+            truth |= _read_split(
+                *files, vocabulary=vocabulary, wanted=wanted, lemmatize=lemmatize
+            )
+    return truth
+
+
+def _read_split(
+    instances: Path,
+    captions: Path,
+    *,
+    vocabulary: Vocabulary,
+    wanted: set[ImageId] | None,
+    lemmatize: Lemmatize,
+) -> GroundTruth:
+    found: defaultdict[ImageId, set[str]] = defaultdict(set)
+    content = _read_annotations(instances, "categories", "images", "annotations")
+    names = {
+        entry["id"]: _object_of(entry["name"], vocabulary, place=str(instances))
+        for entry in content["categories"]
+    }
+    for image, entry in _of_images(content, wanted):
+        found[image] |= {names[entry["category_id"]]} if entry else set()
+    content = _read_annotations(captions, "images", "annotations")
+    for image, entry in _of_images(content, wanted):
+        words = join_pairs(lemmatize(entry["caption"]), vocabulary) if entry else []
+        found[image].update(find_objects(words, vocabulary))
+    return {image: frozenset(names) for image, names in found.items()}
+
+
+def _of_images(
+    content: Mapping[str, Any], wanted: set[ImageId] | None
+) -> Iterator[tuple[ImageId, Mapping[str, Any] | None]]:
+    """Yield every picture once without, and once for each of its annotations."""
+    for entry in content["images"]:
+        if wanted is None or entry["id"] in wanted:
+            yield entry["id"], None
+    for entry in content["annotations"]:
+        if wanted is None or entry["image_id"] in wanted:
+            yield entry["image_id"], entry
+
+
+def _read_annotations(path: Path, *keys: str) -> Mapping[str, Any]:
+    found = read_json(path)
+    content: Mapping[str, Any] = found if isinstance(found, dict) else {}
+    missing = [key for key in keys if not isinstance(content.get(key), list)]
+    if missing:
+        msg = f"{path}: expected COCO annotations, got no {missing}; they are at {URL}"
+        raise InputError(msg)
+    return content
+
+
+def _require(folder: Path, name: str) -> Path:
+    path = folder / name
+    if not path.is_file():
+        others = sorted(
+            found.name
+            for kind in ("instances", "captions")
+            for found in folder.glob(f"{kind}_*.json")
+        )
+        msg = (
+            f"expected COCO's {name} in {folder}, got {others or 'no annotations'}; "
+            f"those of 2014 are at {URL} (folder annotations), year=... reads others"
+        )
+        raise InputError(msg)
+    return path
+
+
+def _read_lists(path: Path, vocabulary: Vocabulary) -> GroundTruth:
+    if not path.exists():
+        msg = (
+            f"cannot read {path}: no such file or folder; expected a folder of COCO's "
+            f"annotations ({URL}) or a file of objects by picture"
+        )
+        raise InputError(msg)
+    return {
+        image_id_of(image, place=place): frozenset(
+            _object_of(name, vocabulary, place=place) for name in names
+        )
+        for image, names, place in _lists(path)
+    }
+
+
+def _lists(path: Path) -> Iterator[tuple[Any, list[str], str]]:
+    """Yield picture, objects and where that is said."""
+    records = read_records(path)
+    by_picture = len(records) == 1 and "objects" not in records[0].values
+    for record in records:
+        if by_picture:
+            items: list[tuple[Any, Any]] = list(record.values.items())
+        else:
+            key = record.key("image_id", "image") or "image"
+            items = [(record.values.get(key), record.values.get("objects"))]
+        for image, names in items:
+            if not isinstance(names, list) or not all(
+                isinstance(n, str) for n in names
+            ):
+                msg = (
+                    f"{record.place}: expected a list of objects of picture {image!r}, "
+                    f"got {str(names)[:60]}"
+                )
+                raise InputError(msg)
+            yield image, names, record.place
+
+
+def _object_of(name: str, vocabulary: Vocabulary, *, place: str) -> str:
+    if name not in vocabulary.objects:
+        msg = (
+            f"{place}: expected objects of the synonym list, got {name!r}; add a line "
+            "that begins with it to the list"
+        )
+        raise InputError(msg)
+    return vocabulary.objects[name]
+
+
+def _keep(truth: GroundTruth, images: Collection[ImageId] | None) -> GroundTruth:
+    if images is None:
+        return truth
+    return {image: truth[image] for image in set(images) & set(truth)}

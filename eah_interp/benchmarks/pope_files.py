@@ -1,0 +1,219 @@
+"""POPE's files: questions with their labels, answers, and which belongs to which."""
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pandas as pd
+
+from eah_interp.benchmarks.pope import ANSWER, NEITHER, PRESENT
+from eah_interp.benchmarks.pope_rules import Rule, is_neither, says_yes
+from eah_interp.benchmarks.records import Record, read_records
+from eah_interp.errors import InputError
+from eah_interp.files import save_bytes
+
+URL = "https://github.com/RUCAIBox/POPE"
+"""Where the questions of the paper are (folder `output/coco`)."""
+
+_ID, _IMAGE, _PLACE = "question_id", "image", "place"
+_SHARED = (_ID, _IMAGE)
+
+
+def read_pope_questions(path: Path | str) -> pd.DataFrame:
+    """Read questions and labels in POPE's format.
+
+    Objects `{"question_id": 1, "image": "COCO_val2014_....jpg", "text": "Is there a
+    dog in the image?", "label": "yes"}`, as JSON lines or in an array. `question` may
+    stand for `text`; `question_id` and `image` may be absent from all of them.
+
+    Args:
+        path: The file.
+
+    Returns:
+        One row a question: `question_id` and `image` where given, `text`, `label`
+        ("yes" or "no") and `place`, its `file:line`.
+
+    Raises:
+        InputError: If the file cannot be read, a question has no text or no label
+            that is yes or no, or an identifier stands twice.
+    """
+    try:
+        records = read_records(path)
+    except InputError as error:
+        msg = f"{error}; the questions of the paper are at {URL}"
+        raise InputError(msg) from error
+    table = pd.DataFrame(
+        {
+            "text": [record.text("text", "question") for record in records],
+            "label": [_label(record) for record in records],
+            _PLACE: [record.place for record in records],
+        }
+    )
+    return _with_shared(table, records)
+
+
+def read_pope_answers(path: Path | str) -> pd.DataFrame:
+    """Read answers in POPE's format, or in LLaVA's.
+
+    Objects `{"question": "is there a dog in the image?", "answer": "Yes"}` (POPE) or
+    `{"question_id": 1, "prompt": "...", "text": "Yes"}` (LLaVA), as JSON lines or in
+    an array. What is given beside the answer is used to find its question.
+
+    Args:
+        path: The file.
+
+    Returns:
+        One row an answer: `answer`, `place`, and of `question_id`, `image` and
+        `question` what is given.
+
+    Raises:
+        InputError: If the file cannot be read, an answer is not text, or an
+            identifier stands twice.
+    """
+    records = read_records(path)
+    table = pd.DataFrame(
+        {
+            "answer": [record.text("answer", "text") for record in records],
+            _PLACE: [record.place for record in records],
+        }
+    )
+    names = [_question_key(record) for record in records]
+    if None not in names:
+        pairs = zip(records, names, strict=True)
+        table["question"] = [record.text(str(name)) for record, name in pairs]
+    return _with_shared(table, records)
+
+
+def match_answers(
+    questions: pd.DataFrame, answers: pd.DataFrame, *, rule: Rule = "pope"
+) -> pd.DataFrame:
+    """Put each answer beside its question, and read it.
+
+    By `question_id` where both tables have one, else in order, as POPE's own script
+    does. What else both say of a question has to agree.
+
+    Args:
+        questions: As `read_pope_questions` returns them.
+        answers: As `read_pope_answers` returns them.
+        rule: How an answer is read, see `says_yes`.
+
+    Returns:
+        The questions with `answer`, `present` (from the label), `says_yes` and
+        `neither`: the table of `score_answers`.
+
+    Raises:
+        InputError: If a question has no answer or an answer no question, or an
+            answer is to another question than the one it is put beside.
+
+    Example:
+        >>> ask = {"text": "Is there a cat?", "label": "no", "place": "q.jsonl:1"}
+        >>> say = {"answer": "I see a dog.", "place": "a.jsonl:1"}
+        >>> table = match_answers(pd.DataFrame([ask]), pd.DataFrame([say]))
+        >>> table[["present", "says_yes", "neither"]].to_dict("records")
+        [{'present': False, 'says_yes': True, 'neither': True}]
+    """
+    if _ID in questions and _ID in answers:
+        asked, given = questions[_ID].tolist(), answers[_ID].tolist()
+        unanswered, unasked = set(asked) - set(given), set(given) - set(asked)
+        if unanswered or unasked:
+            shown = ", ".join(map(repr, sorted(unanswered or unasked, key=str)[:3]))
+            msg = (
+                f"expected the answers' question_ids to be the questions', got "
+                f"{len(unanswered)} questions without an answer and {len(unasked)} "
+                f"answers without a question ({shown}, ...); are they of one split?"
+            )
+            raise InputError(msg)
+        answers = answers.set_index(_ID).loc[asked].reset_index()
+    if len(questions) != len(answers):
+        msg = (
+            f"expected one answer to each of {len(questions)} questions, in order, "
+            f"got {len(answers)}; give both files the key 'question_id' to match them "
+            "by it"
+        )
+        raise InputError(msg)
+    _check_same(questions, answers)
+    texts = answers["answer"].tolist()
+    return questions.assign(
+        answer=texts,
+        **{
+            PRESENT: (questions.label == "yes").tolist(),
+            ANSWER: [says_yes(text, rule=rule) for text in texts],
+            NEITHER: [is_neither(text) for text in texts],
+        },
+    )
+
+
+def write_pope_questions(questions: pd.DataFrame, path: Path | str) -> None:
+    """Write questions as JSON lines in POPE's format.
+
+    Args:
+        questions: `question_id`, `image`, `text` and `label`, as
+            `build_pope_questions` returns them.
+        path: The file, written whole or not at all.
+
+    Raises:
+        SettingsError: If it cannot be written.
+    """
+    table = questions[[_ID, _IMAGE, "text", "label"]]
+    lines = [json.dumps(row, ensure_ascii=False) for row in table.to_dict("records")]
+    save_bytes(("\n".join(lines) + "\n").encode(), Path(path))
+
+
+def _label(record: Record) -> str:
+    label = record.text("label").strip().lower()
+    if label not in ("yes", "no"):
+        msg = f"{record.place}: expected the label 'yes' or 'no', got {label!r}"
+        raise InputError(msg)
+    return label
+
+
+def _question_key(record: Record) -> str | None:
+    """Name the key of the question: `text` is one where `answer` holds the answer."""
+    given = record.key("question", "prompt")
+    return given or ("text" if {"answer", "text"} <= set(record.values) else None)
+
+
+def _with_shared(table: pd.DataFrame, records: list[Record]) -> pd.DataFrame:
+    for name in _SHARED:
+        if all(name in record.values for record in records):
+            table.insert(0, name, [_name_of(record, name) for record in records])
+    if _ID in table:
+        twice = [i for i, n in Counter(table[_ID]).items() if n > 1]
+        if twice:
+            places = table.place[table[_ID] == twice[0]].tolist()
+            msg = (
+                f"{places[1]}: question_id {twice[0]!r} stands in {places[0]} already; "
+                f"expected each once, got {len(twice)} of them repeated"
+            )
+            raise InputError(msg)
+    return table
+
+
+def _name_of(record: Record, key: str) -> str | int:
+    value = record.values[key]
+    if not isinstance(value, str | int):
+        got = f"got {json.dumps(value)[:60]}"
+        raise InputError(f"{record.place}: expected a name or number as {key!r}, {got}")
+    return value
+
+
+def _check_same(questions: pd.DataFrame, answers: pd.DataFrame) -> None:
+    """Check what answers say of their questions; a prompt may say more than those."""
+    columns = [(_IMAGE, _IMAGE)] if _IMAGE in questions and _IMAGE in answers else []
+    columns += [("text", "question")] if "question" in answers else []
+    for asked, said in columns:
+        pairs = zip(questions[asked], answers[said], strict=True)
+        for row, (left, right) in enumerate(pairs):
+            same = left == right if asked == _IMAGE else _plain(left) in _plain(right)
+            if not same:
+                msg = (
+                    f"{answers.place.iloc[row]} answers {right!r}, but the question "
+                    f"at its place, {questions.place.iloc[row]}, is {left!r}; expected "
+                    "the answers in the order of the questions, or with their "
+                    "'question_id'"
+                )
+                raise InputError(msg)
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.lower().split())

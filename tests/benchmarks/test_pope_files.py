@@ -1,0 +1,198 @@
+"""Claims about POPE's files: parsed as released, matched, scored as published."""
+
+import json
+
+import pandas as pd
+import pytest
+
+from eah_interp.benchmarks import (
+    is_neither,
+    match_answers,
+    read_pope_answers,
+    read_pope_questions,
+    says_yes,
+    score_answers,
+    write_pope_questions,
+)
+from eah_interp.errors import InputError, SettingsError
+
+# Counts of the released LLaVA-1.5-13B answers: TP, FP, TN, FN (shared/data/README.md).
+COUNTS = {
+    "random": (1182, 31, 1379, 318),
+    "popular": (1182, 59, 1441, 318),
+    "adversarial": (1182, 117, 1383, 318),
+}
+QUESTIONS = [
+    {"question_id": 1, "image": "a.jpg", "text": "Is there a cat?", "label": "yes"},
+    {"question_id": 2, "image": "a.jpg", "text": "Is there a dog?", "label": "no"},
+]
+ANSWERS = [
+    {"question": "is there a cat?", "answer": "Yes"},
+    {"question": "is there a dog?", "answer": "No"},
+]
+
+
+def read(write, questions=QUESTIONS, answers=ANSWERS):
+    return (
+        read_pope_questions(write("questions.json", questions)),
+        read_pope_answers(write("answers.json", answers)),
+    )
+
+
+# -- rules ---------------------------------------------------------------------------
+
+
+def test_both_rules_read_every_reference_answer_as_their_scripts_do(reference_data):
+    data = json.loads((reference_data / "pope/pope_parser_cases.json").read_text())
+    cases = data["cases"] + data["halc_minigpt4_subset"]
+    assert len(cases) > 300
+    for case in cases:
+        for rule in ("pope", "opera"):
+            said = "yes" if says_yes(case["answer"], rule=rule) else "no"
+            assert said == case[f"{rule}_pred"], case["answer"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "neither"),
+    [
+        ("YES!", False),
+        ("no\n", False),
+        ("It isn\u2019t there", False),
+        ("Nope", False),
+        ("There is a dog", True),
+        ("nothing", True),
+        ("Yesterday", True),
+        ("I cannot see it", True),
+        ("", True),
+    ],
+)
+def test_an_answer_is_neither_where_no_word_says_yes_or_no(answer, neither):
+    assert is_neither(answer) == neither
+
+
+def test_an_unknown_rule_is_refused(as_users_run_it):
+    with pytest.raises(SettingsError, match="rule must be one of pope, opera, got 'x'"):
+        says_yes("Yes", rule="x")
+
+
+# -- released files ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("split", COUNTS)
+def test_released_answers_get_their_published_score(split, reference_data, write):
+    data = json.loads((reference_data / "pope/pope_llava15_13b.json").read_text())
+    questions, answers = [], []
+    for number, image, name, label, answer in data["splits"][split]:
+        image = f"COCO_val2014_{image:012}.jpg"
+        text = f"Is there a {name} in the image?"
+        asked = {"question_id": number, "image": image, "text": text, "label": label}
+        questions.append(asked)
+        answers.append({"question": text, "answer": answer})
+    table = match_answers(*read(write, questions, answers))
+    score = score_answers(table)
+    assert (score.tp, score.fp, score.tn, score.fn) == COUNTS[split]
+    assert round(score.f1, 1) == data["published_F1"][split]
+    assert score.n_neither == 0
+
+
+# -- formats -------------------------------------------------------------------------
+
+
+def test_answers_in_order_and_by_identifier_are_the_same(write):
+    in_order = match_answers(*read(write))
+    llava = [
+        {
+            "question_id": 2,
+            "prompt": "Is there a dog?\nAnswer in a word.",
+            "text": "No",
+        },
+        {
+            "question_id": 1,
+            "prompt": "Is there a cat?\nAnswer in a word.",
+            "text": "Yes",
+        },
+    ]
+    by_number = match_answers(*read(write, answers=llava))
+    pd.testing.assert_frame_equal(in_order, by_number)
+    assert in_order.says_yes.tolist() == in_order.present.tolist() == [True, False]
+
+
+def test_one_file_may_hold_questions_and_answers(write):
+    both = [
+        q | {"answer": a["answer"]} for q, a in zip(QUESTIONS, ANSWERS, strict=True)
+    ]
+    assert score_answers(match_answers(*read(write, both, both))).accuracy == 100
+
+
+def test_an_array_of_questions_is_read_as_lines_are(write):
+    lines = read_pope_questions(write("lines.json", QUESTIONS))
+    array = read_pope_questions(write("array.json", json.dumps(QUESTIONS, indent=4)))
+    pd.testing.assert_frame_equal(
+        lines.drop(columns="place"), array.drop(columns="place")
+    )
+
+
+def test_what_is_written_is_read_again(write, tmp_path):
+    table = read_pope_questions(write("questions.json", QUESTIONS))
+    write_pope_questions(table, tmp_path / "again.json")
+    assert (tmp_path / "again.json").read_text() == (
+        tmp_path / "questions.json"
+    ).read_text()
+
+
+def test_a_guessed_answer_is_counted_as_the_rule_says_and_reported(write):
+    answers = [{"answer": "A cat sits there."}, {"answer": "A dog."}]
+    score = score_answers(match_answers(*read(write, answers=answers)))
+    assert (score.tp, score.fp, score.n_neither) == (1, 1, 2)
+    assert score.yes_ratio == 100
+
+
+# -- refusals ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("questions", "message"),
+    [
+        ([{"text": "Is there?"}], r"questions.json:1: expected the key 'label'"),
+        ([*QUESTIONS, {"text": "?", "label": "maybe"}], r":3: .* got 'maybe'"),
+        ([{"label": "yes"}], r":1: expected the key 'text' or 'question'"),
+        ([*QUESTIONS, QUESTIONS[0]], r":3: question_id 1 stands in .*:1 already"),
+        ([{"text": "?", "label": "no", "question_id": [1]}], r":1: .*as 'question_id'"),
+        ("", r"empty file; the questions of the paper are at https://"),
+    ],
+)
+def test_bad_questions_are_refused_with_their_line(questions, message, write):
+    with pytest.raises(InputError, match=message):
+        read_pope_questions(write("questions.json", questions))
+
+
+@pytest.mark.parametrize(
+    ("answers", "message"),
+    [
+        ([{"answer": "Yes"}, {"answer": None}], r":2: expected text under 'answer'"),
+        ([{"said": "Yes"}], r":1: expected the key 'answer' or 'text', got \['said'\]"),
+    ],
+)
+def test_bad_answers_are_refused_with_their_line(answers, message, write):
+    with pytest.raises(InputError, match=message):
+        read_pope_answers(write("answers.json", answers))
+
+
+@pytest.mark.parametrize(
+    ("answers", "message"),
+    [
+        (ANSWERS[:1], "one answer to each of 2 questions, in order, got 1"),
+        (ANSWERS[::-1], r"answers.json:1 answers 'is there a dog\?', but .*:1, is 'Is"),
+        (
+            [{"question_id": n, "answer": "Yes"} for n in (1, 3)],
+            r"1 questions without an answer and 1 answers without a question \(2,",
+        ),
+        (
+            [{"question_id": n, "image": "b.jpg", "answer": "No"} for n in (1, 2)],
+            "answers 'b.jpg', but the question",
+        ),
+    ],
+)
+def test_answers_to_other_questions_are_refused(answers, message, write):
+    with pytest.raises(InputError, match=message):
+        match_answers(*read(write, answers=answers))
