@@ -18,6 +18,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from eah_interp.errors import EAHError as EAHError
     from eah_interp.interventions import EAH as EAH
+    from eah_interp.interventions import PAI as PAI
+    from eah_interp.interventions import VAR as VAR
+    from eah_interp.interventions import Ablation as Ablation
     from eah_interp.interventions import EAHPatch as EAHPatch
     from eah_interp.interventions import LayerPatch as LayerPatch
     from eah_interp.interventions import SinkMap as SinkMap
@@ -34,6 +37,9 @@ _ROOMS = {
     "errors": ("EAHError",),
     "interventions": (
         "EAH",
+        "PAI",
+        "VAR",
+        "Ablation",
         "EAHPatch",
         "LayerPatch",
         "SinkMap",

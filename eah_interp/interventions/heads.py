@@ -1,0 +1,171 @@
+"""Ablations of single heads: nothing, their mean, another pattern, no image."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal, cast, get_args
+
+import torch
+from torch import Tensor
+
+from eah_interp.errors import SettingsError
+from eah_interp.interventions.intervention import Intervention, check_indices
+from eah_interp.interventions.point import PatchPoint
+from eah_interp.kernels import (
+    PatternBlock,
+    hide_columns,
+    previous_pattern,
+    uniform_pattern,
+)
+from eah_interp.lvlm.anatomy import Anatomy, AttentionSite
+
+How = Literal["zero", "mean", "uniform", "previous", "knockout"]
+"""What becomes of an ablated head."""
+
+_NAME = re.compile(r"L(\d+)H(\d+)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ablation(Intervention):
+    """Settings of an ablation: which heads, and what they do instead.
+
+    `"zero"`: they return nothing. `"mean"`: at every position what they returned on
+    average over this item's prompt (pictures and words, no padding), which leaves the
+    stream nearer to what later layers are used to; the mean is of the item alone, so
+    it does not depend on its batch. The others keep the head's values and replace its
+    pattern: `"uniform"` spreads every row evenly over the image columns that it sees
+    (rows that see none keep theirs), `"previous"` looks at the token before its own,
+    `"knockout"` may look at no image column (hidden before the softmax, so that the
+    other columns, and a learned sink, take their mass; Geva et al., arXiv:2304.14767);
+    a row that sees nothing else returns nothing.
+
+    Attributes:
+        heads: `(layer, head)` pairs, or names such as `"L3H7"`.
+        how: What they do instead.
+
+    Raises:
+        SettingsError: If a value is impossible, when the settings are made.
+
+    Example:
+        >>> Ablation(heads=("L3H7", (1, 0))).heads
+        ((1, 0), (3, 7))
+        >>> Ablation(heads=())
+        Traceback (most recent call last):
+            ...
+        eah_interp.errors.SettingsError: heads must be (layer, head) pairs or names \
+such as 'L3H7', each once, got ()
+    """
+
+    kind: ClassVar[str] = "ablation"
+
+    heads: Sequence[tuple[int, int] | str]
+    how: How = "zero"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "heads", _pairs(self.heads))
+        if self.how not in get_args(How):
+            msg = f"how must be one of {', '.join(get_args(How))}, got {self.how!r}"
+            raise SettingsError(msg)
+
+    @property
+    def needs_prompt(self) -> bool:  # type: ignore[override]
+        """Whether it learns something from the prompt that later steps need."""
+        return self.how == "mean"
+
+    @property
+    def pairs(self) -> tuple[tuple[int, int], ...]:
+        """The heads as `(layer, head)`."""
+        return cast("tuple[tuple[int, int], ...]", self.heads)
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The layers that have an ablated head."""
+        return tuple(sorted({layer for layer, _ in self.pairs}))
+
+    def find_sites(self, anatomy: Anatomy) -> list[AttentionSite]:
+        """Find the layers that have an ablated head."""
+        return [anatomy.site(layer) for layer in self.layers]
+
+    def check_fits(self, *, n_heads: int, d_model: int) -> None:
+        """See that the heads exist."""
+        del d_model
+        beyond = [f"L{layer}H{head}" for layer, head in self.pairs if head >= n_heads]
+        if beyond:
+            msg = (
+                f"heads {', '.join(beyond)} do not exist: the model has heads 0 to "
+                f"{n_heads - 1} in every layer"
+            )
+            raise SettingsError(msg)
+
+    def learn(self, point: PatchPoint, stream: Tensor | None) -> Tensor | None:
+        """Average what the heads return over each item's prompt."""
+        del stream
+        if self.how != "mean":
+            return None
+        output = point.output
+        rows = point.rows.prompt[:, :, None, None]
+        total = (output.float() * rows).sum(1, keepdim=True)
+        return (total / rows.sum(1, keepdim=True).clamp(min=1)).to(output.dtype)
+
+    def apply_at(self, point: PatchPoint) -> None:
+        """Write what the ablated heads of one layer return instead."""
+        device = point.call.queries.device
+        chosen = torch.zeros(point.call.n_heads, dtype=torch.bool, device=device)
+        chosen[[head for layer, head in self.pairs if layer == point.layer]] = True
+        where = point.rows_of(self.steps)[:, :, None] & chosen
+        image = point.image_mask
+
+        def uniform(block: PatternBlock, rows: slice) -> Tensor:
+            del rows
+            seen = image[:, : block.weights.shape[-1]]
+            return uniform_pattern(
+                block.weights, image_mask=seen, visible=block.visible
+            )
+
+        def previous(block: PatternBlock, rows: slice) -> Tensor:
+            own = point.rows.own[rows]
+            return previous_pattern(block.weights, visible=block.visible, own=own)
+
+        def hidden(rows: slice, logits: Tensor) -> Tensor:
+            del rows
+            return hide_columns(logits, image[:, : logits.shape[-1]])
+
+        def elsewhere(block: PatternBlock, rows: slice) -> Tensor:
+            # A row that sees pictures only has had every column hidden.
+            del rows
+            words = ~image[:, None, None, : block.weights.shape[-1]]
+            return block.weights * (block.visible & words)
+
+        if self.how == "zero":
+            point.replace(torch.zeros_like(point.output), where)
+        elif self.how == "mean":
+            assert point.kept is not None
+            point.replace(point.kept.expand_as(point.output), where)
+        elif self.how == "uniform":
+            point.attend(where, change=uniform)
+        elif self.how == "previous":
+            point.attend(where, change=previous)
+        else:
+            point.attend(where, change=elsewhere, change_logits=hidden)
+
+
+def _pairs(heads: object) -> tuple[tuple[int, int], ...]:
+    listed = list(heads) if isinstance(heads, tuple | list) else []
+    found: list[tuple[int, ...]] = []
+    for head in listed:
+        name = _NAME.fullmatch(head) if isinstance(head, str) else None
+        pair = tuple(map(int, name.groups())) if name else head
+        if not isinstance(pair, tuple | list) or len(pair) != 2:
+            found.clear()
+            break
+        for index in pair:
+            check_indices("the layer and head of an ablation", index)
+        found.append(tuple(pair))
+    if not found or len(set(found)) != len(listed):
+        msg = (
+            "heads must be (layer, head) pairs or names such as 'L3H7', each once, "
+            f"got {heads!r}"
+        )
+        raise SettingsError(msg)
+    return tuple(sorted((int(layer), int(head)) for layer, head in found))

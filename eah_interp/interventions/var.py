@@ -1,0 +1,183 @@
+"""VAR: attention moved from sink tokens to the image, in heads that look there."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from eah_interp.errors import SettingsError
+from eah_interp.interventions.intervention import (
+    Intervention,
+    Layers,
+    check_indices,
+    check_layers,
+    check_number,
+    find_layers,
+)
+from eah_interp.interventions.point import PatchPoint
+from eah_interp.kernels import PatternBlock, redistribute_pattern, sink_values
+from eah_interp.lvlm.anatomy import Anatomy, AttentionSite
+
+SINK_DIMS: Mapping[str, tuple[int, ...]] = {
+    "llama-2-7b": (1415, 2533),  # LLaVA-1.5-7B: paper and release
+    "llama-2-13b": (2100, 4743),  # LLaVA-1.5-13B: release
+    "qwen2-vl-7b": (458, 2570),  # paper
+    "internvl2-8b": (3584,),  # paper
+}
+"""Sink dimensions that the paper and its release name, by language model."""
+
+Task = Literal["general", "hallucination", "vision_centric"]
+RHO: Mapping[str, float] = {
+    "general": 0.8,
+    "hallucination": 0.5,
+    "vision_centric": 0.9,
+}
+"""The paper's rho by task."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VAR(Intervention):
+    """Settings of VAR: which tokens are sinks, which heads give, and how much.
+
+    A token is a sink in a layer if what enters the layer there is massively activated,
+    `max over d in sink_dims of |x[d]| / rms(x) >= tau`. Sinks are found in the prompt.
+    In every row of a text token, in every head that looks at the image enough and at
+    its sinks little (`rho`, `min_image`), a share of what sinks get goes to the other
+    image columns, in proportion to what they get. Source: Kang et al., "See What You
+    Are Told", ICLR 2025, arXiv:2503.03321, sections 4 and 5, and its release,
+    github.com/seilk/VisAttnSink at 98e62d6.
+
+    Attributes:
+        sink_dims: Dimensions of the residual stream in which sinks are massive; those
+            of the language model, see `SINK_DIMS` and `find_sink_dims`.
+        tau: Least activation of a sink.
+        rho: Least share of a head's image attention that goes to no sink.
+        share: How much of a sink's attention is moved; the paper's p.
+        min_image: Least attention to the image.
+        layers: Indices, or a slice; the paper leaves the last layer alone.
+        lone_sinks: Where a layer has no sink in the image: whether text sinks `"give"`
+            all the same, or are `"kept"`.
+
+    Raises:
+        SettingsError: If a value is impossible, when the settings are made.
+
+    Example:
+        >>> VAR.paper("llama-2-7b").sink_dims, VAR.paper("llama-2-7b").rho
+        ((1415, 2533), 0.5)
+    """
+
+    kind: ClassVar[str] = "var"
+    needs_prompt: ClassVar[bool] = True
+    reads_stream: ClassVar[bool] = True
+
+    sink_dims: tuple[int, ...]
+    tau: float = 20.0
+    rho: float = 0.5
+    share: float = 0.6
+    min_image: float = 0.2
+    layers: Layers = ":-1"
+    lone_sinks: Literal["give", "kept"] = "give"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        set_value = object.__setattr__
+        set_value(self, "sink_dims", check_indices("sink_dims", self.sink_dims))
+        set_value(self, "layers", check_layers(self.layers))
+        set_value(self, "tau", check_number("tau", self.tau, least=0.0))
+        for name in ("rho", "share", "min_image"):
+            value = check_number(name, getattr(self, name), least=0.0, most=1.0)
+            set_value(self, name, value)
+        if self.lone_sinks not in ("give", "kept"):
+            msg = f"lone_sinks must be one of give, kept, got {self.lone_sinks!r}"
+            raise SettingsError(msg)
+
+    @classmethod
+    def paper(
+        cls,
+        language_model: str = "llama-2-7b",
+        *,
+        task: Task = "hallucination",
+        **changes: Any,
+    ) -> "VAR":
+        """Make the paper's settings: tau 20, p 0.6, rho by task, not the last layer.
+
+        Args:
+            language_model: A key of `SINK_DIMS`.
+            task: `"general"` (rho 0.8), `"hallucination"` (0.5), `"vision_centric"`
+                (0.9).
+            **changes: Settings that differ.
+
+        Raises:
+            SettingsError: If the paper has no settings for it.
+        """
+        if language_model not in SINK_DIMS or task not in get_args(Task):
+            msg = (
+                f"no settings for {language_model!r} and {task!r}: expected one of "
+                f"{', '.join(SINK_DIMS)}, and {', '.join(get_args(Task))}; for other "
+                "models, VAR(sink_dims=...) with what find_sink_dims finds"
+            )
+            raise SettingsError(msg)
+        named = {"sink_dims": SINK_DIMS[language_model], "rho": RHO[task]}
+        return cls(**{**named, **changes})
+
+    @classmethod
+    def official(cls, language_model: str = "llama-2-7b", **changes: Any) -> "VAR":
+        """Make the settings that the release runs with.
+
+        It differs from the paper: sinks keep the share p = 0.6, so 0.4 is moved;
+        layers 0 and 1 have no sinks, the last layer has (its exception is never
+        reached); and a layer without sinks in the image is left alone.
+
+        Args:
+            language_model: A key of `SINK_DIMS`.
+            **changes: Settings that differ.
+        """
+        released = {"share": 0.4, "layers": "2:", "lone_sinks": "kept"}
+        return cls.paper(language_model, **{**released, **changes})
+
+    def find_sites(self, anatomy: Anatomy) -> list[AttentionSite]:
+        """Find the layers."""
+        return find_layers(self.layers, anatomy)
+
+    def check_fits(self, *, n_heads: int, d_model: int) -> None:
+        """See that the sink dimensions exist."""
+        del n_heads
+        beyond = [dim for dim in self.sink_dims if dim >= d_model]
+        if beyond:
+            msg = (
+                f"sink_dims {beyond} do not exist: the model's stream has dimensions 0 "
+                f"to {d_model - 1}; find_sink_dims finds its own"
+            )
+            raise SettingsError(msg)
+
+    def learn(self, point: PatchPoint, stream: Tensor | None) -> Tensor:
+        """Find the prompt's sink tokens."""
+        assert stream is not None
+        with torch.no_grad():
+            values = sink_values(stream, self.sink_dims)
+            return (values >= self.tau) & point.rows.prompt
+
+    def apply_at(self, point: PatchPoint) -> None:
+        """Move attention in the text rows of one layer."""
+        assert point.kept is not None
+        sinks = point.columns(point.kept)
+        rows = point.rows_of(self.steps) & ~point.rows.image
+        if self.lone_sinks == "kept":
+            rows = rows & (sinks & point.image_mask).any(-1, keepdim=True)
+
+        def moved(block: PatternBlock, part: slice) -> Tensor:
+            del part
+            width = block.weights.shape[-1]
+            return redistribute_pattern(
+                block.weights,
+                image_mask=point.image_mask[:, :width],
+                sinks=sinks[:, :width],
+                rho=self.rho,
+                share=self.share,
+                min_image=self.min_image,
+            )
+
+        where = rows[:, :, None].expand(-1, -1, point.call.n_heads)
+        point.attend(where, change=moved)
