@@ -11,6 +11,7 @@ from scipy import stats
 
 from eah_interp.benchmarks import METRICS, ToyBenchmark, count_by_scene
 from eah_interp.benchmarks.chair import count_mentions
+from eah_interp.benchmarks.lengths import match_lengths
 from eah_interp.errors import InputError
 from eah_interp.kernels.statistics import Effect, compare_rates, estimate_mean
 
@@ -70,11 +71,8 @@ def length_matched(runs: list[Run], condition: str) -> dict[str, Any]:
     cut: tuple[list[ToyBenchmark], list[ToyBenchmark]] = ([], [])
     for run in runs:
         both = [run.results[name] for name in (PLAIN, condition)]
-        lengths = [result.captions.mentions.map(len) for result in both]
-        shortest = np.minimum(*lengths)
-        for side, result in zip(cut, both, strict=True):
-            pairs = zip(result.captions.mentions, shortest, strict=True)
-            captions = result.captions.assign(mentions=[list(m[:k]) for m, k in pairs])
+        for side, result, other in zip(cut, both, reversed(both), strict=True):
+            captions = match_lengths(result.captions, other=other.captions)
             side.append(ToyBenchmark(result.questions, captions))
     before, after = (count_by_scene(side, "CHAIR_S") for side in cut)
     return _contrast(before, after)

@@ -1,0 +1,230 @@
+"""A causal ablation study: items x conditions, run once, believed afterwards."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import pandas as pd
+
+from eah_interp.errors import SettingsError, UnsupportedError
+from eah_interp.files import make_folder
+from eah_interp.studies.conditions import Condition, check_conditions
+from eah_interp.studies.decoding import check_decoding, complete_decoding
+from eah_interp.studies.items import Item, check_items
+from eah_interp.studies.manifest import Manifest, load_items
+from eah_interp.studies.runner import Shard, list_work, run_local
+from eah_interp.studies.source import ModelSource
+from eah_interp.studies.store import Store
+from eah_interp.studies.work import split_batches
+
+Engine = Literal["local", "ray"]
+
+
+@dataclass
+class Study:
+    """Items, conditions and everything else that a result depends on.
+
+    Attributes:
+        model: An LVLM.
+        items: What is asked.
+        conditions: What is done to the model.
+        decoding: Arguments of `generate`, by task; added to `DECODING`.
+        batch_size: Items in a forward pass.
+        sinks: Whether every item's sink densities are kept too.
+        seed: Of answers that are sampled, if decoding samples any.
+        source: Where the model came from, for Ray workers; without it they are sent
+            its weights.
+
+    Raises:
+        InputError: If there are no items, or two of one name.
+        SettingsError: If there are no conditions, or one does not fit the model, or
+            `generate` does not take the decoding.
+
+    Example:
+        >>> import tempfile
+        >>> import eah_interp as eah
+        >>> from eah_interp.studies import control_conditions, toy_items
+        >>> items = toy_items(2, captions=False, samplings=("random",))
+        >>> study = Study(eah.load(), items, control_conditions()[:2])
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     rows = study.run(folder, progress=False).frame()
+        >>> rows.condition.value_counts().tolist()
+        [4, 4]
+    """
+
+    model: Any
+    items: Sequence[Item]
+    conditions: Sequence[Condition]
+    decoding: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    batch_size: int = 32
+    sinks: bool = False
+    seed: int = 0
+    source: ModelSource | None = None
+
+    def __post_init__(self) -> None:
+        check_items(self.items)
+        check_conditions(self.conditions)
+        for condition in self.conditions:
+            condition.check(self.model)
+        if self.batch_size < 1:
+            msg = f"batch_size must be at least 1, got {self.batch_size}"
+            raise SettingsError(msg)
+        check_decoding(self.model, self.settings)
+
+    @property
+    def settings(self) -> dict[str, dict[str, Any]]:
+        """Arguments of `generate`, by task."""
+        return complete_decoding(self.decoding)
+
+    def run(
+        self,
+        folder: str | Path,
+        *,
+        engine: Engine = "local",
+        shard: str = "1/1",
+        address: str | None = None,
+        workers: int | None = None,
+        retry_failed: bool = False,
+        progress: bool = True,
+    ) -> "StudyRun":
+        """Run what is not in the folder yet.
+
+        Every batch under every condition is a file of its own, written whole. Killed
+        at any moment and started again, the run ends with the same rows.
+
+        Args:
+            folder: Where rows go; a study's own.
+            engine: `"local"`, in this process; or `"ray"`, on workers that each hold
+                a model.
+            shard: `"2/8"`: only every eighth batch, for jobs that share a folder.
+            address: Ray's cluster; this machine when None.
+            workers: Ray workers; one for each GPU, or two without.
+            retry_failed: Whether batches with a failed item are run again, every
+                item of them.
+            progress: Whether to show a bar.
+
+        Returns:
+            The run, with what is there of it.
+
+        Raises:
+            SettingsError: If the folder holds another study, or cannot be written.
+            KeyboardInterrupt: After the running batch, if Ctrl-C was pressed.
+            ExtraMissingError: If pyarrow, or ray, is not installed.
+        """
+        folder = Path(folder)
+        share = Shard.parse(shard)
+        manifest = Manifest.of(
+            self.model,
+            self.items,
+            self.conditions,
+            decoding=self.settings,
+            batch_size=self.batch_size,
+            seed=self.seed,
+        )
+        if engine not in get_args(Engine):
+            msg = f"engine must be 'local' or 'ray', got {engine!r}"
+            raise SettingsError(msg)
+        store = Store(folder)
+        make_folder(folder)
+        manifest.save(folder, self.items)
+        store.prepare([condition.name for condition in self.conditions])
+        batches = split_batches(self.items, self.batch_size)
+        if retry_failed:
+            store.forget_failed(
+                [c.name for c in self.conditions],
+                [batch.number for batch in batches if share.has(batch)],
+            )
+        work = list_work(store, batches, self.conditions, shard=share, sinks=self.sinks)
+        options: dict[str, Any] = {
+            "decoding": self.settings,
+            "seed": self.seed,
+            "progress": progress,
+        }
+        if engine == "local":
+            run_local(self.model, store, work, **options)
+        else:
+            from eah_interp.studies.engine_ray import run_ray
+
+            run_ray(
+                self.model,
+                store,
+                work,
+                source=self.source,
+                manifest=manifest,
+                address=address,
+                workers=workers,
+                **options,
+            )
+        return StudyRun(folder)
+
+
+@dataclass(frozen=True)
+class StudyRun:
+    """A study's folder: its manifest, its items and its rows.
+
+    Attributes:
+        folder: Where it is.
+    """
+
+    folder: Path
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "StudyRun":
+        """Open a study's folder.
+
+        Raises:
+            InputError: If it is none.
+        """
+        run = cls(Path(folder))
+        _ = run.manifest
+        return run
+
+    @property
+    def manifest(self) -> Manifest:
+        """What the study fixes."""
+        return Manifest.load(self.folder)
+
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        """Names of the conditions, in order."""
+        return tuple(str(c["name"]) for c in self.manifest.conditions)
+
+    def items(self) -> pd.DataFrame:
+        """List the items, by `item`."""
+        listed = [item.to_dict() for item in load_items(self.folder)]
+        return pd.DataFrame(listed).rename(columns={"id": "item"})
+
+    def frame(self) -> pd.DataFrame:
+        """List every row with its item: answers, errors, labels, truth.
+
+        Raises:
+            InputError: If a file cannot be read.
+        """
+        rows = Store(self.folder).read(self.conditions)
+        return rows.merge(self.items(), on="item", how="left", validate="many_to_one")
+
+    def sinks(self) -> pd.DataFrame:
+        """List sink densities by item, layer and head; empty if none were kept."""
+        return Store(self.folder).read_sinks()
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every item has a row under every condition."""
+        rows = Store(self.folder).read(self.conditions)
+        return len(rows) == self.manifest.n_items * len(self.conditions)
+
+    def check_complete(self) -> None:
+        """Refuse to sum up a part of a study as if it were all of it.
+
+        Raises:
+            UnsupportedError: If rows are missing; it says how many.
+        """
+        found = len(Store(self.folder).read(self.conditions))
+        wanted = self.manifest.n_items * len(self.conditions)
+        if found != wanted:
+            msg = (
+                f"{self.folder} has {found} of {wanted} rows: run the study to its "
+                "end, or pass partial=True to sum up what is there"
+            )
+            raise UnsupportedError(msg)

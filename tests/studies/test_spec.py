@@ -1,0 +1,168 @@
+"""Claims about study files: what they say is what runs, and errors name the line."""
+
+import sys
+
+import pytest
+
+import eah_interp as eah
+from eah_interp.errors import ExtraMissingError, InputError, SettingsError
+from eah_interp.studies import BASELINE, StudyFile
+from eah_interp.studies.kinds import list_kinds, read_condition
+
+GOOD = """\
+model:
+  name: toy
+items:
+  source: toy
+  n_scenes: 2
+conditions:
+  - baseline
+  - kind: eah
+    name: first layers
+    layers: [0, 1]
+    beta: 1e-3
+seed: 5
+"""
+
+
+@pytest.fixture
+def load(tmp_path):
+    def read(text):
+        file = tmp_path / "study.yaml"
+        file.write_text(text)
+        return StudyFile.load(file)
+
+    return read
+
+
+def test_a_file_says_what_runs(load, toy):
+    study = load(GOOD + "decoding: {caption: {num_beams: 2}}\nbatch_size: 3\n")
+    assert len(study.items) == 14
+    first = eah.EAH(layers=(0, 1), beta=1e-3, seed=5)
+    assert study.conditions[0] == BASELINE
+    assert (study.conditions[1].name, study.conditions[1].patch) == (
+        "first layers",
+        first,
+    )
+    assert study.decoding["caption"] == {
+        "max_new_tokens": 64,
+        "do_sample": False,
+        "num_beams": 2,
+    }
+    assert study.to_dict()["n_batches"] == len(study.batches) == 5
+    made = study.study(toy)
+    assert (made.batch_size, made.seed, made.items) == (3, 5, study.items)
+
+
+WRONG = {
+    "an unknown key": ("name: toy", "nam: toy", r":2: model.nam: expected one of the"),
+    "a key of a source": ("n_scenes: 2", "n_scens: 2", r":5: items.n_scens: expected"),
+    "an impossible number": (
+        "n_scenes: 2",
+        "n_scenes: -2",
+        r":5: items.n_scenes: .*-2",
+    ),
+    "a source": ("source: toy", "source: tyo", r":3: items: expected source to be one"),
+    "a condition": ("- baseline", "- basline", r":7: conditions.0: .*got 'basline'"),
+    "a kind": ("kind: eah", "kind: hae", r":8: conditions.1.kind: kind must be one of"),
+    "a setting": ("beta: 1e-3", "bta: 1", r":11: conditions.1.bta: expected one of"),
+    "no number": ("1e-3", "much", r":11: conditions.1.beta: expected .*got 'much'"),
+    "our refusal": ("1e-3", "-1", r":11: conditions.1.beta: beta must be a number"),
+    "a key twice": ("seed: 5", "items: 5", r":12: expected every key once, .*line 3"),
+    "no YAML": ("seed: 5", "seed: [5", r":13: expected YAML, got"),
+    "a missing key": ("  n_scenes: 2\n", "", r":3: items: n_scenes: expected this key"),
+    "a name twice": ("name: first layers", "name: baseline", r":6: conditions: .*once"),
+    "a sweep": ("- baseline", "- sweep: {beta: [x]}", r":7: conditions.0.sweep.beta: "),
+    "a control": ("- baseline", "- controls: {beta: -1}", r":7: .*controls.beta: beta"),
+    "no list": ("- baseline", "- sweep: {beta: 1}", r":7: .*list of values, got 1"),
+    "no mapping": (GOOD, "- 3", r"study.yaml: expected keys with values, got \[3\]"),
+    "nothing": (GOOD, "", r"study.yaml: expected keys with values, got None"),
+}
+
+
+@pytest.mark.parametrize(("old", "new", "message"), WRONG.values(), ids=WRONG)
+def test_what_is_wrong_is_named_with_its_line(load, old, new, message):
+    assert old in GOOD
+    with pytest.raises(SettingsError, match=message) as caught:
+        load(GOOD.replace(old, new))
+    assert "study.yaml" in str(caught.value)
+
+
+def test_all_errors_are_named_at_once(load):
+    wrong = GOOD.replace("2", "0").replace("seed: 5", "sinks: perhaps")
+    with pytest.raises(
+        SettingsError, match=r":5: items.*:12: sinks: expected a valid b"
+    ):
+        load(wrong)
+
+
+def test_files_are_found_beside_the_study_file(load, tmp_path):
+    text = GOOD.replace("source: toy", "source: pope").replace(
+        "n_scenes: 2", "questions: q.json\n  images: pictures"
+    )
+    with pytest.raises(
+        InputError, match=f"pope: cannot read questions from {tmp_path}"
+    ):
+        load(text)
+    line = '{"question_id": 1, "image": "a.jpg", "text": "Dog?", "label": "no"}'
+    (tmp_path / "q.json").write_text(line)
+    assert load(text).items[0].image == str(tmp_path / "pictures" / "a.jpg")
+    with pytest.raises(InputError, match="cannot read the study file"):
+        StudyFile.load(tmp_path / "none.yaml")
+
+
+def test_several_sources_are_one_study(load):
+    several = "[{source: toy, n_scenes: 1}, {source: toy, n_scenes: 1, split: train}]"
+    text = GOOD.replace("items:\n  source: toy\n  n_scenes: 2\n", f"items: {several}\n")
+    with pytest.raises(InputError, match="two items are called"):
+        load(text)
+
+
+def test_controls_bring_no_second_baseline(load):
+    names = [c.name for c in load(GOOD + "").conditions]
+    with_controls = load(GOOD.replace("- baseline", "- baseline\n  - controls: true"))
+    assert names == ["baseline", "first layers"]
+    assert [c.name for c in with_controls.conditions] == [
+        "baseline",
+        "EAH",
+        "sparsest",
+        "random",
+        "mean",
+        "uniform",
+        "shuffled",
+        "first layers",
+    ]
+    assert with_controls.conditions[3].patch.seed == 5
+
+
+def test_presets_are_those_of_the_settings():
+    (paper,) = read_condition({"kind": "eah", "preset": "paper"}, seed=0)
+    assert (paper.name, paper.patch) == ("EAH paper", eah.EAH.paper())
+    (official,) = read_condition({"kind": "eah", "preset": "official"}, seed=0)
+    assert official.patch == eah.EAH.official()
+
+
+def test_a_sweep_varies_and_each_definition_keeps_its_own_beta():
+    entry = {"sweep": {"definition": ["paper", "visible"], "layers": [1, [0, 1]]}}
+    found = {c.name: c.patch for c in read_condition(entry, seed=0)}
+    assert found["EAH definition=paper layers=0+1"] == eah.EAH.paper(layers=(0, 1))
+    assert found["EAH definition=visible layers=1"] == eah.EAH()
+    assert len(found) == 4
+
+
+def test_every_kind_of_the_interventions_can_be_written(load):
+    kinds = list_kinds()
+    assert kinds["eah"] is eah.EAH
+    for kind, settings in kinds.items():
+        assert kind == "eah" or settings.kind == kind
+
+
+@pytest.mark.parametrize("package", ["yaml", "pydantic"])
+def test_without_its_packages_the_extra_is_named(load, monkeypatch, package):
+    from eah_interp.studies import schema
+
+    for made in (schema.make_base, schema.make_study_schema):
+        made.cache_clear()
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ExtraMissingError, match=r"eah-interp\[eval\]"):
+        load(GOOD)
