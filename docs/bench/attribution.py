@@ -205,7 +205,8 @@ def write_table(
             f"| {statistics.median(found):.2f} | {min(found):.2f} to {max(found):.2f} "
             f"| {peaks[name] / 1e6:.0f} |"
         )
-    lines += ["", f"The effects differ by at most {apart:.1g} between both."]
+    said = "Effects of `patch_heads` and of one trace for each head differ by at most"
+    lines += ["", f"{said} {apart:.1g}."]
     return "\n".join(lines)
 
 

@@ -180,6 +180,9 @@ def _quantised(module: nn.Module) -> str:
         if not parameter.is_floating_point() or parameter.element_size() < 2:
             return str(parameter.dtype).removeprefix("torch.")
     is_linear = hasattr(module, "in_features") or hasattr(module, "infeatures")
-    if is_linear and not isinstance(getattr(module, "weight", None), Tensor):
+    has_none = not isinstance(getattr(module, "weight", None), Tensor)
+    # Aria's projector has a width, and linear layers of its own
+    holds_others = any(type(child) is nn.Linear for child in module.modules())
+    if is_linear and has_none and not holds_others:
         return "packed"
     return ""

@@ -96,7 +96,7 @@ def find_moved(run: Recording, nodes: set[Node], given: Given) -> set[Node]:
         moved |= {
             node
             for node in nodes
-            if node.head is not None and node.layer == layer and not any(same)
+            if node.head is not None and node.layer == layer and not same[node.head]
         }
     return moved
 

@@ -85,7 +85,7 @@ def write_value(effect: Effect | None, *, undefined: str = "", digits: int = 1) 
     """Write a value with its interval; no value without one.
 
     Example:
-        >>> write_value(Effect(estimate=3, low=1, high=4, level=0.95, n=9))
+        >>> write_value(Effect(estimate=3.0, low=1.0, high=4.0, level=0.95, n=9))
         '3.0 [1.0, 4.0]'
     """
     if effect is None:

@@ -125,8 +125,8 @@ def test_the_graph_begins_at_the_first_heads():
     assert leaves == {id(run.heads[0])}
 
 
-# torch and transformers warn of each other on the way to Flex
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+# torch and transformers warn of one another on the way to Flex
+@pytest.mark.filterwarnings("ignore")
 def test_attention_without_a_backward_pass_is_refused_by_name():
     model = eah.wrap(tiny_lvlm("llava", attn_implementation="flex_attention"))
     message = r"'flex_attention' on cpu.* does not support backward.*use patch_heads"

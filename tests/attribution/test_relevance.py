@@ -158,7 +158,7 @@ def test_a_layers_credit_is_the_slope_of_scaling_its_heads(family):
         values.append(case.readout.values(logits))
     slope = (values[0] - values[1]) / (2 * step)
     credit = found.plain.heads[:, 0, :2].sum(-1)
-    torch.testing.assert_close(credit[:2], slope[:2], atol=5e-3, rtol=2e-2)
+    torch.testing.assert_close(credit[:2], slope[:2], atol=1e-2, rtol=5e-2)
     assert credit[:2].abs().max() > 1e-3
 
 
