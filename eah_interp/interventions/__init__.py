@@ -1,5 +1,6 @@
 """What to change at a hook point, inside any `with model.trace(...)`."""
 
+from eah_interp.interventions.eah import donors_of_run as donors_of_run
 from eah_interp.interventions.eah import edit as edit
 from eah_interp.interventions.eah import intervene as intervene
 from eah_interp.interventions.editing import Patch as Patch

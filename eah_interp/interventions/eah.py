@@ -6,7 +6,7 @@ from typing import Any, overload
 import nnsight
 from nnsight.intervention.iterator import Iterations
 
-from eah_interp._types import ColumnMask
+from eah_interp._types import ColumnMask, Donors
 from eah_interp.errors import ModelError, UnsupportedError
 from eah_interp.interventions.donation import apply_patch, patched_items, plan_patch
 from eah_interp.interventions.editing import Patch, patch_run
@@ -15,7 +15,7 @@ from eah_interp.interventions.patches import EAHPatch, LayerPatch
 from eah_interp.interventions.settings import EAH
 from eah_interp.lvlm.anatomy import AttentionSite, attention_operation
 from eah_interp.lvlm.attention import AttentionCall
-from eah_interp.lvlm.runs import PatchedCall, promise
+from eah_interp.lvlm.runs import PatchedCall, patches_of_run, promise
 from eah_interp.lvlm.worker import memory_of_worker, prompt_of_worker
 
 
@@ -163,6 +163,36 @@ def edit(model: Any, eah: EAH | Intervention | None = None) -> Any:
                 intervene(edited, eah)
         edited.loops_openly = True
     return edited
+
+
+def donors_of_run(model: Any) -> dict[int, Donors]:
+    """Look up who donated in a model's latest run, such as a generation under `edit`.
+
+    Args:
+        model: The model that ran.
+
+    Returns:
+        Donor head of each batch item, `[batch]`, by layer; -1 where an item was not
+        patched or the donor is no head (`"mean"`, `"uniform"`). Empty if EAH was not
+        in the run.
+
+    Example:
+        >>> import eah_interp as eah
+        >>> from eah_interp.interventions import donors_of_run
+        >>> from eah_interp.testing import random_image, tiny_lvlm, tiny_processor
+        >>> model = eah.wrap(tiny_lvlm("llava"), tiny_processor("llava"))
+        >>> patched = eah.edit(model, eah.EAH(layers=(1,), donor=2))
+        >>> text = patched.describe(random_image(), max_new_tokens=2)
+        >>> donors_of_run(patched)
+        {1: tensor([2])}
+    """
+    return {
+        layer: donors
+        for memory in patches_of_run(model)
+        for (layer, _), donors in sorted(
+            memory.donors.items(), key=lambda known: known[0][0]
+        )
+    }
 
 
 def find_sites(model: Any, eah: EAH | Intervention) -> list[AttentionSite]:

@@ -173,6 +173,11 @@ def check_promises(interleaver: Any, result: Any, *, cached: bool) -> None:
                 raise UnsupportedError(msg)
 
 
+def patches_of_run(model: Any) -> tuple[Memory, ...]:
+    """List what this process's patching workers learned in a model's latest run."""
+    return tuple(getattr(model.interleaver, PROMISES, ()))
+
+
 @dataclass
 class Run:
     """A run that is watched.

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from eah_interp.interventions import score_sinks
+from eah_interp.interventions import donors_of_run, score_sinks
 from eah_interp.studies.conditions import Condition
 from eah_interp.studies.failures import (
     ITEM_ERRORS,
@@ -154,10 +154,22 @@ def _ask(
     texts = twin.processor.batch_decode(new, skip_special_tokens=True)
     pad = twin.tokenizer.pad_token_id
     ends = {twin.tokenizer.eos_token_id, pad}
+    donors = _name_donors(twin, len(places))
     return {
-        place: {"answer": text.strip(), "n_tokens": _count(line, ends)}
-        for place, text, line in zip(places, texts, new.tolist(), strict=True)
+        place: {"answer": text.strip(), "n_tokens": _count(line, ends), "donors": heads}
+        for place, text, line, heads in zip(
+            places, texts, new.tolist(), donors, strict=True
+        )
     }
+
+
+def _name_donors(model: Any, n_items: int) -> list[str]:
+    """Name the heads that donated to each item, as in "L1H3 L2H0"."""
+    found = [(layer, heads.tolist()) for layer, heads in donors_of_run(model).items()]
+    return [
+        " ".join(f"L{layer}H{heads[i]}" for layer, heads in found if heads[i] >= 0)
+        for i in range(n_items)
+    ]
 
 
 def _count(tokens: list[int], ends: set[Any]) -> int:

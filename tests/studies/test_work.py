@@ -1,0 +1,64 @@
+"""A row says which heads donated, for its own item."""
+
+import dataclasses
+
+import pytest
+
+import eah_interp as eah
+from eah_interp.studies import BASELINE, Condition, toy_items
+from eah_interp.studies.items import open_image
+from eah_interp.studies.work import run_batch, split_batches
+from tests.studies.common import SHORT
+
+LAYERS = (1, 2)
+
+
+@pytest.fixture(scope="module")
+def batch():
+    return split_batches(toy_items(4, samplings=("random",)), 8)[0]
+
+
+def donors_in_a_trace(model, item, patch):
+    with model.trace(open_image(item.image), item.prompt):
+        found = eah.intervene(model, patch)
+    return [f"L{layer}H{int(found[layer].donors)}" for layer in patch.layers]
+
+
+@pytest.mark.parametrize("steps", ["prefill", "all"])
+@pytest.mark.parametrize("donor", ["densest", "sparsest", "random", 5])
+def test_a_row_names_the_donors_that_a_trace_of_its_item_reports(
+    toy, batch, donor, steps
+):
+    condition = Condition("it", eah.EAH(layers=LAYERS, donor=donor, steps=steps))
+    rows = run_batch(toy, batch, condition, decoding=SHORT)
+    for seed, item, got in zip(batch.seeds, batch.items, rows.donors, strict=True):
+        patch = dataclasses.replace(condition.patch, seed=(seed,))
+        assert got.split() == donors_in_a_trace(toy, item, patch)
+
+
+def test_an_unreadable_picture_takes_no_other_item_s_donor(toy, batch):
+    condition = Condition("it", eah.EAH(layers=LAYERS))
+    whole = run_batch(toy, batch, condition, decoding=SHORT)
+    broken = dataclasses.replace(batch.items[1], image="nowhere.png")
+    items = (batch.items[0], broken, *batch.items[2:])
+    rows = run_batch(
+        toy, dataclasses.replace(batch, items=items), condition, decoding=SHORT
+    )
+    assert rows.error.notna().tolist() == [i == 1 for i in range(len(items))]
+    assert rows.donors[1] == ""
+    assert rows.donors.drop(1).tolist() == whole.donors.drop(1).tolist()
+
+
+@pytest.mark.parametrize(
+    "condition",
+    [
+        BASELINE,
+        Condition("mean", eah.EAH(donor="mean")),
+        Condition("PAI", eah.PAI.paper(layers=(1,))),
+    ],
+    ids=lambda condition: condition.name,
+)
+def test_no_head_is_named_where_none_donates(toy, batch, condition):
+    patched = Condition("EAH", eah.EAH(layers=LAYERS))
+    assert all(run_batch(toy, batch, patched, decoding=SHORT).donors != "")
+    assert all(run_batch(toy, batch, condition, decoding=SHORT).donors == "")
