@@ -16,6 +16,10 @@ from importlib.metadata import version as _version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from eah_interp.attribution import approximate_heads as approximate_heads
+    from eah_interp.attribution import attribute_heads as attribute_heads
+    from eah_interp.attribution import logit_lens as logit_lens
+    from eah_interp.attribution import patch_heads as patch_heads
     from eah_interp.errors import EAHError as EAHError
     from eah_interp.interventions import EAH as EAH
     from eah_interp.interventions import PAI as PAI
@@ -32,8 +36,16 @@ if TYPE_CHECKING:
     from eah_interp.lvlm import ImageSpan as ImageSpan
     from eah_interp.lvlm import load as load
     from eah_interp.lvlm import wrap as wrap
+    from eah_interp.studies import Condition as Condition
+    from eah_interp.studies import Study as Study
 
 _ROOMS = {
+    "attribution": (
+        "approximate_heads",
+        "attribute_heads",
+        "logit_lens",
+        "patch_heads",
+    ),
     "errors": ("EAHError",),
     "interventions": (
         "EAH",
@@ -48,6 +60,7 @@ _ROOMS = {
         "score_sinks",
     ),
     "lvlm": ("LVLM", "ImagePart", "ImageSpan", "load", "wrap"),
+    "studies": ("Condition", "Study"),
 }
 _HOME = {name: room for room, names in _ROOMS.items() for name in names}
 

@@ -17,7 +17,7 @@ from eah_interp.attribution import (
     attribute_patches,
     pose,
 )
-from eah_interp.attribution.readouts import Target
+from eah_interp.attribution.cases.readouts import Target
 from eah_interp.cli.console import Bar
 from eah_interp.cli.measure import list_model, list_versions
 from eah_interp.cli.tables import say_settings

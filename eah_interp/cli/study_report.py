@@ -17,7 +17,7 @@ from eah_interp.errors import SettingsError
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from eah_interp.studies.summary import StudySummary
+    from eah_interp.studies.statistics.summary import StudySummary
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,7 +54,7 @@ class SummaryOptions:
 
     def keywords(self) -> dict[str, Any]:
         """Return the keywords of `summarise` and `report`."""
-        from eah_interp.studies.draws import Draws
+        from eah_interp.studies.statistics.draws import Draws
 
         return {
             "reference": self.reference,

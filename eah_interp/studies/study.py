@@ -9,14 +9,14 @@ import pandas as pd
 
 from eah_interp.errors import SettingsError, UnsupportedError
 from eah_interp.files import make_folder
-from eah_interp.studies.conditions import Condition, check_conditions
-from eah_interp.studies.decoding import check_decoding, complete_decoding
-from eah_interp.studies.items import Item, check_items
-from eah_interp.studies.manifest import Manifest, load_items
-from eah_interp.studies.runner import Shard, list_work, run_local
-from eah_interp.studies.source import ModelSource
-from eah_interp.studies.store import Store
-from eah_interp.studies.work import split_batches
+from eah_interp.studies.plan.conditions import Condition, check_conditions
+from eah_interp.studies.plan.decoding import check_decoding, complete_decoding
+from eah_interp.studies.plan.items import Item, check_items
+from eah_interp.studies.plan.source import ModelSource
+from eah_interp.studies.run.manifest import Manifest, load_items
+from eah_interp.studies.run.runner import Shard, list_work, run_local
+from eah_interp.studies.run.store import Store
+from eah_interp.studies.run.work import split_batches
 
 Engine = Literal["local", "ray"]
 
@@ -144,7 +144,7 @@ class Study:
         if engine == "local":
             run_local(self.model, store, work, **options)
         else:
-            from eah_interp.studies.engine_ray import run_ray
+            from eah_interp.studies.run.engine_ray import run_ray
 
             run_ray(
                 self.model,

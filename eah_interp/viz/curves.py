@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from eah_interp.attribution.lens_map import LogitLens
+from eah_interp.attribution.lens.lens_map import LogitLens
 from eah_interp.viz.effects import (
     PATCHED,
     PLAIN,

@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from eah_interp.attribution.head_attribution import HeadAttribution
-from eah_interp.attribution.labels import largest
+from eah_interp.attribution.cases.labels import largest
+from eah_interp.attribution.direct.head_attribution import HeadAttribution
 from eah_interp.errors import SettingsError
 from eah_interp.viz.figures import COLUMN_WIDTH, make_figure, tick_heads
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from eah_interp.attribution.picture_map import PictureAttribution, Run
+from eah_interp.attribution.picture.map import PictureAttribution, Run
 from eah_interp.errors import UnsupportedError
 from eah_interp.lvlm.spans import ImagePart
 from eah_interp.viz.effects import PAGE_WIDTH, check_target, name_target

@@ -6,10 +6,10 @@ import pandas as pd
 
 from eah_interp.errors import InputError, SettingsError
 from eah_interp.kernels.statistics import Effect, estimate_mean
-from eah_interp.studies.contrasts import Contrast
-from eah_interp.studies.metrics import MATCHED
-from eah_interp.studies.scores import ALL
-from eah_interp.studies.summary import StudySummary
+from eah_interp.studies.statistics.contrasts import Contrast
+from eah_interp.studies.statistics.metrics import MATCHED
+from eah_interp.studies.statistics.scores import ALL
+from eah_interp.studies.statistics.summary import StudySummary
 from eah_interp.viz.effects import style_lines
 from eah_interp.viz.figures import make_figure
 

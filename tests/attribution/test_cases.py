@@ -5,8 +5,8 @@ import torch
 
 import eah_interp as eah
 from eah_interp.attribution import Case, attribute_heads, pose
-from eah_interp.attribution.cases import as_case
-from eah_interp.attribution.readouts import read_tokens
+from eah_interp.attribution.cases.pose import as_case
+from eah_interp.attribution.cases.readouts import read_tokens
 from eah_interp.errors import InputError, SettingsError
 from eah_interp.lvlm.inputs import Encoding
 from eah_interp.lvlm.teacher import append_tokens, repeat_rows

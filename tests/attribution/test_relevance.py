@@ -8,11 +8,11 @@ from transformers.models.llama import modeling_llama
 
 import eah_interp as eah
 from eah_interp.attribution import attribute_heads
-from eah_interp.attribution.cases import Case, pose
-from eah_interp.attribution.picture_grid import lay_out
-from eah_interp.attribution.picture_map import PictureAttribution
-from eah_interp.attribution.readouts import read_tokens
-from eah_interp.attribution.relevance import attribute_patches
+from eah_interp.attribution.cases.pose import Case, pose
+from eah_interp.attribution.cases.readouts import read_tokens
+from eah_interp.attribution.picture.grid import lay_out
+from eah_interp.attribution.picture.map import PictureAttribution
+from eah_interp.attribution.picture.relevance import attribute_patches
 from eah_interp.errors import InputError, SettingsError, UnsupportedError
 from eah_interp.lvlm import ImagePart, ImageSpan
 from eah_interp.lvlm.anatomy import attention_operation

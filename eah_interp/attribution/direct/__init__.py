@@ -1,0 +1,1 @@
+"""Direct logit attribution: what each head writes towards a logit."""

@@ -1,0 +1,1 @@
+"""Attribution patching: patching's effects estimated by gradients."""

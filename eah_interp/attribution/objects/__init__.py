@@ -1,0 +1,1 @@
+"""Object words: their token ids, synonyms, and mentions in a text."""

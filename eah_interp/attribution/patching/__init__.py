@@ -1,0 +1,1 @@
+"""Exact activation patching and ablation, many heads a batch."""

@@ -1,0 +1,1 @@
+"""Effects of the patches of a picture."""

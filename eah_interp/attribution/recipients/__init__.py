@@ -1,0 +1,1 @@
+"""Which recipients of a broadcast matter, and which later heads carry it on."""

@@ -1,0 +1,1 @@
+"""What a study is: items, conditions, decoding, and the file that states them."""

@@ -1,0 +1,1 @@
+"""How a study runs: batches, workers, engines, and rows on disk."""

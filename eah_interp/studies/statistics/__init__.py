@@ -1,0 +1,1 @@
+"""What rows say: metrics, intervals, contrasts, claims."""
