@@ -23,7 +23,6 @@ import torch
 import transformers
 import typer
 
-import eah_interp
 from eah_interp.files import save_bytes
 from eah_interp.studies import StudyFile, StudyRun, answer_claims, summarise
 
@@ -70,7 +69,6 @@ def write_page(run: StudyRun, seconds: dict[str, float], load: float) -> str:
     whole = sum(seconds.values())
     n_rows = len(run.frame())
     facts = {
-        "eah_interp": eah_interp.__version__,
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "Python": platform.python_version(),
