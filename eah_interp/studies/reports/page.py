@@ -130,7 +130,8 @@ def render(
     environment.filters["pretty"] = lambda value: json.dumps(
         value, indent=1, ensure_ascii=False
     )
-    source = files("eah_interp.studies").joinpath(TEMPLATE).read_text(encoding="utf-8")
+    room = files("eah_interp.studies.reports")
+    source = room.joinpath(TEMPLATE).read_text(encoding="utf-8")
     manifest = dataclasses.asdict(summary.manifest)
     return environment.from_string(source).render(
         summary=summary,
