@@ -6,9 +6,9 @@ import pytest
 import torch
 
 import eah_interp as eah
-from eah_interp.attribution import lens as lens_module
 from eah_interp.attribution.cases.pose import Case, pose
 from eah_interp.attribution.cases.readouts import read_tokens
+from eah_interp.attribution.lens import logit_lens as lens_module
 from eah_interp.attribution.lens.lens_map import LogitLens
 from eah_interp.attribution.lens.logit_lens import logit_lens
 from eah_interp.attribution.lens.unembedding import find_unembedding
