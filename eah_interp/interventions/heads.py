@@ -62,7 +62,8 @@ such as 'L3H7', each once, got ()
     how: How = "zero"
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        # Not super(): a class that travelled to a server as source has no cell for it.
+        Intervention.__post_init__(self)
         object.__setattr__(self, "heads", _pairs(self.heads))
         if self.how not in get_args(How):
             msg = f"how must be one of {', '.join(get_args(How))}, got {self.how!r}"

@@ -48,7 +48,8 @@ class PAI(Intervention):
     layers: Layers = "2:"
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        # Not super(): a class that travelled to a server as source has no cell for it.
+        Intervention.__post_init__(self)
         object.__setattr__(self, "alpha", check_number("alpha", self.alpha, least=0.0))
         object.__setattr__(self, "layers", check_layers(self.layers))
 

@@ -81,7 +81,8 @@ class VAR(Intervention):
     lone_sinks: Literal["give", "kept"] = "give"
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        # Not super(): a class that travelled to a server as source has no cell for it.
+        Intervention.__post_init__(self)
         set_value = object.__setattr__
         set_value(self, "sink_dims", check_indices("sink_dims", self.sink_dims))
         set_value(self, "layers", check_layers(self.layers))

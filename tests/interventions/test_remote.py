@@ -31,7 +31,7 @@ with torch.no_grad(), model.trace(image, prompt):
     patch = eah.intervene(model, SETTINGS)
     logits = model.output.logits.save()
 assert torch.equal(simulated, logits), "the simulation differs from a local run"
-save_file({"donors": patch.donors, "logits": logits}, out_file)
+save_file({"reported": REPORTED, "logits": logits}, out_file)
 assert eah.load is not None and eah.intervene.__annotations__, "not put back"
 
 # Keep the request that would go over the network.
@@ -42,9 +42,17 @@ def keep(blob, *args, **kwargs):
 RequestModel.deserialize = staticmethod(keep)
 with torch.no_grad(), model.trace(image, prompt, remote="local"):
     patch = eah.intervene(model, SETTINGS)
-    donors = patch.donors.save()
+    reported = REPORTED.save()
     logits = model.output.logits.save()
 """
+
+REPORTED = {
+    "eah.EAH": "patch.donors",
+    "eah.Ablation": "torch.tensor(patch.layers)",
+    "eah.PAI": "torch.tensor(patch.layers)",
+    "eah.VAR": "patch.learned[1]",
+}
+"""What each intervention says of itself, as a tensor."""
 
 SERVER = """
 import sys
@@ -69,7 +77,7 @@ scope.inc()
 with torch.no_grad():
     request.execute(request.info.code)
 found = request.info.frame.f_locals
-save_file({"donors": found["donors"], "logits": found["logits"]}, out_file)
+save_file({"reported": found["reported"], "logits": found["logits"]}, out_file)
 assert "eah_interp" not in sys.modules or not hasattr(
     sys.modules["eah_interp"], "__file__"
 )
@@ -78,7 +86,15 @@ assert "eah_interp" not in sys.modules or not hasattr(
 
 @pytest.mark.parametrize(
     "settings",
-    ["eah.EAH()", 'eah.EAH(donor="uniform")', "eah.EAH(recipients=(0, 1))"],
+    [
+        "eah.EAH()",
+        'eah.EAH(donor="uniform")',
+        "eah.EAH(recipients=(0, 1))",
+        'eah.Ablation(heads=("L1H2",), how="mean")',
+        'eah.Ablation(heads=("L0H0", "L1H1"), how="knockout")',
+        "eah.PAI(layers=(1,))",
+        "eah.VAR(sink_dims=(0, 5), tau=1.5, rho=0.3)",
+    ],
 )
 def test_a_server_without_the_package_computes_the_same(
     tmp_path, pytestconfig, settings
@@ -88,7 +104,8 @@ def test_a_server_without_the_package_computes_the_same(
     outputs = []
     for name, text in (("client", CLIENT), ("server", SERVER)):
         script = tmp_path / f"{name}.py"
-        script.write_text(text.replace("SETTINGS", settings))
+        program = text.replace("SETTINGS", settings)
+        script.write_text(program.replace("REPORTED", REPORTED[settings.split("(")[0]]))
         outputs.append(tmp_path / f"{name}.safetensors")
         env = {**os.environ, "OMP_NUM_THREADS": "1"}
         env.pop("PYTHONPATH", None)
@@ -104,5 +121,5 @@ def test_a_server_without_the_package_computes_the_same(
         )
         assert done.returncode == 0, f"{name}: {done.stderr[-3000:]}"
     client, server = (load_file(path) for path in outputs)
-    assert client["donors"].tolist() == server["donors"].tolist()
+    assert torch.equal(client["reported"], server["reported"])
     assert torch.equal(client["logits"], server["logits"])

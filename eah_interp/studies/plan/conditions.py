@@ -116,14 +116,17 @@ def control_conditions(eah: EAH | None = None) -> tuple[Condition, ...]:
 
 
 def sweep(
-    axes: Mapping[str, Sequence[Any]], *, eah: EAH | None = None, prefix: str = "EAH"
+    axes: Mapping[str, Sequence[Any]],
+    *,
+    eah: EAH | Intervention | None = None,
+    prefix: str | None = None,
 ) -> tuple[Condition, ...]:
     """Vary settings, every combination a condition.
 
     Args:
-        axes: Values by setting of EAH.
-        eah: The other settings.
-        prefix: How names begin.
+        axes: Values by setting.
+        eah: The other settings: `EAH`, or another intervention; `EAH()` when None.
+        prefix: How names begin; the intervention's name when None.
 
     Raises:
         SettingsError: If a setting is unknown or a value impossible.
@@ -132,17 +135,21 @@ def sweep(
         >>> conditions = sweep({"layers": [(0,), (1,)], "beta": [1.0, 2.0]})
         >>> [condition.name for condition in conditions][:2]
         ['EAH layers=0 beta=1.0', 'EAH layers=0 beta=2.0']
+        >>> [condition.name for condition in sweep({"alpha": [0.2, 0.5]}, eah=PAI())]
+        ['PAI alpha=0.2', 'PAI alpha=0.5']
     """
     eah = EAH() if eah is None else eah
+    kind = type(eah)
+    prefix = kind.__name__ if prefix is None else prefix
     base = eah.to_dict()
-    if eah.beta == DEFAULT_BETA[eah.definition]:
+    if isinstance(eah, EAH) and eah.beta == DEFAULT_BETA[eah.definition]:
         base.pop("beta")  # each definition has its own
     found = []
     for values in itertools.product(*axes.values()):
         changes = dict(zip(axes, values, strict=True))
         parts = [f"{name}={_short(value)}" for name, value in changes.items()]
         found.append(
-            Condition(" ".join([prefix, *parts]), EAH.from_dict(base | changes))
+            Condition(" ".join([prefix, *parts]), kind.from_dict(base | changes))
         )
     return tuple(found)
 
