@@ -133,6 +133,7 @@ def prepare_replay(model: Any, recording: Recording) -> Replay:
     Raises:
         UnsupportedError: If not even a whole run of two copies gives what was
             recorded: rows of a batch are not independent in this model.
+        torch.OutOfMemoryError: If two copies do not fit on the device.
     """
     # also from the last layer alone: late layers may need what earlier ones computed
     last = model.anatomy.n_layers - 1
@@ -141,15 +142,19 @@ def prepare_replay(model: Any, recording: Recording) -> Replay:
     allowed *= float(recording.values.abs().max().clamp(min=1.0))
     for pictures, layers in _WAYS:
         replay = Replay(recording, reuses_pictures=pictures, skips_layers=layers)
-        with contextlib.suppress(*_BREAKS):
+        try:
             found = max(
                 float(
                     (replay.run(model, 2, start=start) - recording.values).abs().max()
                 )
                 for start in (starts if layers else [0])
             )
-            if found <= allowed:
-                return replay
+        except torch.OutOfMemoryError:
+            raise  # running more would need even more
+        except _BREAKS:
+            continue
+        if found <= allowed:
+            return replay
     # not even whole runs: say what is wrong, or by how much
     values = replay.run(model, 2)
     msg = (
