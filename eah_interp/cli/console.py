@@ -89,7 +89,9 @@ def working(*, spinning: bool = True) -> Iterator[Bar]:
         disable=not shown,
     )
     try:
-        with contextlib.redirect_stdout(sys.stderr), progress:
+        # Older rich ends a bar that is not shown with an empty line.
+        bar = progress if shown else contextlib.nullcontext()
+        with contextlib.redirect_stdout(sys.stderr), bar:
             yield Bar(progress if shown else None)
     except EAHError as error:
         usage = isinstance(error, InputError | SettingsError)
