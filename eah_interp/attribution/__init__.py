@@ -17,6 +17,12 @@ from eah_interp.attribution.lens.logit_lens import logit_lens as logit_lens
 from eah_interp.attribution.patching.ablation import ablate_heads as ablate_heads
 from eah_interp.attribution.patching.head_patching import HeadPatching as HeadPatching
 from eah_interp.attribution.patching.patching import patch_heads as patch_heads
+from eah_interp.attribution.patterns.broadcast_scores import (
+    BroadcastScores as BroadcastScores,
+)
+from eah_interp.attribution.patterns.head_patterns import HeadPatterns as HeadPatterns
+from eah_interp.attribution.patterns.read import read_patterns as read_patterns
+from eah_interp.attribution.patterns.score import score_broadcast as score_broadcast
 from eah_interp.attribution.picture.map import PictureAttribution as PictureAttribution
 from eah_interp.attribution.picture.relevance import (
     attribute_patches as attribute_patches,

@@ -5,7 +5,8 @@ docs/method.md. The three definitions differ in the rows they count and in what
 they divide by.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import torch
 from jaxtyping import Bool
@@ -104,6 +105,7 @@ def stream_column_scores(
     scale: float | None = None,
     softcap: float | None = None,
     sink_logits: Tensor | None = None,
+    change: Callable[[PatternBlock], Tensor] | None = None,
     block: int | None = None,
 ) -> ColumnScores:
     """Score every image column from queries and keys, without a whole pattern.
@@ -121,6 +123,8 @@ def stream_column_scores(
         scale: As for `pattern_blocks`.
         softcap: As for `pattern_blocks`.
         sink_logits: As for `pattern_blocks`.
+        change: Maps a block to new weights, which are then scored, such as those that
+            a patch gives its rows. None leaves them.
         block: As for `pattern_blocks`.
 
     Returns:
@@ -149,6 +153,8 @@ def stream_column_scores(
         sink_logits=sink_logits,
         block=block,
     )
+    if change is not None:
+        blocks = (replace(part, weights=change(part)) for part in blocks)
     return _accumulate(
         blocks,
         shape=(queries.shape[0], queries.shape[1], keys.shape[2]),

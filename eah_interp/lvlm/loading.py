@@ -12,7 +12,7 @@ from eah_interp.lvlm.processors import load_processor
 from eah_interp.lvlm.refusals import refuse_config
 from eah_interp.lvlm.versions import naming_versions
 
-_TOY = "toy:"
+_TOY = "toy"
 
 
 def load(
@@ -30,7 +30,8 @@ def load(
 
     Args:
         name_or_path: A Hub id, a folder that `save_pretrained` wrote, `"toy:seed-1"`
-            and the like for another of the toys (`eah_interp.toy.TOYS`), or None.
+            and the like for another of the toys (`eah_interp.toy.TOYS`); `"toy"` or
+            None for the first.
         verify: Run and check the hook points once (a few tokens, three forwards).
             Switch it off only for a model that was verified before.
         image_token_id: The image token's id, where the config does not name it.
@@ -54,10 +55,11 @@ def load(
         >>> model.n_layers >= 4 and model.n_heads >= 8
         True
     """
-    if name_or_path is None or str(name_or_path).startswith(_TOY):
+    kind, _, which = str(name_or_path or _TOY).partition(":")
+    if kind == _TOY and not isinstance(name_or_path, Path):
         from eah_interp.toy import TOYS, toy_path
 
-        wanted: Any = str(name_or_path or _TOY + TOYS[0]).removeprefix(_TOY)
+        wanted: Any = which or TOYS[0]
         name_or_path = toy_path(wanted)  # refuses names it does not know
     name = str(name_or_path)
     looks_local = isinstance(name_or_path, Path) or name.startswith((".", "/", "~"))

@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
@@ -118,12 +119,18 @@ def plot_sinks(
 def make_figure(*, width: float = COLUMN_WIDTH, height: float) -> "Figure":
     """Make an empty figure that no window and no global state knows of.
 
+    A notebook shows it all the same, with or without `%matplotlib inline`.
+
     Args:
         width: In inches.
         height: In inches.
 
     Raises:
         ExtraMissingError: If matplotlib is not installed.
+
+    Example:
+        >>> make_figure(height=1.0)._repr_png_()[1:4]
+        b'PNG'
     """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -133,7 +140,14 @@ def make_figure(*, width: float = COLUMN_WIDTH, height: float) -> "Figure":
         raise ExtraMissingError(msg) from error
     figure = Figure(figsize=(width, height), dpi=200, layout="constrained")
     FigureCanvasAgg(figure)
+    vars(figure)["_repr_png_"] = partial(_write_png, figure)
     return figure
+
+
+def _write_png(figure: "Figure") -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()
 
 
 def write_svg(figure: "Figure") -> bytes:

@@ -87,7 +87,7 @@ def plot_picture(
                 if part.name == kind
             ]
             drawn = draw_heat(image, parts, most=most, outlined=outlined)
-            axes.imshow(drawn, interpolation="nearest")
+            axes.imshow(drawn, interpolation="auto")
             axes.set_title(run if len(kinds) == 1 else f"{run}, {kind}", size=8)
             axes.set_xticks([])
             axes.set_yticks([])

@@ -1,5 +1,6 @@
 """Direct effects of every component, labelled: the result of `attribute_heads`."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -209,6 +210,15 @@ class HeadAttribution(Result):
             panels["change"] = panels["patched"] - panels["plain"]
         title = f"direct effect on {self.targets[target].label}"
         return plot_heads(panels, layers=self.layers, title=title)
+
+    def plot_logits(self, *, present: Iterable[str] | None = None) -> "Figure":
+        """Draw the objects' logits, plain against patched.
+
+        The arguments are `viz.plot_logits`'s.
+        """
+        from eah_interp.viz import plot_logits
+
+        return plot_logits(self, present=present)
 
 
 def _stack_rest(run: DirectEffects) -> Any:

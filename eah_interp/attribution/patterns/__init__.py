@@ -1,0 +1,1 @@
+"""What heads attend to: their rows, and every column's score, plain and patched."""

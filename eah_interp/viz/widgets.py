@@ -1,0 +1,237 @@
+"""CircuitsVis widgets that need no network and share one copy of the JavaScript."""
+
+import html
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from PIL import Image
+
+from eah_interp.errors import ExtraMissingError, SettingsError
+from eah_interp.files import make_folder, save_bytes
+from eah_interp.viz.thumbnails import write_labels
+
+BUNDLE = Path("dist") / "cdn" / "iife.js"
+"""CircuitsVis's JavaScript, inside its package."""
+
+ELEMENTS = {
+    "AttentionHeads": "text",
+    "AttentionPattern": "text",
+    "ColoredTokens": "html",
+    "ColoredTokensMulti": "html",
+}
+"""Components, and what they take tokens for: HTML would be run, so it is escaped."""
+
+STYLE = """
+body { font-family: system-ui, sans-serif; margin: 1.5rem auto; max-width: 70rem;
+  padding: 0 1rem; color: #1a1a1a; background: #fff; }
+figure { margin: 0 0 2rem; }
+figcaption { margin: 0 0 .5rem; }
+h1 { font-size: 1.3rem; }
+"""
+
+
+@dataclass(frozen=True)
+class Widget:
+    """One CircuitsVis element with its properties.
+
+    Shown in a notebook, the first widget brings CircuitsVis's JavaScript (1.3 MB) and
+    the later ones use it. Run that cell again and it brings it again. A notebook that
+    is reloaded without that cell's output shows a line that says so in the place of the
+    others: run any cell with a widget after `restart_sharing()`. In Colab, where every
+    output is a page of its own, each widget brings its own copy.
+
+    Attributes:
+        element: The React component: `AttentionHeads`, `AttentionPattern`,
+            `ColoredTokens` or `ColoredTokensMulti`.
+        properties: What it is given; text, numbers and lists.
+        caption: What it shows.
+        thumbnails: Pictures that stand before tokens, by the token's number. Coloured
+            tokens alone can show them.
+
+    Raises:
+        SettingsError: If it is another component: what it does with text that looks
+            like HTML was not looked at.
+    """
+
+    element: str
+    properties: dict[str, Any]
+    caption: str = ""
+    thumbnails: dict[int, Image.Image] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.element not in ELEMENTS:
+            msg = f"element must be one of {', '.join(ELEMENTS)}, got {self.element!r}"
+            raise SettingsError(msg)
+
+    def fragment(self) -> str:
+        """Write the widget as HTML that finds the JavaScript in its page.
+
+        It waits until the JavaScript is there, and says so where it does not come.
+        """
+        name = f"eah-circuits-{uuid4().hex[:12]}"
+        caption = html.escape(self.caption)
+        element = _write_script(self.element)
+        properties = dict(self.properties)
+        if ELEMENTS[self.element] == "html":
+            tokens = [html.escape(token, quote=False) for token in properties["tokens"]]
+            properties["tokens"] = write_labels(tokens, self.thumbnails)
+        return (
+            f'<figure><figcaption>{caption}</figcaption><div id="{name}"></div>'
+            f"</figure><script>(function () {{ var tries = 0; function draw() {{ "
+            f'var place = document.getElementById("{name}"); '
+            "if (place && window.CircuitsVis) { "
+            f'window.CircuitsVis.render("{name}", window.CircuitsVis[{element}], '
+            f"{_write_script(properties)}); return; }} "
+            "if (place && tries === 30) { place.textContent = "
+            f"{_write_script(MISSING)}; }} "
+            "tries += 1; if (tries < 3000) { setTimeout(draw, 100); } } draw(); "
+            "})();</script>"
+        )
+
+    def _repr_html_(self) -> str:
+        """Show the widget in a notebook, with the JavaScript if it must bring it."""
+        script = f"<script>{read_bundle()}</script>" if _SHARING.must_bring() else ""
+        return script + self.fragment()
+
+    def save(self, path: str | Path) -> Path:
+        """Write the widget as a page that needs no network and no other file.
+
+        Raises:
+            SettingsError: If it cannot be written.
+            ExtraMissingError: If circuitsvis is not installed.
+        """
+        return save_page([self], path, title=self.caption or self.element)
+
+
+MISSING = (
+    "The JavaScript of CircuitsVis is not on this page: run the cell that showed the "
+    "first widget again, or eah_interp.viz.restart_sharing() and then this cell."
+)
+
+
+def share_page(widgets: Sequence[Widget], *, title: str = "CircuitsVis") -> str:
+    """Write widgets as one page, with one copy of the JavaScript and no network.
+
+    Args:
+        widgets: At least one.
+        title: The page's heading.
+
+    Returns:
+        A whole HTML page.
+
+    Raises:
+        SettingsError: If there is no widget.
+        ExtraMissingError: If circuitsvis is not installed.
+    """
+    if not widgets:
+        msg = "there is nothing to show: expected at least one widget, got none"
+        raise SettingsError(msg)
+    heading = html.escape(title)
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        f"<title>{heading}</title><style>{STYLE}</style>"
+        f'<link rel="icon" href="data:,"><script>{read_bundle()}</script></head>'
+        f"<body><h1>{heading}</h1>{''.join(w.fragment() for w in widgets)}"
+        "</body></html>"
+    )
+
+
+def save_page(
+    widgets: Sequence[Widget], path: str | Path, *, title: str = "CircuitsVis"
+) -> Path:
+    """Write `share_page` to a file, whole or not at all.
+
+    Raises:
+        SettingsError: If there is no widget, or the file cannot be written.
+        ExtraMissingError: If circuitsvis is not installed.
+    """
+    path = Path(path)
+    content = share_page(widgets, title=title).encode()
+    make_folder(path.parent)
+    save_bytes(content, path)
+    return path
+
+
+@cache
+def read_bundle() -> str:
+    """Read CircuitsVis's JavaScript from its package, ready for a script element.
+
+    The package itself is not imported, so nothing of it runs. It leaves the name
+    `CircuitsVis` on the page, once, however often it is run.
+
+    Raises:
+        ExtraMissingError: If circuitsvis is not installed.
+    """
+    package = find_spec("circuitsvis")
+    places = [] if package is None else list(package.submodule_search_locations or ())
+    files = [Path(place) / BUNDLE for place in places]
+    found = next((file for file in files if file.is_file()), None)
+    if found is None:
+        msg = "CircuitsVis widgets need circuitsvis: pip install 'eah-interp[viz]'"
+        raise ExtraMissingError(msg)
+    source = found.read_text(encoding="utf-8")
+    lines = source.rstrip().splitlines()
+    kept = [line for line in lines if not line.startswith("//# sourceMappingURL")]
+    source = "\n".join(kept).replace("</script", "<\\/script").replace("<!--", "<\\!--")
+    return (
+        "window.CircuitsVis = window.CircuitsVis || (function () {"
+        f"{source}\nreturn CircuitsVis; }})();"
+    )
+
+
+def restart_sharing() -> None:
+    """Let the next widget that is shown bring the JavaScript again."""
+    _SHARING.cell = _SHARING.run = None
+
+
+def _write_script(value: Any) -> str:
+    """Write a value as JavaScript that no text in it can end or leave."""
+    text = json.dumps(value, ensure_ascii=True, allow_nan=False)
+    for character in "<>&":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return text
+
+
+@dataclass
+class _Sharing:
+    """Which cell of this kernel's notebook has brought the JavaScript.
+
+    Attributes:
+        cell: The cell: its name, or its code where the front end names none.
+        run: Which run of a cell that was.
+    """
+
+    cell: str | None = None
+    run: str | None = None
+    apart: tuple[str, ...] = field(default=("google.colab",))
+
+    def must_bring(self) -> bool:
+        """Whether what is shown now must bring the JavaScript."""
+        if any(name in sys.modules for name in self.apart):
+            return True
+        cell, run = _find_cell()
+        again = bool(cell) and cell == self.cell and run != self.run
+        if self.cell is not None and not again:
+            return False
+        self.cell, self.run = cell, run
+        return True
+
+
+_SHARING = _Sharing()
+
+
+def _find_cell() -> tuple[str, str]:
+    """Return which cell runs, and which of its runs it is; empty outside a kernel."""
+    from_ipython = getattr(sys.modules.get("IPython"), "get_ipython", None)
+    shell = None if from_ipython is None else from_ipython()
+    parent: dict[str, Any] = getattr(shell, "get_parent", dict)() or {}
+    code = parent.get("content", {}).get("code", "")
+    cell = str(parent.get("metadata", {}).get("cellId") or code)
+    return cell, str(parent.get("header", {}).get("msg_id", ""))

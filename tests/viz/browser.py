@@ -1,0 +1,88 @@
+"""A headless Chromium without a network, for tests of pages."""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+FLAGS = (
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--enable-unsafe-swiftshader",
+    "--window-size=1000,1600",
+    "--host-resolver-rules=MAP * ~NOTFOUND",
+)
+
+
+@dataclass
+class Browser:
+    """A browser that opens pages from a folder.
+
+    Attributes:
+        driver: Selenium's.
+        folder: Where pages are written.
+    """
+
+    driver: Any
+    folder: Path
+
+    def open(self, page: str) -> None:
+        """Open a page of this HTML, whole or a body."""
+        path = self.folder / "page.html"
+        if "<html" not in page:
+            page = f'<!doctype html><meta charset="utf-8"><body>{page}</body>'
+        path.write_text(page, encoding="utf-8")
+        self.driver.get_log("browser")  # what earlier pages said
+        self.driver.get(path.as_uri())
+
+    def run(self, script: str) -> Any:
+        """Run JavaScript and return what it returns."""
+        return self.driver.execute_script(script)
+
+    def wait(self, condition: str, *, seconds: float = 15.0) -> None:
+        """Wait until a JavaScript expression is true."""
+        from selenium.webdriver.support.ui import WebDriverWait
+
+        wait = WebDriverWait(self.driver, seconds, poll_frequency=0.1)
+        wait.until(lambda driver: driver.execute_script(f"return Boolean({condition})"))
+
+    @property
+    def errors(self) -> list[str]:
+        """What the page's console said that was an error."""
+        log = self.driver.get_log("browser")
+        return [line["message"] for line in log if line["level"] == "SEVERE"]
+
+    @property
+    def requests(self) -> list[str]:
+        """What the page asked the network for."""
+        names = "performance.getEntriesByType('resource').map(e => e.name)"
+        asked = self.run(f"return {names}")
+        return [name for name in asked if not name.startswith("data:")]
+
+    @property
+    def text(self) -> str:
+        """What the page shows, hard spaces as spaces."""
+        shown: str = self.run("return document.body.innerText")
+        return shown.replace("\N{NO-BREAK SPACE}", " ")
+
+
+def start(folder: Path) -> Browser:
+    """Start Chromium, or skip the test that asks for it."""
+    webdriver = pytest.importorskip("selenium.webdriver", reason="no selenium")
+    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if chromium is None or driver is None:
+        pytest.skip("no chromium with its chromedriver on this machine")
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for flag in (*FLAGS, f"--user-data-dir={folder / 'profile'}"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    service = webdriver.ChromeService(executable_path=driver)
+    return Browser(webdriver.Chrome(options=options, service=service), folder)
