@@ -29,9 +29,10 @@ ALLOWED = {
     "studies": BASE | {"kernels", "lvlm", "interventions", "attribution", "benchmarks"},
     "viz": BASE
     | {"kernels", "lvlm", "interventions", "attribution", "benchmarks", "studies"},
+    "report": BASE | {"kernels", "lvlm", "interventions", "attribution", "viz"},
     "cli": BASE
     | {"kernels", "lvlm", "interventions", "attribution", "benchmarks", "studies"}
-    | {"viz", "toy", "testing"},  # `models` lists the families of testing
+    | {"viz", "report", "toy", "testing"},  # `models` lists the families of testing
 }
 # What a function may import beyond that when it is called: `load()` without a name
 # opens the toy, a result's `.plot()` draws, benchmarks have a version for the toy.
@@ -43,6 +44,7 @@ LAZILY = {
     "benchmarks": {"toy"},
     "studies": {"viz", "toy"},
     "viz": {"toy"},
+    "report": {"studies"},  # a study's hash of the weights
 }
 # Third-party packages that only these rooms name.
 HOME = {
@@ -55,7 +57,7 @@ HOME = {
     "circuitsvis": {"viz"},
     "nltk": {"benchmarks"},
     "matplotlib": {"viz"},
-    "PIL": {"lvlm", "toy", "testing", "viz", "cli", "benchmarks"},
+    "PIL": {"lvlm", "toy", "testing", "viz", "report", "cli", "benchmarks"},
 }
 KERNELS_MAY = {"torch", "einops", "jaxtyping", "eah_interp"} | set(
     sys.stdlib_module_names

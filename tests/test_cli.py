@@ -14,16 +14,17 @@ from typer.testing import CliRunner
 
 import eah_interp as eah
 from eah_interp.cli import app
-from eah_interp.cli.measure import likeliest, next_tokens, object_token, read_next_token
 from eah_interp.cli.options import PatchOptions
 from eah_interp.cli.subject import choose_subject
 from eah_interp.cli.tables import tabulate_density
-from eah_interp.cli.verdict import judge
+from eah_interp.report.reading import read_next_token
+from eah_interp.report.tokens import likeliest, next_tokens, object_token
+from eah_interp.report.verdict import judge
 from eah_interp.testing import FAMILIES, random_image, tiny_folder
 from eah_interp.toy import TOYS, ask_for, draw_scene, prompt_for, toy_path
 
 ROOT = Path(__file__).parents[1]
-COMMANDS = ("demo", "ask", "sinks", "models")
+COMMANDS = ("demo", "report", "ask", "sinks", "models")
 QUESTION = "is there a boat ?"
 
 
@@ -213,13 +214,13 @@ def test_demo_reads_object_logits_where_the_caption_names_one(demo, toy):
     assert present == record["picture"]["present"]
 
 
-def test_demo_writes_its_result_and_two_pictures(demo):
+def test_demo_writes_its_result_a_page_and_two_pictures(demo):
     record, out = demo
     assert json.loads((out / "result.json").read_text()) == record
     for name in ("sinks.png", "picture.png"):
         with Image.open(out / name) as image:
             assert min(image.size) > 300
-    assert len(list(out.iterdir())) == 3  # nothing half-written is left
+    assert len(list(out.iterdir())) == 4  # with the page; nothing half-written is left
 
 
 def test_demo_takes_another_model_and_picture(folder, photo, tiny):

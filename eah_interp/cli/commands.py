@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from eah_interp.cli.again import write_command
 from eah_interp.cli.app import app
 from eah_interp.cli.console import (
     save_figure,
@@ -32,7 +33,8 @@ def demo(
         Path | None,
         typer.Option(
             metavar="DIR",
-            help="Write result.json, sinks.png and picture.png into this folder.",
+            help="Write report.html, result.json, sinks.png and picture.png into this "
+            "folder.",
             rich_help_panel="Output",
         ),
     ] = None,
@@ -90,6 +92,7 @@ def demo(
         bar.expect(2)
         bar.step("importing torch and transformers")
         from eah_interp.cli.demo import run_demo
+        from eah_interp.cli.record import record_inspection, save_demo
         from eah_interp.cli.subject import choose_subject
         from eah_interp.cli.tables import show_demo
         from eah_interp.viz.figures import make_figure
@@ -108,6 +111,16 @@ def demo(
         bar.step("loading the model")
         model = options.load()
         eah = options.eah_for(model)
+        given = {
+            "out": out,
+            "scene": scene if image is None else None,
+            "image": image,
+            "object": objects,
+            "absent": absent,
+            "prompt": prompts,
+            "caption_start": None if caption_start == "There is a" else caption_start,
+            "max_new_tokens": None if max_new_tokens == 40 else max_new_tokens,
+        }
         result = run_demo(
             model,
             subject,
@@ -115,18 +128,19 @@ def demo(
             name=options.model,
             answer_start=caption_start.strip(),
             max_new_tokens=max_new_tokens,
+            command=write_command("demo", given=given, options=options),
             bar=bar,
         )
-        saved = None if out is None else result.save(out)
+        saved = None if out is None else save_demo(result, out)
     if options.json:
-        show_json(result.to_dict())
+        show_json(record_inspection(result, command="demo"))
         return
     show(show_demo(result))
     if saved is not None:
         show([f"\nWritten: {', '.join(map(str, saved.files))}"])
         if saved.note:
             show([saved.note])
-    if not result.caption.objects:
+    if not (result.caption and result.caption.objects):
         show(["\nName what is in it and what is not: --object dog --absent cat."])
     elif image is None:
         show([f"\nAnother picture: --scene {scene + 1}. Your own: --image FILE."])
@@ -254,7 +268,7 @@ def models(*, options: ModelOptions) -> None:
             record = list_models()
             parts = list(show_models(record))
         else:
-            from eah_interp.cli.measure import list_model
+            from eah_interp.report.facts import list_model
 
             bar.step("loading the model")
             model = options.load()

@@ -28,7 +28,7 @@ from eah_interp.benchmarks import (
 )
 from eah_interp.benchmarks.captions import Repeats
 from eah_interp.benchmarks.pope_rules import Rule
-from eah_interp.cli.measure import list_versions
+from eah_interp.report.facts import list_versions
 
 _OFTEN = 5
 

@@ -1,51 +1,13 @@
 """What the demo looks at, and what it asks."""
 
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-
-from PIL import Image
 
 from eah_interp.errors import InputError
 from eah_interp.lvlm.images import read_image
 from eah_interp.lvlm.inputs import DEFAULT_PROMPT
+from eah_interp.report.subject import Question, Subject, ask_for
 from eah_interp.toy import GROUPS, OBJECTS, draw_scene, group_of, questions_for
-
-
-@dataclasses.dataclass(frozen=True)
-class Question:
-    """A question to ask, and what is known of its answer.
-
-    Attributes:
-        prompt: The question.
-        object: The object it asks for, if it does.
-        present: Whether that object is in the picture; None where nobody said.
-    """
-
-    prompt: str
-    object: str | None = None
-    present: bool | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Subject:
-    """A picture and what is known of it.
-
-    Attributes:
-        image: The picture.
-        title: Where it is from.
-        present: Objects that are in it.
-        absent: Objects that are not.
-        companions: Those of the absent that go with the present ones.
-        questions: What to ask.
-    """
-
-    image: Image.Image
-    title: str
-    present: tuple[str, ...]
-    absent: tuple[str, ...]
-    companions: tuple[str, ...]
-    questions: tuple[Question, ...]
 
 
 def choose_subject(
@@ -118,14 +80,3 @@ def choose_subject(
         companions=tuple(name for name in missing if name in near),
         questions=given or tuple(asked),
     )
-
-
-def ask_for(name: str) -> str:
-    """Ask whether an object is in the picture.
-
-    Example:
-        >>> ask_for("apple")
-        'Is there an apple in the image?'
-    """
-    article = "an" if name[:1].lower() in "aeiou" else "a"
-    return f"Is there {article} {name} in the image?"

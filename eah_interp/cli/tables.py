@@ -1,6 +1,6 @@
 """Results as tables for the terminal."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from statistics import fmean
 from typing import Any
 
@@ -8,15 +8,23 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from eah_interp.cli.measure import PATCHED, PLAIN, list_donors
-from eah_interp.cli.record import Asked, Caption, Demo
-from eah_interp.interventions import EAH, SinkMap
+from eah_interp.interventions import SinkMap
+from eah_interp.report.donors import list_donors
+from eah_interp.report.inspection import Asked, Caption, Inspection
+from eah_interp.report.reading import PATCHED, PLAIN
+from eah_interp.report.words import (
+    say_condition,
+    say_donor,
+    say_donors,
+    say_same_token,
+    say_settings,
+)
 
 SHADES = ("dim", "", "cyan", "bold yellow")
 """From no sinks to the densest third of the map."""
 
 
-def show_demo(demo: Demo) -> Iterator[RenderableType]:
+def show_demo(demo: Inspection) -> Iterator[RenderableType]:
     """Lay out the demo as a reader goes through it."""
     model = demo.model
     yield _title("What was run")
@@ -38,30 +46,12 @@ def show_demo(demo: Demo) -> Iterator[RenderableType]:
             yield _tabulate_yes_no(one)
     if any(one.is_yes_no for one in demo.asked):
         yield Text("Below with EAH: control donors, for comparison.", style="dim")
-    if demo.caption.objects:
+    if demo.caption is not None and demo.caption.objects:
         yield _title("Logits of objects, where a caption is about to name one")
         yield _tabulate_objects(demo.caption)
     yield _title("What it comes to")
     for sentence in demo.verdict:
         yield Text(sentence)
-
-
-def say_settings(eah: EAH) -> str:
-    """Say EAH's settings in a line.
-
-    Example:
-        >>> say_settings(EAH())
-        'EAH: layer 1, densest donor to all heads, definition visible, beta 1, prefill'
-    """
-    layers = ", ".join(map(str, eah.layers))
-    plural = "s" if len(eah.layers) > 1 else ""
-    donor = f"head {eah.donor}" if isinstance(eah.donor, int) else eah.donor
-    heads = "all" if eah.recipients == "all" else ", ".join(map(str, eah.recipients))
-    gamma = "" if eah.gamma is None else f", gamma {eah.gamma:g}"
-    return (
-        f"EAH: layer{plural} {layers}, {donor} donor to {heads} heads, definition "
-        f"{eah.definition}, beta {eah.beta:g}{gamma}, {eah.steps}"
-    )
 
 
 def tabulate_density(
@@ -131,27 +121,6 @@ def tabulate_next(sides: Mapping[str, list[dict[str, Any]]]) -> Table:
     return table
 
 
-def say_donors(donors: Iterable[Mapping[str, Any]]) -> str:
-    """Say who donated in each layer, and how dense in sinks they were, if it is known.
-
-    Example:
-        >>> say_donors([{"layer": 1, "name": "L1H3", "density": 0.42, "patched": True}])
-        'L1H3 (42%)'
-    """
-    said = []
-    for one in donors:
-        density = "" if one["density"] is None else f" ({one['density']:.0%})"
-        said.append(_say_donor(one) + density)
-    return ", ".join(said)
-
-
-def _say_donor(donor: Mapping[str, Any]) -> str:
-    if donor["name"] is not None:
-        return str(donor["name"])
-    what = "no head" if donor["patched"] else "unpatched"
-    return f"L{donor['layer']}: {what}"
-
-
 # -- the demo's tables ---------------------------------------------------------------
 
 
@@ -168,7 +137,7 @@ def _table(*names: str, right: int = 0, gap: int = 2) -> Table:
     return table
 
 
-def _say_objects(demo: Demo) -> str:
+def _say_objects(demo: Inspection) -> str:
     if not demo.subject.present:
         return ""
     return f", with {', '.join(demo.subject.present)}"
@@ -178,7 +147,7 @@ def _say_truth(present: bool | None) -> str:  # noqa: FBT001 - the fact itself
     return "?" if present is None else ("Yes" if present else "No")
 
 
-def _tabulate_answers(demo: Demo) -> Table:
+def _tabulate_answers(demo: Inspection) -> Table:
     table = _table("asked", "truth", "without EAH", "with EAH")
     for one in demo.asked:
         table.add_row(
@@ -188,14 +157,16 @@ def _tabulate_answers(demo: Demo) -> Table:
             Text(one.answers[PATCHED]),
         )
     caption = demo.caption
-    if caption.prompt not in [one.question.prompt for one in demo.asked]:
+    if caption is not None and caption.prompt not in [
+        one.question.prompt for one in demo.asked
+    ]:
         there = ", ".join(demo.subject.present) or "?"
         texts = (caption.answers[PLAIN], caption.answers[PATCHED])
         table.add_row(Text(caption.prompt), Text(there), *map(Text, texts))
     return table
 
 
-def _tabulate_donors(demo: Demo) -> Table:
+def _tabulate_donors(demo: Inspection) -> Table:
     table = _table("asked", "donor (its sink density)")
     for one in demo.asked:
         donors = list_donors(one.reading.patches[PATCHED])
@@ -208,13 +179,13 @@ def _tabulate_yes_no(one: Asked) -> Table:
     margins = one.margins
     for name, margin in margins.items():
         patch = one.reading.patches.get(name)
-        donors = "" if patch is None else ", ".join(map(_say_donor, list_donors(patch)))
+        donors = "" if patch is None else ", ".join(map(say_donor, list_donors(patch)))
         change = "" if name == PLAIN else f"{margin - margins[PLAIN]:+.2f}"
         says = "Yes" if margin > 0 else "No"
         if one.question.present not in (None, margin > 0):
             says += " (wrong)"
         table.add_row(
-            _say_condition(name),
+            say_condition(name),
             donors,
             says,
             f"{one.yes[name]:.2f}",
@@ -223,10 +194,6 @@ def _tabulate_yes_no(one: Asked) -> Table:
             change,
         )
     return table
-
-
-def _say_condition(name: str) -> str:
-    return {PLAIN: "without EAH", PATCHED: "with EAH"}.get(name, name)
 
 
 def _tabulate_objects(caption: Caption) -> RenderableType:
@@ -274,16 +241,5 @@ def _tabulate_objects(caption: Caption) -> RenderableType:
         where += " Of the others: the mean."
     if any(one.companion for one in near):
         where += " A companion is absent, but often goes with what is there."
-    twice = _same_token(caption)
+    twice = say_same_token(caption)
     return Group(table, Text(where + twice, style="dim"))
-
-
-def _same_token(caption: Caption) -> str:
-    """Warn of objects whose names begin with one token."""
-    by_token: dict[str, list[str]] = {}
-    for one in caption.objects:
-        by_token.setdefault(one.token, []).append(one.object)
-    shared = [" and ".join(names) for names in by_token.values() if len(names) > 1]
-    if not shared:
-        return ""
-    return f" These names begin with one token, hence one logit: {'; '.join(shared)}."

@@ -1,10 +1,7 @@
 """A study on one page of HTML, which needs no network and no other file."""
 
-import base64
 import dataclasses
-import json
 from collections.abc import Iterator
-from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
@@ -22,24 +19,11 @@ from eah_interp.studies.statistics.summing import REFERENCE, sum_up
 from eah_interp.studies.study import StudyRun
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from eah_interp.viz.page import Drawing
 
 TEMPLATE = "report.html.jinja"
 DRAWN_WITH = ("numpy", "scipy")
 """Packages that the page's numbers depend on, beside those of the study."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Drawing:
-    """A figure inside the page.
-
-    Attributes:
-        source: The figure itself, as a data URI.
-        text: What it shows, for those who do not see it.
-    """
-
-    source: str
-    text: str
 
 
 def report(
@@ -104,7 +88,7 @@ def render(
     *,
     claims: tuple[Claim, ...],
     examples: tuple[Example, ...],
-    drawings: tuple[Drawing, ...],
+    drawings: "tuple[Drawing, ...]",
     missing: int,
 ) -> str:
     """Lay out the page; whatever a study holds is shown as text.
@@ -119,21 +103,13 @@ def render(
     Returns:
         The page.
     """
-    import jinja2
+    from eah_interp.viz.page import render_page
 
-    environment = jinja2.Environment(
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["pretty"] = lambda value: json.dumps(
-        value, indent=1, ensure_ascii=False
-    )
     room = files("eah_interp.studies.reports")
     source = room.joinpath(TEMPLATE).read_text(encoding="utf-8")
     manifest = dataclasses.asdict(summary.manifest)
-    return environment.from_string(source).render(
+    return render_page(
+        source,
         summary=summary,
         manifest=manifest,
         facts={k: v for k, v in manifest.items() if not isinstance(v, dict | tuple)},
@@ -145,7 +121,10 @@ def render(
     )
 
 
-def _draw(run: StudyRun, rows: ScoredRows, summary: StudySummary) -> Iterator[Drawing]:
+def _draw(
+    run: StudyRun, rows: ScoredRows, summary: StudySummary
+) -> "Iterator[Drawing]":
+    from eah_interp.viz.page import Drawing, embed_figure
     from eah_interp.viz.study_figures import (
         layers_of,
         plot_density,
@@ -162,11 +141,11 @@ def _draw(run: StudyRun, rows: ScoredRows, summary: StudySummary) -> Iterator[Dr
         if name in measured:
             figure = plot_effects(summary, name)
             text = f"Change of {name} against {summary.reference} by condition, {level}"
-            yield Drawing(source=_embed(figure), text=f"{text}; {marks}.")
+            yield Drawing(source=embed_figure(figure), text=f"{text}; {marks}.")
             if sweep:
                 text = f"Change of {name} by patched layer, {level}; {marks}."
                 figure = plot_layers(summary, name)
-                yield Drawing(source=_embed(figure), text=text)
+                yield Drawing(source=embed_figure(figure), text=text)
     sinks = run.sinks()
     if sinks.empty:
         return
@@ -178,10 +157,6 @@ def _draw(run: StudyRun, rows: ScoredRows, summary: StudySummary) -> Iterator[Dr
                 "densest head of layers 0 and 1: dots are pictures, marks are means of "
                 "fifths of them with 95 % intervals."
             )
-            yield Drawing(source=_embed(plot_density(table, task=task)), text=text)
-
-
-def _embed(figure: "Figure") -> str:
-    from eah_interp.viz.figures import write_svg
-
-    return "data:image/svg+xml;base64," + base64.b64encode(write_svg(figure)).decode()
+            yield Drawing(
+                source=embed_figure(plot_density(table, task=task)), text=text
+            )

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 
-from eah_interp.cli.measure import PATCHED, PLAIN
+from eah_interp.report.reading import PATCHED, PLAIN
 
 Logits = Mapping[str, float]
 """A logit, or a difference of two, by condition."""

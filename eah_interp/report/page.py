@@ -1,0 +1,127 @@
+"""One picture's result on one page of HTML, without a network or another file."""
+
+from importlib.resources import files
+from pathlib import Path
+
+from eah_interp.errors import SettingsError, UnsupportedError
+from eah_interp.files import save_bytes
+from eah_interp.report.broadcast_drawings import (
+    draw_attention,
+    draw_broadcast,
+    draw_logits,
+)
+from eah_interp.report.drawings import (
+    draw_density,
+    draw_donors,
+    draw_heads,
+    draw_picture,
+    draw_places,
+)
+from eah_interp.report.head_tables import tabulate_heads
+from eah_interp.report.inspection import Inspection
+from eah_interp.report.object_tables import tabulate_objects
+from eah_interp.report.tables import (
+    list_settings,
+    tabulate_answers,
+    tabulate_donors,
+    tabulate_next,
+    tabulate_yes_no,
+)
+from eah_interp.report.words import say_settings
+from eah_interp.viz.page import Drawing, render_page
+
+TEMPLATE = "page.html.jinja"
+FACTS = {
+    "name": "model",
+    "n_layers": "decoder layers",
+    "n_heads": "query heads of a layer",
+    "n_kv_heads": "key/value groups of a layer",
+    "d_head": "width of a head",
+    "attention": "attention backend",
+    "weights": "weights, SHA-256",
+}
+"""What is known of the model, as a reader would name it."""
+
+
+def write_report(found: Inspection, path: str | Path) -> Path:
+    """Write a result's page: one HTML file, whole or not at all.
+
+    Answers, donors, sinks, logits under every control, the heads that write them, and
+    under each figure the table that it was drawn from.
+
+    Args:
+        found: What `inspect_image` returned.
+        path: The file.
+
+    Returns:
+        The file.
+
+    Raises:
+        ExtraMissingError: If matplotlib is not installed.
+        SettingsError: If the file cannot be written.
+    """
+    path = Path(path)
+    if not path.parent.is_dir():
+        msg = f"cannot write {path}: the folder {path.parent} does not exist; make it"
+        raise SettingsError(msg)
+    save_bytes(render(found).encode(), path)
+    return path
+
+
+def render(found: Inspection) -> str:
+    """Lay out the page; whatever the result holds is shown as text.
+
+    Args:
+        found: What was measured.
+
+    Returns:
+        The page.
+    """
+    donors, note = _draw_donors(found)
+    template = files("eah_interp.report").joinpath(TEMPLATE).read_text("utf-8")
+    return render_page(
+        template,
+        found=found,
+        settings_line=say_settings(found.eah),
+        picture=draw_picture(found),
+        answers=tabulate_answers(found),
+        donors=tabulate_donors(found),
+        density=draw_density(found),
+        sinks=[*donors, *draw_broadcast(found), *draw_attention(found)],
+        logits=list(draw_logits(found)),
+        sinks_note=note,
+        asked=[
+            {
+                "prompt": one.question.prompt,
+                "yes_no": tabulate_yes_no(one) if one.is_yes_no else None,
+                "next": tabulate_next(one),
+            }
+            for one in found.asked
+        ],
+        objects=tabulate_objects(found),
+        explained=[
+            {
+                "about": one.about,
+                "drawing": draw_heads(one),
+                "tables": [
+                    tabulate_heads(one.heads, target)
+                    for target in range(len(one.heads.targets))
+                ],
+                "places": list(draw_places(found, one)),
+            }
+            for one in found.explained
+        ],
+        settings=list(list_settings(found.eah)),
+        facts={FACTS.get(k, k): v for k, v in found.model.items()},
+    )
+
+
+def _draw_donors(found: Inspection) -> tuple[list[Drawing], str]:
+    """Draw the donors' sinks, or say why they cannot be drawn."""
+    try:
+        drawn = list(draw_donors(found))
+    except UnsupportedError as error:
+        return [], f"The donor's sinks are not drawn on the picture: {error}."
+    if drawn:
+        return drawn, ""
+    return [], "No head donated in a layer whose scores are known: no sinks to draw."

@@ -1,0 +1,60 @@
+"""The command writes the page, and the page names the command that makes it again."""
+
+import json
+import shlex
+
+import pytest
+from typer.testing import CliRunner
+
+from eah_interp.cli import app
+from eah_interp.testing import random_image
+from tests.report.reading import Page
+
+
+def run(*words):
+    return CliRunner().invoke(app, [str(word) for word in words])
+
+
+@pytest.fixture
+def photo(tmp_path):
+    path = tmp_path / "a photo.png"
+    random_image(1, width=60, height=40).save(path)
+    return path
+
+
+def test_the_command_on_the_page_makes_the_page_again(photo, tmp_path):
+    out = tmp_path / "page.html"
+    words = ("report", photo, "Is there a boat in the image?", "--out", out, "-a")
+    done = run(*words, "boat", "--layers", "2", "--max-new-tokens", 1, "--json")
+    assert done.exit_code == 0, done.stderr
+    record = json.loads(done.stdout)
+    assert record["command"] == "report"
+    first = Page(out.read_text())
+    (line,) = [t for t in first.text.splitlines() if t.startswith("eah-interp ")]
+    out.unlink()
+    again = run(*shlex.split(line)[1:])
+    assert again.exit_code == 0, again.stderr
+    assert f"Written: {out}" in again.stdout.replace("\n", "")
+    second = Page(out.read_text())
+    assert [t for t in second.tables if t[0] != "Model and versions"] == [
+        t for t in first.tables if t[0] != "Model and versions"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (("--out", "page.pdf"), "--out must end in .html"),
+        (("--out", "gone/page.html"), "does not exist"),
+        (("--out", "p.html", "-o", "boat", "-a", "boat"), "named more than once"),
+        ((" ", "--out", "p.html"), "a question is empty"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_before_the_model_is_loaded(
+    photo, tmp_path, monkeypatch, more, message
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("eah_interp.load", None)  # calling it would fail otherwise
+    done = run("report", photo, *more)
+    assert done.exit_code == 2
+    assert message in done.stderr
