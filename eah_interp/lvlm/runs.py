@@ -10,6 +10,7 @@ from nnsight.intervention.interleaver import (
     EarlyStopException,
     GreenletExit,
     Mediator,
+    OutOfOrderError,
 )
 from torch import Tensor
 
@@ -48,14 +49,20 @@ class PatchedCall:
         Raises:
             UnsupportedError: If it was made already.
         """
+        msg = (
+            f"layer {self._layer} has already run, or is already patched at its "
+            "output: intervene before anything is read from this layer or a later "
+            "one, and patch it in one call"
+        )
         if self._worker.occurrence(self._location) > self.step:
-            msg = (
-                f"layer {self._layer} has already run, or is already patched at its "
-                "output: intervene before anything is read from this layer or a later "
-                "one, and patch it in one call"
-            )
             raise UnsupportedError(msg)
-        return self._operation.inputs
+        try:
+            return self._operation.inputs
+        except OutOfOrderError as error:
+            if self.step:  # how nnsight ends a loop over the steps of a run
+                raise
+            # The first trace of this layer: its calls were not counted before.
+            raise UnsupportedError(msg) from error
 
     @inputs.setter
     def inputs(self, inputs: Any) -> None:

@@ -1,0 +1,150 @@
+"""The code of the README and of every page of the docs runs as it stands, in order.
+
+Pages are found, not listed. All blocks of a page share one namespace. A block that is
+followed by a text block `SomeError: message` has to raise just that.
+"""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from eah_interp.cli import app
+from eah_interp.toy import draw_scene
+from tests.docs.pages import ROOT, find_blocks, find_pages, name_of
+
+PAGES = {name_of(page): page for page in find_pages() if find_blocks(page, "python")}
+REMOTE = 'remote="local"'
+
+
+@pytest.fixture
+def as_a_reader(tmp_path, monkeypatch, as_users_run_it):
+    """Work in a folder with `photo.jpg`, where a reader's files would lie."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "docs").symlink_to(ROOT / "docs")
+    (tmp_path / "tests").symlink_to(ROOT / "tests")
+    draw_scene(0).pil().save(tmp_path / "photo.jpg")
+    yield tmp_path
+    plt = pytest.importorskip("matplotlib.pyplot")
+    plt.close("all")
+
+
+def run_page(page, folder):
+    """Run a page's blocks; return its namespace and how often it raised as promised."""
+    blocks = find_blocks(page, "python")
+    lines = [""] * (len(page.read_text().splitlines()) + 1)
+    for block in blocks:
+        for offset, line in enumerate(block.text.splitlines()):
+            lines[block.line - 1 + offset] = line
+    # nnsight reads a traced block's source from its file, whose lines are the page's.
+    script = folder / (page.stem.replace("-", "_") + ".py")
+    script.write_text("\n".join(lines) + "\n")
+    scope = {"__name__": "__main__", "__file__": str(script)}
+    if REMOTE in script.read_text():
+        # The package travels by value, which its twin with shape checks cannot.
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        command = [sys.executable, "-W", "error", str(script)]
+        subprocess.run(command, env=environment, check=True, timeout=120)
+        return scope
+    for block in blocks:
+        code = compile("\n" * (block.line - 1) + block.text, str(script), "exec")
+        if block.error is None:
+            exec(code, scope)
+            continue
+        with pytest.raises(Exception) as caught:  # noqa: PT011 - the page says which
+            exec(code, scope)
+        assert said_by(caught.value) == block.error, f"{page.name}:{block.line}"
+    return scope
+
+
+def said_by(error):
+    """Return an error as the last line of a traceback has it, on one line."""
+    return " ".join(f"{type(error).__name__}: {error}".split())
+
+
+def cases():
+    """Yield the pages; one that needs a process of its own is slow."""
+    for name, page in PAGES.items():
+        apart = REMOTE in page.read_text()
+        yield pytest.param(name, marks=pytest.mark.slow if apart else ())
+
+
+@pytest.mark.parametrize("name", list(cases()))
+def test_the_code_of_a_page_runs(name, as_a_reader):
+    scope = run_page(PAGES[name], as_a_reader)
+    check = CLAIMS.get(name)
+    if check is not None:
+        check(scope)
+
+
+def check_readme(scope):
+    assert scope["text"].startswith("There")
+    assert len(scope["sinks"].top(5)) == 5
+    assert len(scope["heads"].top(5)) == 2 * 5  # of two objects
+
+
+def check_attribution(scope):
+    assert len(scope["heads"].top(5)) == 5
+    assert float(scope["heads"].plain.error.max()) < 1e-5
+    shapley = scope["recipients"].effects.sum(1)
+    assert float((shapley - scope["recipients"].total).abs().max()) < 1e-4
+    assert scope["lens"].values.tolist() == pytest.approx(
+        scope["heads"].plain.values.tolist(), abs=1e-4
+    )
+    assert scope["grid"].shape == (10, 10)
+    assert scope["rough"].agreement.n_checked == 8
+
+
+def check_score(_scope):
+    page = ROOT / "docs" / "how-to" / "score.md"
+    commands = re.findall(
+        r"^\$ eah-interp (score pope .*)$", page.read_text(), re.MULTILINE
+    )
+    assert len(commands) == 2
+    for command in commands:
+        result = CliRunner().invoke(app, shlex.split(command))
+        assert result.exit_code == 0, result.output
+        assert "50.0" in result.output
+
+
+CLAIMS = {
+    "README.md": check_readme,
+    "docs/attribution.md": check_attribution,
+    "docs/how-to/score.md": check_score,
+}
+
+
+def test_the_readme_names_commands_that_exist():
+    text = (ROOT / "README.md").read_text()
+    named = set(re.findall(r"^    \S*eah-interp (\w+)", text, re.MULTILINE))
+    listed = re.search(r"On the command line: (.*?);", text, re.DOTALL)
+    named |= set(re.findall(r"`(?:eah-interp )?(\w+)`", listed[1]))
+    assert named <= set(typer.main.get_command(app).commands)
+    assert len(named) > 2
+
+
+@pytest.mark.parametrize(
+    ("text", "fails"),
+    [
+        ("int('x')", "ValueError: something else"),
+        ("1 + 1", "ValueError: invalid"),
+    ],
+)
+def test_a_promised_error_that_does_not_come_is_found(text, fails, tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text(f"# A\n\n```python\n{text}\n```\n```text\n{fails}\n```\n")
+    with pytest.raises((AssertionError, pytest.fail.Exception)):
+        run_page(page, tmp_path)
+
+
+def test_a_block_keeps_the_line_that_it_has_on_its_page(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("# A\n\n```python\na = 1\n```\n\nText.\n\n```python\n1 / 0\n```\n")
+    with pytest.raises(ZeroDivisionError) as caught:
+        run_page(page, tmp_path)
+    assert caught.traceback[-1].lineno + 1 == 10
