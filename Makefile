@@ -3,7 +3,9 @@ PYTHON ?= python3.11
 VENV ?= .venv
 BIN := $(VENV)/bin
 LOWEST ?= .venv-lowest
-EXTRAS := dev,viz,eval,lens
+EXTRAS := dev,viz,eval,lens,docs
+# The site is built on the tested versions only.
+LOWEST_EXTRAS := dev,viz,eval,lens
 # Test workers; each uses one torch thread.
 WORKERS ?= 2
 # torch is named so that pip takes one exact wheel (here: the local CPU build).
@@ -11,12 +13,12 @@ INSTALL := -m pip install --quiet --disable-pip-version-check
 TORCH := torch==2.13.0
 PIP := $(BIN)/python $(INSTALL) -c constraints.txt $(TORCH)
 
-.PHONY: demo test lint unit check-all slow lowest bench bench-attribution bench-quick model-card support-table clean
+.PHONY: demo test lint unit docs tutorials tutorials-build check-all slow lowest bench bench-attribution bench-quick model-card support-table clean
 
 demo: $(VENV)/.demo
 	$(BIN)/eah-interp demo --out demo-out
 
-test: lint unit
+test: lint unit tutorials
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -25,6 +27,19 @@ lint: $(VENV)/.dev
 
 unit: $(VENV)/.dev
 	$(BIN)/python -m pytest -m "not slow" -n $(WORKERS)
+
+# The documentation site, in build/docs; a warning is an error. All pages are read anew (-E):
+# some are made from the code and from CITATION.cff.
+docs: $(VENV)/.dev
+	$(BIN)/python -m sphinx -q -E -W --keep-going -d build/doctrees docs build/docs
+
+# Every notebook runs to its end; its asserts stand behind its prose. `tutorials-build` makes
+# the notebooks anew from their scripts, outputs included.
+tutorials: $(VENV)/.dev
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --nbmake --nbmake-timeout=300 -n $(WORKERS) tutorials/*.ipynb
+
+tutorials-build: $(VENV)/.dev
+	$(BIN)/python tutorials/build.py
 
 check-all: test slow lowest bench-quick
 
@@ -68,8 +83,8 @@ $(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
 $(LOWEST)/.dev: pyproject.toml .ci/lowest.py
 	$(PYTHON) -m venv --clear $(LOWEST)
 	$(LOWEST)/bin/python $(INSTALL) packaging
-	$(LOWEST)/bin/python .ci/lowest.py $(EXTRAS) > $(LOWEST)/constraints.txt
-	$(LOWEST)/bin/python $(INSTALL) -c $(LOWEST)/constraints.txt $(TORCH) -e ".[$(EXTRAS)]"
+	$(LOWEST)/bin/python .ci/lowest.py $(LOWEST_EXTRAS) > $(LOWEST)/constraints.txt
+	$(LOWEST)/bin/python $(INSTALL) -c $(LOWEST)/constraints.txt $(TORCH) -e ".[$(LOWEST_EXTRAS)]"
 	touch $@
 
 $(BIN)/python:
