@@ -44,7 +44,7 @@ tutorials-build: $(VENV)/.dev
 check-all: test slow lowest bench-quick
 
 slow: $(VENV)/.dev
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow -n $(WORKERS)
 
 # The fast tests on the lowest versions that pyproject.toml admits. Old releases warn of what
 # newer ones of their own dependencies will drop; that is not ours to mend.

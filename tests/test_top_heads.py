@@ -33,6 +33,7 @@ def test_random_heads_are_as_many_and_others():
     )
 
 
+@pytest.mark.slow
 def test_ablated_top_heads_lower_the_logit_more_than_random_heads_do():
     from top_heads import choose, measure
 

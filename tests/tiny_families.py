@@ -30,6 +30,25 @@ EAGER = {
 }
 """Families that run in eager attention here though transformers has SDPA for them."""
 
+CORE = (
+    *("llava", "llava_next", "qwen2_5_vl", "idefics3", "gemma3", "gemma4", "llama4"),
+    *("deepseek_vl", "qwen3_5", "minimax_m3_vl", "inkling2", "internvl_gpt_oss"),
+)
+"""Families whose attention differs; every other one is like one of them."""
+
+
+def sweep(families: Sequence[str]) -> list[object]:
+    """List families for `parametrize`: those at the core, the others marked slow.
+
+    That EAH is exact is tested on every family in every run. What else is tested on
+    all of them is so in `make check-all`.
+    """
+    return [
+        name if name in CORE else pytest.param(name, marks=pytest.mark.slow)
+        for name in families
+    ]
+
+
 PICTURES = (random_image(0), random_image(1, width=48))
 QUESTIONS = (" what ?", " is there a cat near the boat ?")
 OFF = -1e30

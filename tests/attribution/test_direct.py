@@ -12,7 +12,7 @@ from eah_interp.errors import ModelError, NumericalError, SettingsError
 from eah_interp.lvlm.inputs import Encoding
 from eah_interp.testing import random_image, tiny_inputs, tiny_lvlm, tiny_processor
 from tests.attribution.planted import COPIES, IRRELEVANT, OBJECT, build_planted
-from tests.tiny_families import OFF, SUPPORTED, ignore_renamed, share_model
+from tests.tiny_families import OFF, SUPPORTED, ignore_renamed, share_model, sweep
 
 CONTROLS = ("densest", "mean", "uniform", "shuffled", 2)
 
@@ -114,7 +114,7 @@ def test_the_planted_head_comes_first_and_the_irrelevant_one_has_no_effect():
 
 
 @ignore_renamed
-@pytest.mark.parametrize("family", [f for f in SUPPORTED if f != "inkling2"])
+@pytest.mark.parametrize("family", sweep([f for f in SUPPORTED if f != "inkling2"]))
 def test_components_add_up_to_the_logit(family):
     model = share_model(family)
     case = pose_answer(family, model)

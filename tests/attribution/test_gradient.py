@@ -18,7 +18,7 @@ from eah_interp.testing import random_image, tiny_inputs, tiny_lvlm
 from tests.attribution.planted import COPIES, IRRELEVANT, OBJECT, build_planted
 from tests.attribution.test_direct import pose_answer
 from tests.oracle_forward import OracleEAH, decoder_attentions, replaced_patterns
-from tests.tiny_families import SUPPORTED, ignore_renamed, share_model
+from tests.tiny_families import SUPPORTED, ignore_renamed, share_model, sweep
 
 FAMILIES = [
     ("llava", 4),
@@ -175,7 +175,7 @@ def test_another_picture_can_be_the_source(what):
 
 
 @ignore_renamed
-@pytest.mark.parametrize("family", SUPPORTED)
+@pytest.mark.parametrize("family", sweep(SUPPORTED))
 def test_gradients_are_finite_differences_in_every_family(family):
     """Nothing on the way to the logits drops gradients without saying so."""
     model = share_model(family)

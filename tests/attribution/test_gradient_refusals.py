@@ -125,6 +125,7 @@ def test_the_graph_begins_at_the_first_heads():
     assert leaves == {id(run.heads[0])}
 
 
+@pytest.mark.slow
 # torch and transformers warn of one another on the way to Flex
 @pytest.mark.filterwarnings("ignore")
 def test_attention_without_a_backward_pass_is_refused_by_name():

@@ -26,6 +26,7 @@ from tests.tiny_families import (
     ignore_renamed,
     share_model,
     share_plain,
+    sweep,
 )
 
 WITHOUT_STREAM = {"inkling2": "it mixes what earlier blocks returned before its norm"}
@@ -35,7 +36,9 @@ WITHOUT_STREAM = {"inkling2": "it mixes what earlier blocks returned before its 
 
 
 @ignore_renamed
-@pytest.mark.parametrize("family", [f for f in SUPPORTED if f not in WITHOUT_STREAM])
+@pytest.mark.parametrize(
+    "family", sweep([f for f in SUPPORTED if f not in WITHOUT_STREAM])
+)
 def test_after_the_last_layer_the_lens_is_the_models_logit(family):
     model = share_model(family)
     case = pose_answer(family, model)

@@ -27,6 +27,7 @@ from tests.tiny_families import (
     encode,
     ignore_renamed,
     share_model,
+    sweep,
 )
 
 DIRECT = [family for family in SUPPORTED if family != "inkling2"]  # see test_direct
@@ -41,7 +42,7 @@ def last_layers(model):
 
 
 @ignore_renamed
-@pytest.mark.parametrize("family", DIRECT)
+@pytest.mark.parametrize("family", sweep(DIRECT))
 def test_image_and_text_tokens_add_up_to_each_heads_direct_effect(family):
     model = share_model(family)
     case = pose_answer(family, model)
@@ -136,7 +137,7 @@ def test_attention_times_gradient_equals_that_by_hand(attention, monkeypatch):
 
 
 @ignore_renamed
-@pytest.mark.parametrize("family", SUPPORTED)
+@pytest.mark.parametrize("family", sweep(SUPPORTED))
 def test_a_layers_credit_is_the_slope_of_scaling_its_heads(family):
     """`sum_y A dm/dA` is the derivative of the target by the scale of a head.
 

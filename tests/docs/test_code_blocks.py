@@ -15,6 +15,7 @@ import typer
 from typer.testing import CliRunner
 
 from eah_interp.cli import app
+from eah_interp.report.explaining import MOST_OBJECTS
 from eah_interp.toy import draw_scene
 from tests.docs.pages import ROOT, find_blocks, find_pages, name_of
 
@@ -100,6 +101,18 @@ def check_attribution(scope):
     assert scope["rough"].agreement.n_checked == 8
 
 
+def check_report(scope):
+    text = (ROOT / "docs" / "report.md").read_text()
+    found = scope["found"]
+    assert scope["page"].stat().st_size > 10_000
+    assert found.remarks == ()
+    assert list(found.donors.items()) == [(1, 3)]
+    assert "# {1: 3}" in text
+    margins = {"plain", "EAH", "sparsest", "random", "shuffled"}
+    assert set(found.asked[0].margins) == margins
+    assert f"At most {MOST_OBJECTS} objects are split by heads" in text
+
+
 def check_score(_scope):
     page = ROOT / "docs" / "how-to" / "score.md"
     commands = re.findall(
@@ -116,6 +129,7 @@ CLAIMS = {
     "README.md": check_readme,
     "docs/attribution.md": check_attribution,
     "docs/how-to/score.md": check_score,
+    "docs/report.md": check_report,
 }
 
 

@@ -20,6 +20,7 @@ from tests.tiny_families import (
     measure_gap,
     share_model,
     share_plain,
+    sweep,
 )
 
 pytestmark = ignore_renamed
@@ -62,7 +63,9 @@ def check_rows(model, together, alone, **more):
         assert measure_gap(logits[row], expected[0]) <= TOLERANCE
 
 
-@pytest.mark.parametrize("family", [name for name in SUPPORTED if name not in APART])
+@pytest.mark.parametrize(
+    "family", sweep([name for name in SUPPORTED if name not in APART])
+)
 def test_rows_of_a_left_padded_batch_are_patched_as_each_alone(family):
     together = encode(family)
     padding = (together["attention_mask"] == 0).sum(1)

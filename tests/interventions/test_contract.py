@@ -280,6 +280,7 @@ def test_it_works_in_a_script(tmp_path, pytestconfig):
     assert done.stdout.startswith("[")
 
 
+@pytest.mark.slow
 def test_it_works_in_a_notebook(tmp_path, pytestconfig, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(pytestconfig.rootpath))
     cells = [

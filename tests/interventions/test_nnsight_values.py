@@ -239,6 +239,7 @@ print("same")
 """
 
 
+@pytest.mark.slow
 def test_sessions_invokes_and_edits_are_the_same_on_a_simulated_server(
     tmp_path, pytestconfig
 ):

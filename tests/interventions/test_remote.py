@@ -88,12 +88,17 @@ assert "eah_interp" not in sys.modules or not hasattr(
     "settings",
     [
         "eah.EAH()",
-        'eah.EAH(donor="uniform")',
-        "eah.EAH(recipients=(0, 1))",
-        'eah.Ablation(heads=("L1H2",), how="mean")',
-        'eah.Ablation(heads=("L0H0", "L1H1"), how="knockout")',
-        "eah.PAI(layers=(1,))",
         "eah.VAR(sink_dims=(0, 5), tau=1.5, rho=0.3)",
+        pytest.param('eah.EAH(donor="uniform")', marks=pytest.mark.slow),
+        pytest.param("eah.EAH(recipients=(0, 1))", marks=pytest.mark.slow),
+        pytest.param(
+            'eah.Ablation(heads=("L1H2",), how="mean")', marks=pytest.mark.slow
+        ),
+        pytest.param(
+            'eah.Ablation(heads=("L0H0", "L1H1"), how="knockout")',
+            marks=pytest.mark.slow,
+        ),
+        pytest.param("eah.PAI(layers=(1,))", marks=pytest.mark.slow),
     ],
 )
 def test_a_server_without_the_package_computes_the_same(

@@ -13,6 +13,7 @@ from tests.tiny_families import (
     encode,
     ignore_renamed,
     share_model,
+    sweep,
 )
 
 pytestmark = ignore_renamed
@@ -37,7 +38,7 @@ def run_patched(model, encoding):
     return patch, logits
 
 
-@pytest.mark.parametrize("family", SUPPORTED)
+@pytest.mark.parametrize("family", sweep(SUPPORTED))
 def test_a_saved_model_is_patched_as_the_one_in_memory(family, tmp_path):
     """Where no processor can be built, the tokenizer stands for it."""
     options = {"attn_implementation": attention_of(family)}

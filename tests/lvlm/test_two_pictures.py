@@ -18,7 +18,7 @@ from eah_interp.testing import (
     tiny_lvlm,
     tiny_processor,
 )
-from tests.tiny_families import SUPPORTED
+from tests.tiny_families import SUPPORTED, sweep
 
 SIZES = ((50, 30), (40, 90))
 
@@ -57,7 +57,7 @@ def read_first_layer(family, encoding):
     return seen[0][0]
 
 
-@pytest.mark.parametrize("family", SUPPORTED)
+@pytest.mark.parametrize("family", sweep(SUPPORTED))
 def test_each_of_two_pictures_moves_its_own_columns_alone(family):
     config = share_model(family).config
     processed = FAMILIES[family].build_processor is not None

@@ -22,6 +22,7 @@ def photo(tmp_path):
     return path
 
 
+@pytest.mark.slow
 def test_the_command_on_the_page_makes_the_page_again(photo, tmp_path):
     out = tmp_path / "page.html"
     words = ("report", photo, "Is there a boat in the image?", "--out", out, "-a")

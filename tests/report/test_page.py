@@ -172,6 +172,7 @@ def test_the_page_is_small_and_needs_nothing_else(page, read):
     assert "https:" not in page.read_text().replace("data:", "")
 
 
+@pytest.mark.slow
 def test_a_large_noisy_picture_with_many_layers_stays_under_the_bound(toy, tmp_path):
     noise = np.random.default_rng(0).integers(0, 255, (1100, 1500, 3), dtype=np.uint8)
     found = inspect_image(
