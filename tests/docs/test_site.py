@@ -3,20 +3,18 @@
 import doctest
 import json
 import re
-import shutil
-import subprocess
 
 import pytest
 import typer
 
 from eah_interp.cli import app
+from tests.browser import HAVE_BROWSER, WHY_NOT, start_chromium
 from tests.docs.pages import FENCE, ROOT, find_pages
 
 ROOMS = sorted(
     p.stem for p in (ROOT / "docs" / "api").glob("*.md") if p.stem != "index"
 )
 EQUATION = re.compile(r"\$\$(.+?)\$\$|(?<![\\$`])\$([^$`\n]+?)\$", re.DOTALL)
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
 
 def find_equations():
@@ -94,34 +92,24 @@ def test_every_equation_becomes_mathml(part):
         assert ('display="block"' in shown) == as_block
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium to look at equations with")
+@pytest.mark.skipif(not HAVE_BROWSER, reason=WHY_NOT)
 def test_equations_have_a_size_in_a_browser_without_a_network(part, tmp_path):
     to_mathml = part("mathml").to_mathml
     equations = [to_mathml(tex, as_block=block) for tex, block in find_equations()]
-    script = (
-        "document.title = [...document.querySelectorAll('math')].map(m => {"
-        "const box = m.getBoundingClientRect();"
-        "return Math.round(box.width) + 'x' + Math.round(box.height)}).join(' ')"
-    )
     page = tmp_path / "page.html"
     page.write_text(
         "<!doctype html><meta charset=utf-8>"
         + "".join(f"<p>{equation}</p>" for equation in equations)
-        + f"<script>{script}</script>"
     )
-    command = [
-        *(CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu"),
-        *("--no-first-run", "--disable-background-networking", "--disable-sync"),
-        *("--disable-component-update", "--host-resolver-rules=MAP * ~NOTFOUND"),
-        *(f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", page.as_uri()),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    sizes = re.search(r"<title>(.*?)</title>", done.stdout)[1].split()
+    browser = start_chromium(tmp_path / "profile")
+    browser.get(page.as_uri())
+    sizes = browser.execute_script(
+        "return [...document.querySelectorAll('math')].map(m => {"
+        "const box = m.getBoundingClientRect(); return [box.width, box.height]})"
+    )
+    browser.quit()
     assert len(sizes) == len(equations)
-    for size in sizes:
-        width, height = map(int, size.split("x"))
-        assert width > 4, size
-        assert height > 4, size
+    assert all(min(size) > 4 for size in sizes), sizes
 
 
 def test_a_page_that_loads_something_from_elsewhere_is_found(part, tmp_path):

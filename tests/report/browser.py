@@ -1,23 +1,9 @@
-"""A headless Chromium without a network, which reports what goes wrong on a page."""
+"""What goes wrong on a page: contrasts, requests, colour schemes and widths."""
 
 import contextlib
 import json
-import shutil
 
-BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-
-WHY_NOT = "needs chromium, chromedriver and selenium: apt-get install chromium-driver"
-
-FLAGS = (
-    "--headless=new",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--disable-dev-shm-usage",
-)
+from tests.browser import start_chromium
 
 CONTRASTS = """
 const light = ([r, g, b]) => {
@@ -48,29 +34,9 @@ return found;
 
 @contextlib.contextmanager
 def open_browser(folder):
-    """Start a browser with a profile of its own, its network switched off."""
-    from selenium import webdriver
-    from selenium.webdriver.chrome.service import Service
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = BROWSER
-    for flag in (*FLAGS, f"--user-data-dir={folder}"):
-        options.add_argument(flag)
-    options.set_capability(
-        "goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"}
-    )
-    driver = webdriver.Chrome(options=options, service=Service(DRIVER))
+    """Have a browser while it is needed."""
+    driver = start_chromium(folder)
     try:
-        driver.execute_cdp_cmd("Network.enable", {})
-        driver.execute_cdp_cmd(
-            "Network.emulateNetworkConditions",
-            {
-                "offline": True,
-                "latency": 0,
-                "downloadThroughput": 0,
-                "uploadThroughput": 0,
-            },
-        )
         yield driver
     finally:
         driver.quit()

@@ -1,23 +1,17 @@
 """The pages in a real browser: no network, no errors, both schemes, keyboard, phone."""
 
-import importlib.util
-
 import pytest
 
+from tests.browser import HAVE_BROWSER, WHY_NOT
 from tests.report.browser import (
-    BROWSER,
     CONTRASTS,
-    DRIVER,
-    WHY_NOT,
     open_browser,
     requests,
     visit,
 )
 from tests.report.conftest import BOLD, SCRIPT
 
-HAVE = BROWSER and DRIVER and importlib.util.find_spec("selenium")
-
-pytestmark = pytest.mark.skipif(not HAVE, reason=WHY_NOT)
+pytestmark = pytest.mark.skipif(not HAVE_BROWSER, reason=WHY_NOT)
 
 PAGES = ("page", "evil", "study")
 

@@ -1,24 +1,12 @@
-"""A headless Chromium without a network, for tests of pages."""
+"""Pages of widgets in a browser: what they show, ask for and complain of."""
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-FLAGS = (
-    "--headless=new",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--enable-unsafe-swiftshader",
-    "--window-size=1000,1600",
-    "--host-resolver-rules=MAP * ~NOTFOUND",
-)
+from tests.browser import HAVE_BROWSER, WHY_NOT, start_chromium
 
 
 @dataclass
@@ -75,14 +63,6 @@ class Browser:
 
 def start(folder: Path) -> Browser:
     """Start Chromium, or skip the test that asks for it."""
-    webdriver = pytest.importorskip("selenium.webdriver", reason="no selenium")
-    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if chromium is None or driver is None:
-        pytest.skip("no chromium with its chromedriver on this machine")
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    for flag in (*FLAGS, f"--user-data-dir={folder / 'profile'}"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    service = webdriver.ChromeService(executable_path=driver)
-    return Browser(webdriver.Chrome(options=options, service=service), folder)
+    if not HAVE_BROWSER:
+        pytest.skip(WHY_NOT)
+    return Browser(start_chromium(folder / "profile"), folder)
