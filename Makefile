@@ -43,7 +43,8 @@ tutorials-build: $(VENV)/.dev
 
 check-all: test slow lowest bench-quick
 
-slow: $(VENV)/.dev
+# With a real Ray, which the fast tests do without.
+slow: $(VENV)/.ray
 	$(BIN)/python -m pytest -m slow -n $(WORKERS)
 
 # The fast tests on the lowest versions that pyproject.toml admits. Old releases warn of what
@@ -75,6 +76,10 @@ clean:
 $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) -e ".[$(EXTRAS)]"
 	touch $(VENV)/.dev $(VENV)/.demo
+
+$(VENV)/.ray: $(VENV)/.dev
+	$(PIP) -e ".[$(EXTRAS),ray]"
+	touch $@
 
 $(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) -e ".[viz]"
