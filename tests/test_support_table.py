@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from eah_interp.lvlm.versions import TESTED
+from eah_interp.lvlm.loading import TESTED
 from eah_interp.testing import FAMILIES
 from eah_interp.testing.support import read_support
 

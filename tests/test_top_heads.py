@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import eah_interp as eah
-from eah_interp.kernels.statistics import estimate_mean
+from eah_interp.statistics import estimate_mean
 
 DOCS = Path(__file__).parents[1] / "docs"
 

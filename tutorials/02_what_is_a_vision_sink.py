@@ -17,7 +17,7 @@ import torch
 
 import eah_interp as eah
 from eah_interp.attribution import read_patterns
-from eah_interp.kernels.statistics import estimate_mean
+from eah_interp.statistics import estimate_mean
 from eah_interp.toy import draw_scene, draw_scenes
 from eah_interp.viz import plot_attention, plot_sink_map
 

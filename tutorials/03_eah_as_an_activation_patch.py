@@ -15,7 +15,7 @@ import torch
 
 import eah_interp as eah
 from eah_interp.attribution import score_broadcast
-from eah_interp.kernels.statistics import estimate_mean
+from eah_interp.statistics import estimate_mean
 from eah_interp.toy import draw_scene, draw_scenes, prompt_for, questions_for
 from eah_interp.viz import plot_donors
 

@@ -27,7 +27,7 @@ from eah_interp.attribution import (
     patch_heads,
     pose,
 )
-from eah_interp.kernels.statistics import estimate_mean
+from eah_interp.statistics import estimate_mean
 from eah_interp.toy import draw_scene, draw_scenes, objects_in
 from eah_interp.viz import plot_targets
 

@@ -20,8 +20,8 @@ from torch import Tensor
 import eah_interp as eah
 from eah_interp.attribution import Case, attribute_heads, pose
 from eah_interp.errors import InputError
-from eah_interp.kernels.statistics import Effect, estimate_mean
 from eah_interp.lvlm.anatomy import attention_operation, walk_sites
+from eah_interp.statistics import Effect, estimate_mean
 from eah_interp.toy import draw_scenes
 from eah_interp.toy.language import caption_of, mentions_in, objects_in
 

@@ -27,7 +27,7 @@ from torch import Tensor
 
 import eah_interp as eah
 from eah_interp.attribution import Case, pose
-from eah_interp.attribution.patching.patching import patch_heads
+from eah_interp.attribution.patching import patch_heads
 from eah_interp.toy import draw_scenes, prompt_for
 
 HERE = Path(__file__).parent

@@ -29,8 +29,8 @@ from transformers import AutoModelForImageTextToText
 
 import eah_interp as eah
 from eah_interp.attribution import Case, pose
-from eah_interp.attribution.cases.readouts import read_tokens
-from eah_interp.attribution.gradient.approximate import approximate_heads
+from eah_interp.attribution.gradient import approximate_heads
+from eah_interp.attribution.readouts import read_tokens
 from eah_interp.lvlm.inputs import Encoding
 from eah_interp.toy import TOYS, draw_scenes, prompt_for, toy_path
 

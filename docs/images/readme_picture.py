@@ -16,11 +16,11 @@ from PIL import Image, ImageDraw, ImageFont
 import eah_interp as eah
 from eah_interp.benchmarks import run_toy_benchmark
 from eah_interp.report import inspect_image
-from eah_interp.report.donors import list_donor_sinks
+from eah_interp.report.inspection import list_donor_sinks
 from eah_interp.report.reading import PATCHED, PLAIN
 from eah_interp.toy import draw_scenes
 from eah_interp.viz import draw_sinks, plot_logits, plot_sink_map
-from eah_interp.viz.logits import list_logits
+from eah_interp.viz.heads import list_logits
 
 HERE = Path(__file__).parent
 HEIGHT, GAP, HEAD = 560, 40, 64

@@ -10,10 +10,9 @@ from measure import Run
 from scipy import stats
 
 from eah_interp.benchmarks import METRICS, ToyBenchmark, count_by_scene
-from eah_interp.benchmarks.chair import count_mentions
-from eah_interp.benchmarks.lengths import match_lengths
+from eah_interp.benchmarks.chair import count_mentions, match_lengths
 from eah_interp.errors import InputError
-from eah_interp.kernels.statistics import Effect, compare_rates, estimate_mean
+from eah_interp.statistics import Effect, compare_rates, estimate_mean
 
 Rate: TypeAlias = tuple[torch.Tensor, torch.Tensor]
 

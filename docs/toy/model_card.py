@@ -27,7 +27,7 @@ from page import write_page
 from pictures import draw_effects, draw_sinks_by_head
 
 from eah_interp.toy import TOYS, toy_path
-from eah_interp.toy.folder import processor_name
+from eah_interp.toy.training.folder import processor_name
 
 DOCS = Path(__file__).parents[1]
 SEEDS = tuple(name for name in TOYS if name.startswith("seed-"))

@@ -1,10 +1,15 @@
 """POPE: yes/no questions about objects, half of them about absent ones."""
 
+import random
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal, TypeAlias, get_args
 
 import pandas as pd
 
-from eah_interp.errors import InputError
+from eah_interp.errors import InputError, SettingsError
 
 PRESENT, ANSWER, NEITHER = "present", "says_yes", "neither"
 """Columns of an answer table: the truth, what was answered (missing: nothing that can
@@ -113,3 +118,227 @@ def percent(count: int, total: int) -> float:
         (12.5, nan)
     """
     return 100 * count / total if total else float("nan")
+
+
+# ---- How a free answer becomes a yes or a no: POPE's rule, and OPERA's.
+
+
+Rule: TypeAlias = Literal["pope", "opera"]
+"""Whose reading of an answer."""
+
+
+_NO = {"pope": {"No", "not", "no"}, "opera": {"No", "not", "no", "NO"}}
+
+
+_WORD = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)*")
+
+
+_PLAIN = {"yes", "no", "not", "yeah", "yep", "nope", "nah"}
+
+
+def says_yes(answer: str, *, rule: Rule = "pope") -> bool:
+    """Read an answer as a benchmark's own script does: "yes" unless it says no.
+
+    "pope" (Li et al., 2023): of the text before the first full stop, commas deleted
+    and split at single spaces, no part is `No`, `not` or `no`. "opera" (Huang et al.,
+    "OPERA", 2024): full stops and commas are deleted and all of the answer is read;
+    `NO` and anything that ends in `n't` are noes too. Other whitespace and signs are
+    not removed by either, so "No!" and "No" before a line break read as yes.
+
+    Args:
+        answer: What the model said.
+        rule: Whose rule.
+
+    Returns:
+        Whether it counts as yes.
+
+    Raises:
+        SettingsError: If there is no such rule.
+
+    Example:
+        >>> says_yes("Yes. There is no cat.")
+        True
+        >>> says_yes("Yes. There is no cat.", rule="opera")
+        False
+    """
+    if rule not in _NO:
+        raise SettingsError(f"rule must be one of {', '.join(_NO)}, got {rule!r}")
+    text = answer.split(".")[0] if rule == "pope" else answer.replace(".", "")
+    parts = text.replace(",", "").split(" ")
+    if rule == "opera" and any(part.endswith("n't") for part in parts):
+        return False
+    return not _NO[rule].intersection(parts)
+
+
+def is_neither(answer: str) -> bool:
+    """Tell whether an answer has no word of yes or no at all.
+
+    Both rules count such an answer as a yes. The words are yes, no, not, anything in
+    n't, yeah, yep, nope and nah, whatever their case and the signs around them.
+
+    Args:
+        answer: What the model said.
+
+    Returns:
+        Whether it is neither.
+
+    Example:
+        >>> [is_neither(text) for text in ("No!", "There isn't.", "A dog.", "")]
+        [False, False, True, True]
+    """
+    words = _WORD.findall(answer.casefold().replace("\u2019", "'"))
+    return not any(word in _PLAIN or word.endswith("n't") for word in words)
+
+
+# ---- Building POPE questions from any ground truth, as the official sampler does.
+
+
+PopeSampling: TypeAlias = Literal["random", "popular", "adversarial"]
+"""Which absent objects are asked for."""
+
+
+Objects: TypeAlias = Mapping[str, Sequence[str]]
+"""Objects in each picture, in the order of their annotations."""
+
+
+def build_pope_questions(
+    objects: Objects,
+    *,
+    sampling: PopeSampling,
+    pairs: int = 3,
+    n_images: int | None = 500,
+    seed: int = 0,
+    template: str = "Is there a {} in the image?",
+) -> pd.DataFrame:
+    """Build POPE's yes/no questions about pictures whose objects are known.
+
+    Source: Li et al., 2023 (arXiv:2305.10355), section 5, and the sampler they
+    released. Of the pictures with at least `pairs` objects, `n_images` are drawn, the
+    same ones for every sampling. Each is asked about its first `pairs` objects, and
+    after each of them about one that is absent and not asked about yet: "random", any
+    object of the drawn pictures; "popular", the one in most of them; "adversarial",
+    the one that is most often in a picture with the object just asked about, or any
+    where none is left. Ties go to the object met first.
+
+    Not their code's: the draws of its random generator, and a slip that makes
+    questions with "an" end in "in the imange?".
+
+    Args:
+        objects: Picture (a file name, say) to its objects; repetitions count once.
+        sampling: How absent objects are chosen.
+        pairs: Questions with the answer yes, and as many with no, for each picture.
+        n_images: Pictures to draw; None takes all that have enough objects, in order.
+        seed: Seeds the draws.
+        template: The question, with {} for the object; "a {}" becomes "an {}" before
+            a, e, i, o, u.
+
+    Returns:
+        One row a question: `question_id` from 1, `image`, `text`, `label`, `object`.
+
+    Raises:
+        SettingsError: If a setting is impossible.
+        InputError: If too few pictures have enough objects, or a picture has so many
+            that no absent one is left to ask for.
+
+    Example:
+        >>> scenes = {"1.jpg": ["cat", "sofa"], "2.jpg": ["cat", "oven"]}
+        >>> table = build_pope_questions(
+        ...     scenes, sampling="popular", pairs=1, n_images=None
+        ... )
+        >>> table.text.tolist()[:2]
+        ['Is there a cat in the image?', 'Is there an oven in the image?']
+    """
+    _check_settings(sampling, pairs, n_images, template)
+    drawn = _draw_images(objects, pairs=pairs, n_images=n_images, seed=seed)
+    rng = random.Random(f"{sampling} {seed}")
+    choose = _Sampler(drawn, sampling, rng).choose
+    rows = []
+    for image, present in drawn.items():
+        taken = set(present)
+        for there in present[:pairs]:
+            absent = choose(image, there, taken)
+            taken.add(absent)
+            for name, label in ((there, "yes"), (absent, "no")):
+                text = _ask(name, template)
+                rows.append(
+                    {"image": image, "text": text, "label": label, "object": name}
+                )
+    table = pd.DataFrame(rows)
+    table.insert(0, "question_id", range(1, len(table) + 1))
+    return table
+
+
+class _Sampler:
+    """Chooses absent objects; ties in the order in which objects are met."""
+
+    def __init__(
+        self, images: Objects, sampling: PopeSampling, rng: random.Random
+    ) -> None:
+        self._sampling, self._rng = sampling, rng
+        self._count = Counter(name for names in images.values() for name in names)
+        self._popular = [name for name, _ in self._count.most_common()]
+        beside: dict[str, Counter[str]] = {name: Counter() for name in self._count}
+        for names in images.values():
+            for name in names:
+                beside[name].update(other for other in names if other != name)
+        self._beside = {
+            name: [other for other, _ in counts.most_common()]
+            for name, counts in beside.items()
+        }
+
+    def choose(self, image: str, there: str, taken: set[str]) -> str:
+        """Choose an object that is neither in the picture nor asked about."""
+        for name in self._ranked(there):
+            if name not in taken:
+                return name
+        free = [name for name in self._count if name not in taken]
+        if not free:
+            msg = (
+                f"{image!r}: expected an object that is absent and not asked about "
+                f"yet, got none of the {len(self._count)} of these pictures; ask "
+                "fewer pairs, or of more pictures"
+            )
+            raise InputError(msg)
+        return self._rng.choice(free)
+
+    def _ranked(self, there: str) -> Iterator[str]:
+        if self._sampling == "popular":
+            yield from self._popular
+        elif self._sampling == "adversarial":
+            yield from self._beside[there]
+
+
+def _draw_images(
+    objects: Objects, *, pairs: int, n_images: int | None, seed: int
+) -> dict[str, list[str]]:
+    each = {image: list(dict.fromkeys(names)) for image, names in objects.items()}
+    enough = [image for image, names in each.items() if len(names) >= pairs]
+    if not enough or len(enough) < (n_images or 0):
+        msg = (
+            f"expected {n_images or 'some'} pictures with at least {pairs} objects, "
+            f"got {len(enough)} among {len(each)}; lower n_images or pairs"
+        )
+        raise InputError(msg)
+    if n_images is not None:
+        enough = random.Random(seed).sample(enough, n_images)
+    return {image: each[image] for image in enough}
+
+
+def _check_settings(
+    sampling: str, pairs: int, n_images: int | None, template: str
+) -> None:
+    if sampling not in get_args(PopeSampling):
+        expected = ", ".join(get_args(PopeSampling))
+        raise SettingsError(f"sampling must be one of {expected}, got {sampling!r}")
+    for name, value in (("pairs", pairs), ("n_images", n_images)):
+        if value is not None and value < 1:
+            raise SettingsError(f"{name} must be at least 1, got {value}")
+    if template.count("{}") != 1:
+        msg = f"template must have one {{}} for the object, got {template!r}"
+        raise SettingsError(msg)
+
+
+def _ask(name: str, template: str) -> str:
+    if name[:1].lower() in tuple("aeiou"):
+        template = re.sub(r"\b([aA]) \{\}", r"\1n {}", template)
+    return template.replace("{}", name)

@@ -6,8 +6,14 @@ from pathlib import Path
 
 import pandas as pd
 
-from eah_interp.benchmarks.pope import ANSWER, NEITHER, PRESENT
-from eah_interp.benchmarks.pope_rules import Rule, is_neither, says_yes
+from eah_interp.benchmarks.pope import (
+    ANSWER,
+    NEITHER,
+    PRESENT,
+    Rule,
+    is_neither,
+    says_yes,
+)
 from eah_interp.benchmarks.records import Record, read_records
 from eah_interp.errors import InputError
 from eah_interp.files import save_bytes

@@ -1,10 +1,23 @@
 """The command line's door: what it is about, and its version."""
 
-from typing import Annotated
+import contextlib
+import io
+import json
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 import eah_interp
+from eah_interp.errors import EAHError, InputError, SettingsError
+from eah_interp.files import save_bytes
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from rich.console import RenderableType
+    from rich.progress import Progress, TaskID
 
 app = typer.Typer(
     name="eah-interp",
@@ -52,3 +65,114 @@ def main(
     Layers and heads are counted from 0. Exit codes: 0 done, 1 failed, 2 asked for
     something impossible, 130 interrupted.
     """
+
+
+# ---- The terminal: results on stdout; progress, warnings and errors on stderr.
+
+
+USAGE, FAILURE = 2, 1
+"""Exit codes: what was asked for is impossible, or it failed."""
+
+
+class Bar:
+    """A progress bar on stderr; silent where stderr is no terminal.
+
+    Attributes:
+        progress: rich's bar; None shows nothing.
+    """
+
+    def __init__(self, progress: "Progress | None" = None) -> None:
+        self.progress = progress
+        self._task: TaskID | None = None
+        if progress is not None:
+            self._task = progress.add_task("starting", total=None)
+        self._total = 0
+
+    def expect(self, steps: int) -> None:
+        """Announce steps to come."""
+        self._total += steps
+        if self.progress is not None and self._task is not None:
+            self.progress.update(self._task, total=self._total)
+
+    def step(self, what: str) -> None:
+        """Say what begins now; what was before it is done."""
+        if self.progress is not None and self._task is not None:
+            self.progress.update(self._task, advance=1, description=what)
+
+
+@contextlib.contextmanager
+def working(*, spinning: bool = True) -> Iterator[Bar]:
+    """Show progress while a command works, and turn its errors into one line.
+
+    Whatever libraries print meanwhile goes to stderr, so that stdout holds the result
+    alone.
+
+    Args:
+        spinning: Whether to show the bar; not where the work shows one of its own.
+
+    Yields:
+        The bar.
+
+    Raises:
+        typer.Exit: With code 2 for impossible settings and inputs, 1 for failures.
+    """
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        SpinnerColumn,
+        TextColumn,
+        TimeElapsedColumn,
+    )
+
+    console = Console(stderr=True)
+    columns = (
+        SpinnerColumn(),
+        BarColumn(bar_width=24),
+        TimeElapsedColumn(),
+        TextColumn("{task.description}", markup=False),
+    )
+    shown = console.is_terminal and spinning
+    progress = Progress(
+        *columns,
+        console=console,
+        transient=True,
+        redirect_stdout=False,
+        disable=not shown,
+    )
+    try:
+        # Older rich ends a bar that is not shown with an empty line.
+        bar = progress if shown else contextlib.nullcontext()
+        with contextlib.redirect_stdout(sys.stderr), bar:
+            yield Bar(progress if shown else None)
+    except EAHError as error:
+        usage = isinstance(error, InputError | SettingsError)
+        line = "error: " + " ".join(str(error).split())
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        raise typer.Exit(USAGE if usage else FAILURE) from error
+
+
+def show(parts: Iterable["RenderableType"]) -> None:
+    """Print tables and sentences on stdout."""
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    for part in parts:
+        console.print(part)
+
+
+def show_json(record: Mapping[str, Any]) -> None:
+    """Print a record as JSON on stdout."""
+    typer.echo(write_json(record))
+
+
+def write_json(record: Mapping[str, Any]) -> str:
+    """Write a record as JSON; NaN and infinity are refused, JSON has none."""
+    return json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False)
+
+
+def save_figure(figure: "Figure", path: Path) -> None:
+    """Write a figure in the format of its suffix, whole or not at all."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=path.suffix.lstrip(".").lower())
+    save_bytes(buffer.getvalue(), path)

@@ -9,23 +9,25 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from eah_interp.cli.console import Bar
+from eah_interp.cli.app import Bar
 from eah_interp.cli.tables import tabulate_next
 from eah_interp.errors import InputError
 from eah_interp.interventions import EAH
 from eah_interp.lvlm import LVLM
 from eah_interp.lvlm.images import read_image
-from eah_interp.report.donors import list_donors
-from eah_interp.report.facts import list_model, list_versions
+from eah_interp.report.inspection import list_donors
 from eah_interp.report.reading import (
     PATCHED,
     PLAIN,
     compare_with,
     describe,
+    likeliest,
+    list_model,
+    list_versions,
     read_next_token,
+    yes_no_tokens,
 )
-from eah_interp.report.tokens import likeliest, yes_no_tokens
-from eah_interp.report.words import say_donors, say_settings
+from eah_interp.report.tables import say_donors, say_settings
 
 
 @dataclasses.dataclass(frozen=True)

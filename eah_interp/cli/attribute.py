@@ -6,11 +6,9 @@ from typing import Annotated
 
 import typer
 
-from eah_interp.cli.app import app
+from eah_interp.cli.app import app, save_figure, show, show_json, working
 from eah_interp.cli.commands import FIGURES, ImageFile
-from eah_interp.cli.console import save_figure, show, show_json, working
-from eah_interp.cli.options import PatchOptions, with_options
-from eah_interp.cli.words import check_output
+from eah_interp.cli.options import PatchOptions, check_output, with_options
 from eah_interp.errors import InputError, SettingsError
 from eah_interp.files import make_folder
 
@@ -88,8 +86,8 @@ def attribute(
         bar.step("importing torch and transformers")
         from eah_interp.cli.effects import attribute_objects
         from eah_interp.lvlm.images import read_image
-        from eah_interp.viz.effects import plot_targets
         from eah_interp.viz.figures import make_figure
+        from eah_interp.viz.heads import plot_targets
 
         for option, out in (("--figure", figure), ("--picture", picture)):
             check_output(out, suffixes=FIGURES, option=option)

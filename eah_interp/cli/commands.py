@@ -5,16 +5,14 @@ from typing import Annotated
 
 import typer
 
-from eah_interp.cli.again import write_command
-from eah_interp.cli.app import app
-from eah_interp.cli.console import (
-    save_figure,
-    show,
-    show_json,
-    working,
+from eah_interp.cli.app import app, save_figure, show, show_json, working
+from eah_interp.cli.options import (
+    ModelOptions,
+    PatchOptions,
+    check_output,
+    with_options,
+    write_command,
 )
-from eah_interp.cli.options import ModelOptions, PatchOptions, with_options
-from eah_interp.cli.words import check_output
 from eah_interp.files import make_folder
 
 FIGURES = (".png", ".pdf", ".svg")
@@ -92,9 +90,8 @@ def demo(
         bar.expect(2)
         bar.step("importing torch and transformers")
         from eah_interp.cli.demo import run_demo
-        from eah_interp.cli.record import record_inspection, save_demo
         from eah_interp.cli.subject import choose_subject
-        from eah_interp.cli.tables import show_demo
+        from eah_interp.cli.tables import record_inspection, save_demo, show_demo
         from eah_interp.viz.figures import make_figure
 
         if out is not None:
@@ -268,7 +265,7 @@ def models(*, options: ModelOptions) -> None:
             record = list_models()
             parts = list(show_models(record))
         else:
-            from eah_interp.report.facts import list_model
+            from eah_interp.report.reading import list_model
 
             bar.step("loading the model")
             model = options.load()

@@ -6,8 +6,7 @@ from eah_interp.errors import InputError
 from eah_interp.lvlm import LVLM
 from eah_interp.lvlm.inputs import DEFAULT_PROMPT
 from eah_interp.report import Inspection, Subject, inspect_subject
-from eah_interp.report.reading import write_text
-from eah_interp.report.tokens import next_tokens
+from eah_interp.report.reading import next_tokens, write_text
 
 
 def run_demo(

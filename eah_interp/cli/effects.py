@@ -17,13 +17,13 @@ from eah_interp.attribution import (
     attribute_patches,
     pose,
 )
-from eah_interp.attribution.cases.readouts import Target
-from eah_interp.cli.console import Bar
+from eah_interp.attribution.readouts import Target
+from eah_interp.cli.app import Bar
 from eah_interp.interventions import EAH
 from eah_interp.lvlm import LVLM
 from eah_interp.lvlm.images import read_image
-from eah_interp.report.facts import list_model, list_versions
-from eah_interp.report.words import say_settings
+from eah_interp.report.reading import list_model, list_versions
+from eah_interp.report.tables import say_settings
 
 RUNS = ("plain", "patched", "change")
 PARTS = ("new_pattern", "new_values", "new_scale")

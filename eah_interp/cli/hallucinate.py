@@ -10,12 +10,11 @@ from rich.table import Table
 from rich.text import Text
 
 from eah_interp.benchmarks import compare_benchmarks, run_toy_benchmark
-from eah_interp.cli.console import Bar
+from eah_interp.cli.app import Bar
 from eah_interp.interventions import EAH
 from eah_interp.lvlm import LVLM
-from eah_interp.report.facts import list_model, list_versions
-from eah_interp.report.reading import PLAIN, compare_with
-from eah_interp.report.words import say_settings
+from eah_interp.report.reading import PLAIN, compare_with, list_model, list_versions
+from eah_interp.report.tables import say_settings
 from eah_interp.toy import draw_scenes
 
 

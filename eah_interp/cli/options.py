@@ -3,24 +3,110 @@
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable
+import shlex
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from eah_interp.cli.words import (
-    check_device,
-    check_dtype,
-    parse_indices,
-    parse_number,
-)
 from eah_interp.errors import ModelError, SettingsError
 
 if TYPE_CHECKING:
     from eah_interp.interventions import EAH
     from eah_interp.lvlm import LVLM
 
+# ---- Words of the command line, read and checked before any work begins.
+
+
+def parse_indices(option: str, text: str | None) -> tuple[int, ...] | None:
+    """Read `0,1` as indices.
+
+    Raises:
+        SettingsError: If it is something else.
+
+    Example:
+        >>> parse_indices("--layers", "0, 1")
+        (0, 1)
+    """
+    if text is None:
+        return None
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        msg = f"{option} must be numbers with commas between, as in 0,1; got {text!r}"
+        raise SettingsError(msg) from error
+
+
+def parse_number(text: str | None) -> str | int | None:
+    """Read a head's number as a number, and leave words as they are.
+
+    Example:
+        >>> parse_number("7"), parse_number("densest")
+        (7, 'densest')
+    """
+    if text is None:
+        return None
+    return int(text) if text.lstrip("-").isdecimal() else text
+
+
+def check_output(
+    path: Path | None, *, suffixes: tuple[str, ...] = (), option: str = "--out"
+) -> None:
+    """See that a file can be written to a folder that exists, before work begins.
+
+    Args:
+        path: The file.
+        suffixes: What its name may end in.
+        option: The option that named it.
+
+    Raises:
+        SettingsError: If it cannot.
+    """
+    if path is None:
+        return
+    if path.suffix.lower() not in suffixes:
+        msg = f"{option} must end in {', '.join(suffixes)}, got {path.name!r}"
+        raise SettingsError(msg)
+    if not path.resolve().parent.is_dir():
+        msg = f"{option}: the folder {path.resolve().parent} does not exist"
+        raise SettingsError(msg)
+
+
+def check_dtype(name: str) -> None:
+    """See that a type of weights exists.
+
+    Raises:
+        SettingsError: If it does not.
+    """
+    import torch
+
+    if name != "auto" and not isinstance(getattr(torch, name, None), torch.dtype):
+        msg = f"--dtype must be float32, bfloat16, float16 or auto, got {name!r}"
+        raise SettingsError(msg)
+
+
+def check_device(name: str) -> None:
+    """See that a device is there and takes tensors.
+
+    Raises:
+        SettingsError: If it does not.
+    """
+    import torch
+
+    if name == "auto":
+        return
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        msg = f"--device {name} cannot be used here: {reason}"
+        raise SettingsError(msg) from error
+
+
 _MODEL, _EAH, _OUTPUT = "Model", "EAH settings", "Output"
+
+
 _PRESETS = ("default", "paper", "official")
 
 
@@ -251,3 +337,49 @@ def with_options(
         return run
 
     return decorate
+
+
+# ---- The command that makes a result again, written out from its options.
+
+
+def write_command(
+    name: str,
+    words: Iterable[object] = (),
+    *,
+    given: Mapping[str, object],
+    options: ModelOptions,
+) -> str:
+    """Write the command line that has the same meaning.
+
+    Args:
+        name: The command.
+        words: Its arguments.
+        given: Its own options, by name; lists are repeated, None, False and empty ones
+            left out, and True written without a value.
+        options: The shared options; those that were left at their defaults are left
+            out.
+
+    Returns:
+        One line, quoted for a POSIX shell.
+
+    Example:
+        >>> from eah_interp.cli.options import PatchOptions
+        >>> options = PatchOptions(layers="0,1", seed=4)
+        >>> write_command("ask", ["a b.png", "Why?"], given={}, options=options)
+        "eah-interp ask 'a b.png' 'Why?' --layers 0,1 --seed 4"
+    """
+    parts = ["eah-interp", name, *map(str, words)]
+    shared = {
+        field.name: getattr(options, field.name)
+        for field in dataclasses.fields(options)
+        if field.name != "json" and getattr(options, field.name) != field.default
+    }
+    for option, value in {**given, **shared}.items():
+        flag = f"--{option.replace('_', '-')}"
+        values = value if isinstance(value, list | tuple) else [value]
+        for one in values:
+            if one is True:
+                parts.append(flag)
+            elif one is not None and one is not False:
+                parts += [flag, str(one)]
+    return shlex.join(parts)

@@ -5,12 +5,14 @@ from typing import Annotated
 
 import typer
 
-from eah_interp.cli.again import write_command
-from eah_interp.cli.app import app
+from eah_interp.cli.app import app, show, show_json, working
 from eah_interp.cli.commands import ImageFile, MaxNewTokens
-from eah_interp.cli.console import show, show_json, working
-from eah_interp.cli.options import PatchOptions, with_options
-from eah_interp.cli.words import check_output
+from eah_interp.cli.options import (
+    PatchOptions,
+    check_output,
+    with_options,
+    write_command,
+)
 
 
 @app.command(rich_help_panel="Commands")
@@ -76,10 +78,10 @@ def report(
     with working() as bar:
         bar.expect(3)
         bar.step("importing torch and transformers")
-        from eah_interp.cli.record import record_inspection
+        from eah_interp.cli.tables import record_inspection
         from eah_interp.lvlm.images import read_image
         from eah_interp.report import inspect_image, write_report
-        from eah_interp.report.pictures import check_question
+        from eah_interp.report.inspect import check_question
         from eah_interp.viz.figures import make_figure
 
         check_output(out, suffixes=(".html", ".htm"))

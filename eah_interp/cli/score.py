@@ -5,8 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from eah_interp.cli.app import app
-from eah_interp.cli.console import show, show_json, working
+from eah_interp.cli.app import app, show, show_json, working
 
 score = typer.Typer(
     no_args_is_help=True,

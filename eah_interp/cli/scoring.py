@@ -26,9 +26,9 @@ from eah_interp.benchmarks import (
     score_answers,
     score_captions,
 )
-from eah_interp.benchmarks.captions import Repeats
-from eah_interp.benchmarks.pope_rules import Rule
-from eah_interp.report.facts import list_versions
+from eah_interp.benchmarks.ground_truth import Repeats
+from eah_interp.benchmarks.pope import Rule
+from eah_interp.report.reading import list_versions
 
 _OFTEN = 5
 

@@ -8,16 +8,21 @@ from typing import Any
 from rich.console import RenderableType
 from rich.text import Text
 
-from eah_interp.cli.console import Bar
+from eah_interp.cli.app import Bar
 from eah_interp.cli.tables import tabulate_density, tabulate_top
 from eah_interp.errors import SettingsError
 from eah_interp.interventions import EAH, SinkMap, score_sinks
 from eah_interp.lvlm import LVLM
 from eah_interp.lvlm.images import read_image
-from eah_interp.report.donors import list_donors
-from eah_interp.report.facts import list_model, list_versions
-from eah_interp.report.reading import PATCHED, compare_with, read_next_token
-from eah_interp.report.words import say_donors
+from eah_interp.report.inspection import list_donors
+from eah_interp.report.reading import (
+    PATCHED,
+    compare_with,
+    list_model,
+    list_versions,
+    read_next_token,
+)
+from eah_interp.report.tables import say_donors
 
 
 @dataclasses.dataclass(frozen=True)

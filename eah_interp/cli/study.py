@@ -5,11 +5,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from eah_interp.cli.app import app
-from eah_interp.cli.console import show, show_json, working
+from eah_interp.cli.app import app, show, show_json, working
 
 if TYPE_CHECKING:
-    from eah_interp.studies.run.progress import Progress
+    from eah_interp.studies.progress import Progress
 
 study = typer.Typer(
     name="study",
@@ -93,8 +92,8 @@ def run(
     folder = Path("runs") / file.stem if out is None else out
     try:
         with working():
-            from eah_interp.studies.plan.spec import StudyFile
-            from eah_interp.studies.run.progress import measure_progress
+            from eah_interp.studies.progress import measure_progress
+            from eah_interp.studies.study_file import StudyFile
 
             planned = StudyFile.load(file)
         # tqdm shows the progress from here on, also in a job's log.
@@ -124,7 +123,7 @@ def status(*, folder: Folder, json: Json = False) -> None:
     eah-interp study status runs/first
     """
     with working():
-        from eah_interp.studies.run.progress import measure_progress
+        from eah_interp.studies.progress import measure_progress
 
         found = measure_progress(folder)
     if json:
@@ -140,7 +139,7 @@ def check(*, file: File, json: Json = False) -> None:
     eah-interp study check study.yaml
     """
     with working():
-        from eah_interp.studies.plan.spec import StudyFile
+        from eah_interp.studies.study_file import StudyFile
 
         planned = StudyFile.load(file)
         record = planned.to_dict()

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from eah_interp.cli.console import show, show_json, working
+from eah_interp.cli.app import show, show_json, working
+from eah_interp.cli.options import check_output
 from eah_interp.cli.study import Folder, study
-from eah_interp.cli.words import check_output
 from eah_interp.errors import SettingsError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from eah_interp.studies.statistics.summary import StudySummary
+    from eah_interp.studies.summary import StudySummary
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,7 +54,7 @@ class SummaryOptions:
 
     def keywords(self) -> dict[str, Any]:
         """Return the keywords of `summarise` and `report`."""
-        from eah_interp.studies.statistics.draws import Draws
+        from eah_interp.studies.contrasts import Draws
 
         return {
             "reference": self.reference,

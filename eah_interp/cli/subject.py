@@ -6,7 +6,7 @@ from pathlib import Path
 from eah_interp.errors import InputError
 from eah_interp.lvlm.images import read_image
 from eah_interp.lvlm.inputs import DEFAULT_PROMPT
-from eah_interp.report.subject import Question, Subject, ask_for
+from eah_interp.report.reading import Question, Subject, ask_for
 from eah_interp.toy import GROUPS, OBJECTS, draw_scene, group_of, questions_for
 
 

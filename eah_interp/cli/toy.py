@@ -4,8 +4,7 @@ from typing import Annotated
 
 import typer
 
-from eah_interp.cli.app import app
-from eah_interp.cli.console import show, show_json, working
+from eah_interp.cli.app import app, show, show_json, working
 from eah_interp.cli.options import PatchOptions, with_options
 
 

@@ -8,8 +8,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from eah_interp._types import ColumnMask, Donors, HeadMask, HeadOutputs
-from eah_interp.interventions.patches import LayerPatch
-from eah_interp.interventions.settings import EAH
+from eah_interp.interventions.eah import EAH, LayerPatch
 from eah_interp.kernels import (
     ColumnScores,
     PatternBlock,
@@ -21,7 +20,7 @@ from eah_interp.kernels import (
     uniform_pattern,
 )
 from eah_interp.lvlm.attention import AttentionCall
-from eah_interp.lvlm.worker import Prompt
+from eah_interp.lvlm.prompt import Prompt
 
 
 def plan_patch(

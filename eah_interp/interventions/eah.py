@@ -1,240 +1,303 @@
 """EAH and its rivals as activation patches, inside any nnsight trace."""
 
-import contextlib
-from typing import Any, overload
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
 
-import nnsight
-from nnsight.intervention.iterator import Iterations
+from torch import Tensor
 
-from eah_interp._types import ColumnMask, Donors
-from eah_interp.errors import ModelError, UnsupportedError
-from eah_interp.interventions.donation import apply_patch, patched_items, plan_patch
-from eah_interp.interventions.editing import Patch, patch_run
-from eah_interp.interventions.intervention import Intervention
-from eah_interp.interventions.patches import EAHPatch, LayerPatch
-from eah_interp.interventions.settings import EAH
-from eah_interp.lvlm.anatomy import AttentionSite, attention_operation
-from eah_interp.lvlm.attention import AttentionCall
-from eah_interp.lvlm.runs import PatchedCall, patches_of_run, promise
-from eah_interp.lvlm.worker import memory_of_worker, prompt_of_worker
+from eah_interp._types import (
+    Definition,
+    Densities,
+    DonorRule,
+    Donors,
+    HeadColumnScores,
+    Steps,
+)
+from eah_interp.errors import SettingsError
+from eah_interp.kernels import DEFAULT_BETA, ColumnScores, HeadZero
 
-
-@overload
-def intervene(
-    model: Any,
-    eah: EAH | None = None,
-    *,
-    image_mask: ColumnMask | None = None,
-    prompt_mask: ColumnMask | None = None,
-) -> EAHPatch: ...
+# ---- The settings of an EAH broadcast: what is patched, and who donates.
 
 
-@overload
-def intervene(
-    model: Any,
-    eah: Intervention,
-    *,
-    image_mask: ColumnMask | None = None,
-    prompt_mask: ColumnMask | None = None,
-) -> Patch: ...
+Items = Literal["all", "first"]
+"""Which batch items are patched; `"first"` is the released file's accident."""
 
 
-def intervene(
-    model: Any,
-    eah: EAH | Intervention | None = None,
-    *,
-    image_mask: ColumnMask | None = None,
-    prompt_mask: ColumnMask | None = None,
-) -> EAHPatch | Patch:
-    """Patch the forward pass of the trace it is called in.
+@dataclass(frozen=True, kw_only=True)
+class EAH:
+    """Settings of EAH: broadcast one head's pattern to others in shallow layers.
 
-    The broadcast is written at the inputs of the attention call: every recipient
-    gets the donor's query and key, hence exactly the donor's pattern, and keeps its
-    own values. No pattern is materialised, whatever the attention backend. Like any
-    read or write in a trace, it comes before what lies in later layers. `Ablation`,
-    `PAI` and `VAR` are written at the output of the call, a block of rows at a time.
+    Source: Zhang et al., arXiv:2411.09968; `docs/method.md` says how the three
+    definitions of the sink score differ.
 
-    Args:
-        model: The traced model.
-        eah: Settings: `EAH`, `Ablation`, `PAI` or `VAR`; `EAH()` when None.
-        image_mask: `[batch, position]`, True at image tokens, where they cannot be
-            found from `input_ids`.
-        prompt_mask: `[batch, position]`, True at the prompt's tokens, where an answer
-            follows the prompt in the same forward pass (teacher forcing). The patch
-            is then the one that a generation of that answer would have had: donors
-            are chosen from the prompt's rows, and with `steps="prefill"` only these
-            rows are patched.
-
-    Returns:
-        Of EAH donors, densities and scores by layer, of others what they learned from
-        the prompt; saved: usable after the trace.
+    Attributes:
+        layers: Decoder layers to patch, counted from 0. The paper's "layer two" is 1.
+        definition: How sinks are scored: `"visible"` (ours), `"paper"`,
+            `"official"` (the released file).
+        beta: Threshold of a vision sink; by default 1.0 times the uniform share under
+            `"visible"`, 0.002 under `"paper"`, 0.0008 under `"official"`.
+        gamma: Least sink density that a densest donor must have; None for any.
+        donor: `"densest"` is the method. Controls: `"sparsest"`, `"random"` head,
+            `"mean"` of all patterns, `"uniform"` attention over the image columns,
+            `"shuffled"` image columns of the densest; or a head's index.
+        recipients: `"all"` heads, or the indices of those that receive.
+        steps: `"prefill"`, or `"all"`: decoding steps reuse the prefill's donor.
+        seed: For `"random"` and `"shuffled"`: one seed, which gives an item the same
+            draw whatever batch it stands in, or a seed for each batch item.
+        items: `"all"` batch items, or only the `"first"`, as in the released file.
+        head_0: Whether head 0 may donate; `"never"`, as in the released file, leaves
+            an item unpatched whose densest head is head 0.
 
     Raises:
-        UnsupportedError: Outside a trace; after the layer has run, or at a step that
-            comes too late for the settings; or where the layer's patches or the
-            batch's rows could not be kept apart.
-        SettingsError: If a layer or head does not exist.
-        ModelError: If a layer has no attention to patch.
-        InputError: If there is no image, or its tokens are not known.
-        NumericalError: If attention weights are NaN or infinite.
+        SettingsError: If a value is impossible, when the settings are made.
 
     Example:
-        >>> import eah_interp as eah
-        >>> from eah_interp.testing import random_image, tiny_lvlm, tiny_processor
-        >>> model = eah.wrap(tiny_lvlm("llava"), tiny_processor("llava"))
-        >>> with model.trace(random_image(), "Is there a cat?"):
-        ...     patch = eah.intervene(model, eah.EAH(layers=(1,)))
-        ...     logits = model.output.logits.save()
-        >>> patch.donors.shape, patch.density.shape
-        (torch.Size([1]), torch.Size([1, 4]))
+        >>> EAH().beta, EAH.paper().beta, EAH.official(layers=(1,)).beta
+        (1.0, 0.002, 0.0008)
+        >>> EAH(gamma=2.0)
+        Traceback (most recent call last):
+            ...
+        eah_interp.errors.SettingsError: gamma is a share of the image columns in \
+(0, 1], got 2.0
     """
-    eah = EAH() if eah is None else eah
-    memory = memory_of_worker()
-    sites = find_sites(model, eah)
-    if isinstance(eah, Intervention):
-        return patch_run(
-            model, eah, sites, image_mask=image_mask, prompt_mask=prompt_mask
-        )
-    promise(model.interleaver, memory, eah)
-    whole = prompt_of_worker(model, image_mask=image_mask).limit(prompt_mask)
-    done = []
-    for site in sites:
-        operation = PatchedCall(attention_operation(model, site), layer=site.layer)
-        key = (site.layer, eah)
-        is_prefill = key not in memory.donors
-        if is_prefill and operation.step > 0:
-            check_late_start(eah, step=operation.step)
-        call = AttentionCall.parse(operation.inputs)
-        operation.check_rows(call.queries.shape[0])
-        # Each pass after the prompt's reads one token.
-        prompt = whole.fit(call, generated=operation.step)
-        if is_prefill:
-            patch = plan_patch(eah, call, prompt, layer=site.layer)
-            memory.donors[key] = patch.donors
-        else:
-            donors = memory.donors[key]
-            patch = LayerPatch(
-                site.layer, donors, patched_items(eah, donors), None, None
+
+    layers: tuple[int, ...] = (1,)
+    definition: Definition = "visible"
+    beta: float | None = None
+    gamma: float | None = None
+    donor: DonorRule | int = "densest"
+    recipients: Literal["all"] | tuple[int, ...] = "all"
+    steps: Steps = "prefill"
+    seed: int | tuple[int, ...] = 0
+    items: Items = "all"
+    head_0: HeadZero = "eligible"
+
+    def __post_init__(self) -> None:
+        _check_choice("definition", self.definition, Definition)
+        _check_choice("steps", self.steps, Steps)
+        _check_choice("items", self.items, Items)
+        _check_choice("head_0", self.head_0, HeadZero)
+        if isinstance(self.donor, bool) or not isinstance(self.donor, int):
+            _check_choice("donor", self.donor, DonorRule, more=" or a head index")
+        elif self.donor < 0:
+            msg = f"donor head must be 0 or more, got {self.donor}"
+            raise SettingsError(msg)
+        object.__setattr__(self, "layers", _indices("layers", self.layers))
+        if self.recipients != "all":
+            chosen = _indices("recipients", self.recipients)
+            object.__setattr__(self, "recipients", chosen)
+        if not isinstance(self.seed, int):
+            object.__setattr__(self, "seed", tuple(int(s) for s in self.seed))
+        beta = DEFAULT_BETA[self.definition] if self.beta is None else self.beta
+        if not 0 <= beta < float("inf"):
+            msg = f"beta must be a number of 0 or more, got {beta}"
+            raise SettingsError(msg)
+        object.__setattr__(self, "beta", float(beta))
+        if self.gamma is not None and not 0 < self.gamma <= 1:
+            msg = f"gamma is a share of the image columns in (0, 1], got {self.gamma}"
+            raise SettingsError(msg)
+
+    @classmethod
+    def paper(cls, **changes: Any) -> "EAH":
+        """Make the settings of the paper: layer index 1, its score, any head donates.
+
+        Args:
+            **changes: Settings that differ.
+
+        Returns:
+            The settings.
+        """
+        return cls(**{"definition": "paper", **changes})
+
+    @classmethod
+    def official(cls, **changes: Any) -> "EAH":
+        """Make the settings that the released file really runs with.
+
+        Decoder layer 15 (not two), head 0 never donates, only the first batch item
+        is patched, the score divides by `E - (y - S)`, beta is 0.0008.
+
+        Args:
+            **changes: Settings that differ, such as `layers=(1,)`.
+
+        Returns:
+            The settings.
+        """
+        released = {
+            "layers": (15,),
+            "definition": "official",
+            "items": "first",
+            "head_0": "never",
+        }
+        return cls(**{**released, **changes})
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "EAH":
+        """Make settings from a mapping, as JSON gives it back.
+
+        Raises:
+            SettingsError: If a key is unknown.
+        """
+        known = {item.name for item in dataclasses.fields(cls)}
+        unknown = sorted(set(values) - known)
+        if unknown:
+            msg = (
+                f"unknown settings {', '.join(unknown)}: expected "
+                f"{', '.join(sorted(known))}"
             )
-        if is_prefill or eah.steps == "all":
-            apply_patch(eah, operation, call, prompt, patch)
-        done.append(patch)
-    memory.steps[eah] = memory.steps.get(eah, 0) + 1
-    result = EAHPatch(eah, tuple(done))
-    # A stored edit that runs under a plain `generate` has no trace to return to.
-    with contextlib.suppress(ValueError):
-        nnsight.save(result)
-    return result
+            raise SettingsError(msg)
+        lists: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in values.items()
+        }
+        return cls(**lists)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Write the settings as a mapping that JSON can hold.
+
+        Example:
+            >>> EAH.from_dict(EAH.paper(gamma=0.2).to_dict()) == EAH.paper(gamma=0.2)
+            True
+        """
+        values = dataclasses.asdict(self)
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
+
+    @property
+    def needs_scores(self) -> bool:
+        """Whether the choice of donor depends on sink densities."""
+        return self.donor in ("densest", "sparsest", "shuffled")
+
+    @property
+    def has_donor_head(self) -> bool:
+        """Whether one head donates: not under `"mean"` and `"uniform"`."""
+        return self.donor not in ("mean", "uniform")
+
+    @property
+    def remakes_pattern(self) -> bool:
+        """Whether the donated pattern is no head's own, so that it must be built."""
+        return self.donor in ("mean", "uniform", "shuffled")
+
+    def check_fits(self, *, n_heads: int) -> None:
+        """See that heads named in the settings exist in a model.
+
+        Args:
+            n_heads: Query heads of a layer.
+
+        Raises:
+            SettingsError: If one does not.
+        """
+        named = [] if self.recipients == "all" else list(self.recipients)
+        if isinstance(self.donor, int):
+            named.append(self.donor)
+        beyond = [head for head in named if head >= n_heads]
+        if beyond:
+            msg = f"heads {beyond} do not exist: the model has heads 0 to {n_heads - 1}"
+            raise SettingsError(msg)
 
 
-def edit(model: Any, eah: EAH | Intervention | None = None) -> Any:
-    """Make a patched twin of a model: patched in every later trace and generation.
+def _check_choice(name: str, value: object, choices: Any, more: str = "") -> None:
+    if value not in get_args(choices):
+        listed = ", ".join(get_args(choices))
+        msg = f"{name} must be one of {listed}{more}, got {value!r}"
+        raise SettingsError(msg)
 
-    The original stays as it is; weights are shared.
 
-    Args:
-        model: An LVLM.
-        eah: Settings: `EAH`, `Ablation`, `PAI` or `VAR`; `EAH()` when None.
+def _indices(name: str, values: object) -> tuple[int, ...]:
+    if isinstance(values, int):
+        values = (values,)
+    if not isinstance(values, tuple | list | range) or not values:
+        msg = f"{name} must be a non-empty tuple of indices, got {values!r}"
+        raise SettingsError(msg)
+    for value in values:
+        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+            msg = f"{name} must be indices of 0 or more, got {value!r}"
+            raise SettingsError(msg)
+    if len(set(values)) != len(values):
+        msg = f"{name} must not repeat an index, got {tuple(values)}"
+        raise SettingsError(msg)
+    return tuple(sorted(values))
 
-    Returns:
-        The patched LVLM.
 
-    Raises:
-        SettingsError: If a layer or head does not exist.
-        ModelError: If a layer has no attention to patch.
+# ---- What an intervention reports back: donors, densities and scores by layer.
 
-    Example:
-        >>> import eah_interp as eah
-        >>> from eah_interp.testing import random_image, tiny_lvlm, tiny_processor
-        >>> model = eah.wrap(tiny_lvlm("llava"), tiny_processor("llava"))
-        >>> patched = eah.edit(model, eah.EAH(layers=(1,)))
-        >>> isinstance(patched.describe(random_image(), max_new_tokens=2), str)
-        True
+
+@dataclass(frozen=True)
+class LayerPatch:
+    """What EAH did in one layer.
+
+    Attributes:
+        layer: The decoder layer, counted from 0.
+        donors: Donor head of each batch item; -1 where nothing was patched. Under
+            the `"mean"` and `"uniform"` controls, which have no donor head, -1.
+        patched: Which batch items were patched.
+        density: Sink density of each head; None where no score was needed.
+        scores: Each column's score; None where no score was needed.
     """
-    eah = EAH() if eah is None else eah
-    find_sites(model, eah)
-    if eah.steps == "prefill":
-        with model.edit() as (_, edited):
-            intervene(edited, eah)
-    else:
-        with model.edit() as (_, edited):
-            # `tracer.iter[:]` without the tracer, which cannot travel to a server.
-            for _ in Iterations()[:]:
-                intervene(edited, eah)
-        edited.loops_openly = True
-    return edited
+
+    layer: int
+    donors: Donors
+    patched: Tensor
+    density: Densities | None
+    scores: ColumnScores | None
 
 
-def donors_of_run(model: Any) -> dict[int, Donors]:
-    """Look up who donated in a model's latest run, such as a generation under `edit`.
+@dataclass(frozen=True)
+class EAHPatch:
+    """What EAH did in a forward pass, by layer.
 
-    Args:
-        model: The model that ran.
-
-    Returns:
-        Donor head of each batch item, `[batch]`, by layer; -1 where an item was not
-        patched or the donor is no head (`"mean"`, `"uniform"`). Empty if EAH was not
-        in the run.
-
-    Example:
-        >>> import eah_interp as eah
-        >>> from eah_interp.interventions import donors_of_run
-        >>> from eah_interp.testing import random_image, tiny_lvlm, tiny_processor
-        >>> model = eah.wrap(tiny_lvlm("llava"), tiny_processor("llava"))
-        >>> patched = eah.edit(model, eah.EAH(layers=(1,), donor=2))
-        >>> text = patched.describe(random_image(), max_new_tokens=2)
-        >>> donors_of_run(patched)
-        {1: tensor([2])}
+    Attributes:
+        eah: The settings.
+        layers: What it did in each patched layer, in order.
     """
-    return {
-        layer: donors
-        for memory in patches_of_run(model)
-        for (layer, _), donors in sorted(
-            memory.donors.items(), key=lambda known: known[0][0]
-        )
-    }
 
+    eah: EAH
+    layers: tuple[LayerPatch, ...]
 
-def find_sites(model: Any, eah: EAH | Intervention) -> list[AttentionSite]:
-    """Find the attention of the layers to patch, in a whole model.
+    def __getitem__(self, layer: int) -> LayerPatch:
+        """Look up one patched layer by its decoder index.
 
-    Raises:
-        ModelError: If the model is only a part of one, or a layer has no attention.
-        SettingsError: If a layer or head does not exist.
-    """
-    anatomy = getattr(model, "anatomy", None)
-    if anatomy is None:
-        where = getattr(model, "path", type(model).__name__)
-        msg = (
-            f"expected a model of eah_interp.load or eah_interp.wrap, got {where}: "
-            "pass the whole model, not one of its modules"
-        )
-        raise ModelError(msg)
-    if isinstance(eah, Intervention):
-        config = model.config.get_text_config(decoder=True)
-        eah.check_fits(n_heads=anatomy.n_heads, d_model=config.hidden_size)
-        return eah.find_sites(anatomy)
-    sites = [anatomy.site(layer) for layer in eah.layers]
-    eah.check_fits(n_heads=anatomy.n_heads)
-    return sites
+        Raises:
+            SettingsError: If that layer was not patched.
+        """
+        for patch in self.layers:
+            if patch.layer == layer:
+                return patch
+        named = ", ".join(str(patch.layer) for patch in self.layers)
+        msg = f"layer {layer} was not patched: patched layers are {named}"
+        raise SettingsError(msg)
 
+    @property
+    def donors(self) -> Donors:
+        """Donor head of each item, `[batch]`, where one layer is patched.
 
-def check_late_start(eah: EAH, *, step: int) -> None:
-    """See that a patch can begin after the prompt was read.
+        Raises:
+            SettingsError: If several are; look one up, as in `patch[1].donors`.
+        """
+        return self._only().donors
 
-    Raises:
-        UnsupportedError: If it is a patch of the prompt, or takes its donors from it.
-    """
-    if eah.steps == "prefill":
-        msg = (
-            f'called at step {step}, but steps="prefill" patches the prompt, which '
-            'step 0 reads; call it at step 0, or use steps="all"'
-        )
-        raise UnsupportedError(msg)
-    if eah.needs_scores:
-        msg = (
-            f"called first at step {step}, but the {eah.donor} donor is chosen from "
-            "the prompt, which step 0 reads; call it from step 0 on, as in "
-            "`for _ in tracer.iter[:]`, or name a head, as in EAH(donor=0)"
-        )
-        raise UnsupportedError(msg)
+    @property
+    def density(self) -> Densities | None:
+        """Sink density, `[batch, head]`, where one layer is patched.
+
+        Raises:
+            SettingsError: If several are.
+        """
+        return self._only().density
+
+    @property
+    def scores(self) -> HeadColumnScores | None:
+        """Column scores, `[batch, head, key]`, where one layer is patched.
+
+        Raises:
+            SettingsError: If several are.
+        """
+        scores = self._only().scores
+        return None if scores is None else scores.scores
+
+    def _only(self) -> LayerPatch:
+        if len(self.layers) != 1:
+            named = ", ".join(str(patch.layer) for patch in self.layers)
+            first = self.layers[0].layer
+            msg = f"layers {named} were patched: name one, as in patch[{first}]"
+            raise SettingsError(msg)
+        return self.layers[0]

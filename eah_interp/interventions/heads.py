@@ -9,8 +9,11 @@ import torch
 from torch import Tensor
 
 from eah_interp.errors import SettingsError
-from eah_interp.interventions.intervention import Intervention, check_indices
-from eah_interp.interventions.point import PatchPoint
+from eah_interp.interventions.intervention import (
+    Intervention,
+    PatchPoint,
+    check_indices,
+)
 from eah_interp.kernels import (
     PatternBlock,
     hide_columns,

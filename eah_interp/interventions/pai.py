@@ -8,11 +8,11 @@ from torch import Tensor
 from eah_interp.interventions.intervention import (
     Intervention,
     Layers,
+    PatchPoint,
     check_layers,
     check_number,
     find_layers,
 )
-from eah_interp.interventions.point import PatchPoint
 from eah_interp.kernels import boost_scores
 from eah_interp.lvlm.anatomy import Anatomy, AttentionSite
 

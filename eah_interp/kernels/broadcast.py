@@ -10,7 +10,7 @@ from torch import Tensor
 
 from eah_interp._types import Donors, HeadMask, Keys, Pattern, Queries
 from eah_interp.errors import SettingsError, UnsupportedError
-from eah_interp.kernels.abstract import is_abstract
+from eah_interp.kernels.patterns import is_abstract
 
 
 def broadcast_pattern(

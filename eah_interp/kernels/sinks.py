@@ -5,18 +5,120 @@ docs/method.md. The three definitions differ in the rows they count and in what
 they divide by.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from eah_interp._types import ColumnMask, Definition, Keys, Pattern, Queries
+from eah_interp._types import (
+    ColumnMask,
+    Definition,
+    Densities,
+    Donors,
+    HeadColumnMask,
+    HeadColumnScores,
+    HeadMask,
+    Keys,
+    Pattern,
+    Queries,
+)
 from eah_interp.errors import InputError, NumericalError, SettingsError
-from eah_interp.kernels.abstract import is_abstract
-from eah_interp.kernels.scores import DEFAULT_BETA, ColumnScores
-from eah_interp.kernels.streaming import PatternBlock, exact_product, pattern_blocks
+from eah_interp.kernels.patterns import (
+    PatternBlock,
+    exact_product,
+    is_abstract,
+    pattern_blocks,
+)
+
+# ---- What a sink score is compared with: vision sinks, their density, dense heads.
+
+
+DEFAULT_BETA: dict[Definition, float] = {
+    "paper": 0.002,
+    "official": 0.0008,
+    "visible": 1.0,
+}
+"""The threshold each definition is published with (ours: the uniform share)."""
+
+
+@dataclass(frozen=True)
+class ColumnScores:
+    """How much attention each column receives, and what that is compared with.
+
+    Attributes:
+        scores: Mean received attention, float32; 0 where a column is not judged.
+        unit: What `beta` multiplies: 1, or under `"visible"` each column's uniform
+            share. The head axis is 1 where all heads see the same keys.
+        columns: The columns that are judged (`"official"` drops the first of them).
+    """
+
+    scores: HeadColumnScores
+    unit: Float[Tensor, "batch #head key"]
+    columns: ColumnMask
+
+    def sinks(self, beta: float) -> HeadColumnMask:
+        """Mark the vision sinks: judged columns with `score > beta * unit`.
+
+        Args:
+            beta: Threshold, in multiples of `unit`.
+
+        Returns:
+            True at each vision sink of each head.
+
+        Example:
+            >>> import torch
+            >>> scores = torch.tensor([[[0.0, 0.3, 0.1]]])
+            >>> judged = torch.tensor([[False, True, True]])
+            >>> ColumnScores(scores, torch.ones(1, 1, 3), judged).sinks(0.2)
+            tensor([[[False,  True, False]]])
+        """
+        return (self.scores > beta * self.unit) & self.columns.unsqueeze(1)
+
+    def density(self, beta: float) -> Densities:
+        """Measure the share of the judged columns that are vision sinks.
+
+        Args:
+            beta: Threshold, in multiples of `unit`.
+
+        Returns:
+            Sink density of each head, in [0, 1].
+
+        Example:
+            >>> import torch
+            >>> scores = torch.tensor([[[0.0, 0.3, 0.1]]])
+            >>> judged = torch.tensor([[False, True, True]])
+            >>> ColumnScores(scores, torch.ones(1, 1, 3), judged).density(0.2)
+            tensor([[0.5000]])
+        """
+        judged = self.columns.sum(-1, keepdim=True).clamp(min=1)
+        return self.sinks(beta).sum(-1) / judged
+
+
+def dense_heads(density: Densities, *, gamma: float) -> HeadMask:
+    """Mark the dense vision-sink heads, `density >= gamma`.
+
+    Args:
+        density: Sink density of each head.
+        gamma: Least density, in (0, 1]; the paper looks at 0.15 and 0.20.
+
+    Returns:
+        True at each dense head.
+
+    Raises:
+        SettingsError: If gamma is outside (0, 1].
+
+    Example:
+        >>> import torch
+        >>> dense_heads(torch.tensor([[0.1, 0.2]]), gamma=0.2)
+        tensor([[False,  True]])
+    """
+    if not 0 < gamma <= 1:
+        msg = f"gamma is a share of the image columns in (0, 1], got {gamma}"
+        raise SettingsError(msg)
+    return density >= gamma
 
 
 def score_columns(
@@ -253,3 +355,103 @@ def _check_masks(
                 "contain the model's image token id"
             )
             raise InputError(msg)
+
+
+# ---- Which head donates its pattern.
+
+
+HeadZero = Literal["eligible", "never"]
+"""Whether head 0 may donate; `"never"` is the released file's accident."""
+
+
+def choose_donors(
+    density: Densities,
+    *,
+    rule: Literal["densest", "sparsest", "random"] | int = "densest",
+    gamma: float | None = None,
+    seed: int | Sequence[int] = 0,
+    head_0: HeadZero = "eligible",
+) -> Donors:
+    """Choose each item's donor head from the sink densities of its layer.
+
+    On a tie the lowest index wins. Under `"densest"` an item in which no head has a
+    vision sink (or none reaches `gamma`) has no donor, and gets -1: there is no
+    densest sink to broadcast, and head 0 would be an accident of the tie rule.
+
+    Args:
+        density: Sink density of each head.
+        rule: `"densest"` (the method), `"sparsest"` or `"random"` (controls), or
+            the index of a head.
+        gamma: Least density that a densest donor must have.
+        seed: For `"random"`: one seed, under which every item draws the same head
+            whatever batch it stands in, or one seed for each item.
+        head_0: `"never"`: an item whose donor would be head 0 has no donor, as in
+            the released file (`if k > 0`).
+
+    Returns:
+        Index of each item's donor; -1 where there is none.
+
+    Raises:
+        SettingsError: If the rule is unknown or the head does not exist.
+        InputError: If there is not one seed for each item.
+
+    Example:
+        >>> import torch
+        >>> density = torch.tensor([[0.1, 0.4, 0.4], [0.0, 0.0, 0.0]])
+        >>> choose_donors(density).tolist()
+        [1, -1]
+        >>> choose_donors(density, rule="sparsest").tolist()
+        [0, 0]
+    """
+    n_batch, n_heads = density.shape
+    if isinstance(rule, int):
+        if not 0 <= rule < n_heads:
+            msg = f"donor head {rule} does not exist: expected 0 to {n_heads - 1}"
+            raise SettingsError(msg)
+        donors = torch.full((n_batch,), rule, device=density.device)
+    elif rule == "densest":
+        most, donors = _lowest_index(density, largest=True)
+        donors = donors.masked_fill(most <= 0, -1)
+        if gamma is not None:
+            donors = donors.masked_fill(most < gamma, -1)
+    elif rule == "sparsest":
+        _, donors = _lowest_index(density, largest=False)
+    elif rule == "random":
+        seeds = _seed_per_item(seed, n_batch)
+        drawn = [
+            int(torch.randint(n_heads, (), generator=torch.Generator().manual_seed(s)))
+            for s in seeds
+        ]
+        donors = torch.tensor(drawn, device=density.device)
+    else:
+        msg = (
+            "donor must be 'densest', 'sparsest', 'random' or a head index here, "
+            f"got {rule!r}"
+        )
+        raise SettingsError(msg)
+    return donors.masked_fill(donors == 0, -1) if head_0 == "never" else donors
+
+
+def _lowest_index(
+    density: torch.Tensor, *, largest: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Find the extreme density and the first head that has it.
+
+    `argmax` may return any of several equal maxima on CUDA; this cannot.
+    """
+    best = density.amax(-1) if largest else density.amin(-1)
+    heads = torch.arange(density.shape[-1], device=density.device)
+    tied = density == best.unsqueeze(-1)
+    return best, heads.masked_fill(~tied, density.shape[-1]).amin(-1)
+
+
+def _seed_per_item(seed: int | Sequence[int], n_batch: int) -> Sequence[int]:
+    if isinstance(seed, int):
+        return [seed] * n_batch
+    if len(seed) != n_batch:
+        msg = (
+            f"expected one seed for each of {n_batch} batch items, got {len(seed)}; "
+            "pass a single seed to use it for every item"
+        )
+        raise InputError(msg)
+    return seed

@@ -7,6 +7,9 @@ assigned from transformers' `ALL_ATTENTION_FUNCTIONS`; the output projection is 
 last module called after. What is resolved here is then run and checked in `verify.py`.
 """
 
+import ast
+import inspect
+import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -14,13 +17,144 @@ from typing import Any
 from torch import nn
 
 from eah_interp.errors import EAHError, ModelError, SettingsError
-from eah_interp.lvlm.dispatch import (
-    REGISTRY,
-    attention_call_of,
-    find_attention_call,
-)
-from eah_interp.lvlm.refusals import refuse_config
 from eah_interp.lvlm.spans import image_token_id
+
+# ---- Finding the attention call in a forward's source, by what it is.
+
+
+REGISTRY = "ALL_ATTENTION_FUNCTIONS"
+
+
+@dataclass(frozen=True)
+class CallSite:
+    """Where a forward calls its attention.
+
+    Attributes:
+        variable: Name of the variable that is called.
+        line: Line of the call in the forward's source.
+        modules_after: Names `x` of the calls `self.x(...)` that follow, in order.
+    """
+
+    variable: str
+    line: int
+    modules_after: tuple[str, ...]
+
+
+_CALLS: dict[str, CallSite | None] = {}
+
+
+_KINDS: dict[type[nn.Module], CallSite | None] = {}
+
+
+def attention_call_of(kind: type[nn.Module]) -> CallSite | None:
+    """Find the attention call in a class's forward, reading its source once."""
+    if kind not in _KINDS:
+        _KINDS[kind] = _read_call(kind)
+    return _KINDS[kind]
+
+
+def _read_call(kind: type[nn.Module]) -> CallSite | None:
+    forward = inspect.unwrap(kind.forward)
+    try:
+        source = textwrap.dedent(inspect.getsource(forward))
+    except (OSError, TypeError):
+        return None
+    return find_attention_call(source)
+
+
+def find_attention_call(source: str) -> CallSite | None:
+    """Find the attention call in a forward's source, parsing each source once.
+
+    The memory is a plain dict because this function travels to servers by value,
+    which `functools.cache` cannot.
+    """
+    if source not in _CALLS:
+        _CALLS[source] = _parse_call(source) if REGISTRY in source else None
+    return _CALLS[source]
+
+
+def _parse_call(source: str) -> CallSite | None:
+    tree = ast.parse(source)
+    variables = {
+        target.id
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Assign | ast.AnnAssign)
+        and node.value is not None
+        and any(
+            isinstance(n, ast.Name) and n.id == REGISTRY for n in ast.walk(node.value)
+        )
+        for target in (node.targets if isinstance(node, ast.Assign) else [node.target])
+        if isinstance(target, ast.Name)
+    }
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    dispatch = [
+        node
+        for node in calls
+        if isinstance(node.func, ast.Name) and node.func.id in variables
+    ]
+    if len(dispatch) != 1:
+        return None
+    call = dispatch[0]
+    after = sorted(
+        (node.lineno, node.func.attr)
+        for node in calls
+        if node.lineno > call.lineno
+        and isinstance(node.func, ast.Attribute)
+        and isinstance(node.func.value, ast.Name)
+        and node.func.value.id == "self"
+    )
+    assert isinstance(call.func, ast.Name)
+    return CallSite(call.func.id, call.lineno, tuple(name for _, name in after))
+
+
+# ---- Models that cannot be worked on, told by their config alone.
+
+
+_SIGHT = ("vision_config", "vq_config", "image_token_id", "image_token_index")
+
+
+def refuse_config(
+    config: Any,
+    name: str,
+    *,
+    image_token: int | None = None,
+) -> None:
+    """Refuse a model by its config alone, before its weights are read.
+
+    Args:
+        config: A transformers config.
+        name: What to call the model in the message.
+        image_token: The image token's id, if the user names one.
+
+    Raises:
+        ModelError: If it is an encoder-decoder, sees by cross-attention, or is blind.
+    """
+    text = config.get_text_config(decoder=True)
+    if getattr(config, "is_encoder_decoder", False) or getattr(
+        text, "is_encoder_decoder", False
+    ):
+        msg = (
+            f"{name} is an encoder-decoder: its decoder reads the image through "
+            "cross-attention, so there are no image columns to score or broadcast; "
+            "use a decoder-only LVLM"
+        )
+        raise ModelError(msg)
+    if getattr(text, "cross_attention_layers", None):
+        msg = (
+            f"{name} reads the image through cross-attention layers: there are no "
+            "image columns in its self-attention to score or broadcast; use an LVLM "
+            "that puts image tokens into the prompt"
+        )
+        raise ModelError(msg)
+    if image_token is None and not any(
+        getattr(config, key, None) is not None for key in _SIGHT
+    ):
+        msg = (
+            f"{name} is a text-only model: its config has no vision part and no image "
+            "token; pass a vision-language model, or image_token_id=... if images "
+            "enter it some other way"
+        )
+        raise ModelError(msg)
 
 
 @dataclass(frozen=True)
@@ -270,3 +404,55 @@ def _head_counts(attention: nn.Module, text: Any) -> tuple[int, int, int]:
 def walk_sites(anatomy: Anatomy) -> Iterator[AttentionSite]:
     """Yield the attention sites in the order that a forward pass reaches them."""
     yield from (anatomy.sites[layer] for layer in sorted(anatomy.sites))
+
+
+# ---- What besides attention stands between the residual stream and the logits.
+
+
+def norm_paths(model: nn.Module, anatomy: Anatomy) -> list[str]:
+    """List the norms between what a component writes and the logits.
+
+    Those are the norms of the decoder, of its layers, and of attention modules between
+    the call and the output projection.
+    """
+    parent = anatomy.layers.rpartition(".")[0]
+    owners = [parent, *_layer_paths(model, anatomy)]
+    paths = [
+        f"{owner}.{name}"
+        for owner in owners
+        for name, child in model.get_submodule(owner).named_children()
+        if _is_norm(child)
+    ]
+    for site in anatomy.sites.values():
+        attention = model.get_submodule(site.path)
+        call = attention_call_of(type(attention))
+        after = () if call is None else call.modules_after
+        paths += [
+            f"{site.path}.{name}"
+            for name, child in attention.named_children()
+            if name in after and _is_norm(child)
+        ]
+    return paths
+
+
+def block_paths(model: nn.Module, anatomy: Anatomy) -> list[str]:
+    """List what else computes in decoder layers: MLPs, experts, linear attention."""
+    attentions = {site.path for site in anatomy.sites.values()}
+    return [
+        f"{owner}.{name}"
+        for owner in _layer_paths(model, anatomy)
+        for name, child in model.get_submodule(owner).named_children()
+        if f"{owner}.{name}" not in attentions
+        and not _is_norm(child)
+        and not isinstance(child, nn.Dropout | nn.Identity)
+    ]
+
+
+def _layer_paths(model: nn.Module, anatomy: Anatomy) -> list[str]:
+    names = [name for name, _ in model.get_submodule(anatomy.layers).named_children()]
+    return [f"{anatomy.layers}.{name}" for name in names]
+
+
+def _is_norm(module: nn.Module) -> bool:
+    named = "norm" in type(module).__name__.lower()
+    return named and not isinstance(module, nn.Embedding)

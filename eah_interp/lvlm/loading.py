@@ -1,16 +1,135 @@
 """Loading a checkpoint, or wrapping a model that is already in memory."""
 
+import contextlib
+import re
+from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import transformers as hf
 from torch import nn
-from transformers import AutoConfig
+from transformers import AutoConfig, PreTrainedTokenizerBase, ProcessorMixin
 
-from eah_interp.errors import InputError
+from eah_interp.errors import EAHError, InputError, ModelError
+from eah_interp.lvlm.anatomy import refuse_config
 from eah_interp.lvlm.model import LVLM
-from eah_interp.lvlm.processors import load_processor
-from eah_interp.lvlm.refusals import refuse_config
-from eah_interp.lvlm.versions import naming_versions
+
+# ---- Which nnsight and transformers the hook points were tested with.
+
+
+TESTED: dict[str, tuple[str, str]] = {
+    "nnsight": ("0.8.1", "0.8.1"),
+    "transformers": ("5.23.0", "5.23.0"),
+}
+"""Lowest and highest tested release of what hook points depend on."""
+
+
+def list_untested() -> str:
+    """Say which installed libraries are outside the tested range; empty if none is.
+
+    Example:
+        >>> list_untested()
+        ''
+    """
+    found = []
+    for name, (low, high) in TESTED.items():
+        installed = version(name)
+        if not _order(low) <= _order(installed) <= _order(high):
+            tested = low if low == high else f"{low} to {high}"
+            found.append(f"{name} {installed} (tested: {tested})")
+    return ", ".join(found)
+
+
+@contextlib.contextmanager
+def naming_versions() -> Iterator[None]:
+    """Say in any failure to load whether untested versions may be its cause.
+
+    Raises:
+        ModelError: In place of whatever else was raised, where a version is untested.
+    """
+    try:
+        yield
+    except Exception as error:
+        untested = list_untested()
+        if not untested or (
+            isinstance(error, EAHError) and not isinstance(error, ModelError)
+        ):
+            raise
+        msg = (
+            f"{error}; this may be for the versions installed: {untested}; install "
+            "the tested ones, or write an issue with this message"
+        )
+        raise ModelError(msg) from error
+
+
+def _order(release: str) -> tuple[int, ...]:
+    """Make release numbers comparable; what follows the numbers does not count.
+
+    Example:
+        >>> _order("5.10.0.dev1") > _order("5.9")
+        True
+    """
+    numbers = []
+    for part in release.split("+")[0].split("."):
+        if not part.isdigit():
+            break
+        numbers.append(int(part))
+    while numbers and numbers[-1] == 0:
+        numbers.pop()
+    return tuple(numbers)
+
+
+# ---- Processors of families whose video half needs a package that is not installed.
+
+
+IMAGES_ONLY = ("image_processor", "tokenizer")
+
+
+def drop_video(processor_class: type[ProcessorMixin]) -> type[ProcessorMixin]:
+    """Return a subclass of a processor class that takes pictures and text only.
+
+    The video processors of transformers need torchvision; a processor class that wants
+    one cannot be built, or loaded, without it. The subclass keeps the name, so that
+    what it saves is loaded by the full class where torchvision is installed.
+
+    Args:
+        processor_class: Any processor class, such as `transformers.Qwen2VLProcessor`.
+    """
+    names = [name for name in processor_class.get_attributes() if name in IMAGES_ONLY]
+    body = {
+        "get_attributes": classmethod(lambda cls: names),  # noqa: ARG005, is inherited
+        "__module__": processor_class.__module__,
+        "__doc__": processor_class.__doc__,
+    }
+    return type(processor_class.__name__, (processor_class,), body)
+
+
+def load_processor(
+    path: str | Path, **kwargs: Any
+) -> ProcessorMixin | PreTrainedTokenizerBase:
+    """Load a processor, without its video half where that cannot be loaded.
+
+    The real processor with all of its parts is tried first. Where a model type has
+    none, as that of a text decoder, transformers gives its tokenizer.
+
+    Args:
+        path: Folder or name on the Hub.
+        **kwargs: What `from_pretrained` takes.
+    """
+    try:
+        return hf.AutoProcessor.from_pretrained(path, **kwargs)
+    except (ImportError, OSError) as error:
+        if not re.search("video ?processor", str(error), re.IGNORECASE):
+            raise
+        settings, _ = ProcessorMixin.get_processor_dict(path, **kwargs)
+        config = hf.AutoConfig.from_pretrained(path, **kwargs)
+        named = settings.get("processor_class")
+        name = named or getattr(config, "processor_class", None)
+        if name is None:  # there is no processor here at all
+            raise
+    return drop_video(getattr(hf, name)).from_pretrained(path, **kwargs)
+
 
 _TOY = "toy"
 

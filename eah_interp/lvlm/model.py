@@ -20,11 +20,11 @@ from eah_interp.lvlm.inputs import (
     image_placeholder,
     pair_rows,
 )
+from eah_interp.lvlm.prompt import INPUTS
 from eah_interp.lvlm.remote import is_shipping, ship_package
 from eah_interp.lvlm.runs import stoppable, watched_run
 from eah_interp.lvlm.spans import ImageSpan, find_spans
 from eah_interp.lvlm.verify import verify_hook_points
-from eah_interp.lvlm.worker import INPUTS
 
 TASK = "image-text-to-text"
 

@@ -15,7 +15,7 @@ from nnsight.intervention.interleaver import (
 from torch import Tensor
 
 from eah_interp.errors import UnsupportedError
-from eah_interp.lvlm.worker import INPUTS, Memory
+from eah_interp.lvlm.prompt import INPUTS, Memory
 
 PROMISES = "eah_promises"
 """Attribute of nnsight's interleaver: the memories of this run's patching workers."""

@@ -1,7 +1,7 @@
 """The next-token logits of a prompt, plain and under patches."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -28,6 +28,8 @@ class Progress(Protocol):
 
 
 PLAIN, PATCHED = "plain", "EAH"
+
+
 CONTROLS: tuple[DonorRule, ...] = ("densest", "sparsest", "random", "shuffled")
 """Donor rules that a patch is compared with, its own left out."""
 
@@ -163,3 +165,176 @@ def describe(
     return str(
         answers.describe(image, prompt, max_new_tokens=max_new_tokens, do_sample=False)
     )
+
+
+# ---- A picture, what is known of it, and what is asked about it.
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+    """A question to ask, and what is known of its answer.
+
+    Attributes:
+        prompt: The question.
+        object: The object it asks for, if it does.
+        present: Whether that object is in the picture; None where nobody said.
+    """
+
+    prompt: str
+    object: str | None = None
+    present: bool | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """A picture and what is known of it.
+
+    Attributes:
+        image: The picture.
+        title: Where it is from.
+        present: Objects that are in it.
+        absent: Objects that are not.
+        companions: Those of the absent that go with the present ones.
+        questions: What to ask.
+    """
+
+    image: Image.Image
+    title: str
+    present: tuple[str, ...]
+    absent: tuple[str, ...]
+    companions: tuple[str, ...]
+    questions: tuple[Question, ...]
+
+
+def ask_for(name: str) -> str:
+    """Ask whether an object is in the picture.
+
+    Example:
+        >>> ask_for("apple")
+        'Is there an apple in the image?'
+    """
+    article = "an" if name[:1].lower() in "aeiou" else "a"
+    return f"Is there {article} {name} in the image?"
+
+
+# ---- Words as a model's tokens: which of them could come next.
+
+
+def next_tokens(model: LVLM, text: str, word: str) -> list[int]:
+    """List the tokens that could begin a word after a text, spaced from it or not.
+
+    Only spellings that leave the tokens of the text as they are count, and whose first
+    token has a letter: a blank alone begins every word. After a letter a word is
+    spaced.
+    """
+    tokenizer = model.tokenizer
+    before = tokenizer(text, add_special_tokens=False)["input_ids"]
+    found = []
+    for spelling in (" " + word,) if text[-1:].isalnum() else (" " + word, word):
+        ids = tokenizer(text + spelling, add_special_tokens=False)["input_ids"]
+        kept, new = ids[: len(before)], ids[len(before) :]
+        if kept != before or not new or new[0] == tokenizer.unk_token_id:
+            continue
+        if tokenizer.decode(new[:1]).strip():
+            found.append(int(new[0]))
+    return list(dict.fromkeys(found))
+
+
+def yes_no_tokens(model: LVLM, reading: Reading) -> tuple[int, int] | None:
+    """Find the tokens that begin "Yes" and "No" after a prompt.
+
+    Of the spellings with and without a space, the one that the plain model deems
+    likelier. None where the tokenizer has no such words.
+    """
+    words = [next_tokens(model, reading.text, word) for word in ("Yes", "No")]
+    pairs = list(zip(*words, strict=False))
+    if not pairs:
+        return None
+    plain = reading.logits[PLAIN]
+    yes, no = max(pairs, key=lambda pair: float(plain[list(pair)].logsumexp(0)))
+    return yes, no
+
+
+def object_token(model: LVLM, reading: Reading, word: str) -> int:
+    """Find the token that begins an object's name after a text.
+
+    Raises:
+        InputError: If the tokenizer does not know the word.
+    """
+    found = next_tokens(model, reading.text, word)
+    if not found:
+        msg = (
+            f"the tokenizer has no token that begins {word!r}: name other objects with "
+            "--object and --absent"
+        )
+        raise InputError(msg)
+    return found[0]
+
+
+def likeliest(model: LVLM, logits: Tensor, *, k: int = 5) -> list[dict[str, Any]]:
+    """List the `k` likeliest next tokens with their logits."""
+    values, ids = logits.topk(k)
+    return [
+        {"token": name_token(model, token), "id": token, "logit": value}
+        for value, token in zip(values.tolist(), ids.tolist(), strict=True)
+    ]
+
+
+def name_token(model: LVLM, token: int) -> str:
+    """Name a token; embeddings may have more rows than the tokenizer has tokens."""
+    name = model.tokenizer.convert_ids_to_tokens(token)
+    return f"<no token, id {token}>" if name is None else str(name)
+
+
+# ---- What made a result: packages and the model.
+
+
+MOST_HASHED = 2_000_000_000
+"""Weights of up to this many bytes are hashed: a few seconds."""
+
+
+def list_versions() -> dict[str, str]:
+    """Name what made a result."""
+    import platform
+    from importlib.metadata import version
+
+    import eah_interp
+
+    names: Iterable[str] = ("torch", "transformers", "nnsight")
+    return {
+        "eah_interp": eah_interp.__version__,
+        "python": platform.python_version(),
+        **{name: version(name) for name in names},
+    }
+
+
+def list_model(model: LVLM, name: str | None) -> dict[str, Any]:
+    """Say which model made a result."""
+    return {
+        "name": name or "toy",
+        "class": type(model.config).__name__.removesuffix("Config"),
+        "n_layers": model.n_layers,
+        "n_heads": model.n_heads,
+        "n_kv_heads": model.n_kv_heads,
+        "d_head": model.d_head,
+        "device": str(next(model.parameters()).device),
+        "dtype": str(model.dtype).removeprefix("torch."),
+    }
+
+
+def describe_model(model: LVLM, name: str | None) -> dict[str, Any]:
+    """Say which model made a result, its attention backend and its weights included.
+
+    Weights are hashed up to `MOST_HASHED` bytes; beyond, it is said that they are not.
+    """
+    from eah_interp.studies.manifest import hash_weights
+
+    module = model._module
+    size = sum(t.nbytes for t in module.state_dict().values())
+    text = module.config.get_text_config()
+    hashed = f"not hashed: {size / 1e9:.1f} GB"
+    return {
+        **list_model(model, name),
+        "attention": str(text._attn_implementation),
+        "weights": hash_weights(module) if size <= MOST_HASHED else hashed,
+    }

@@ -1,13 +1,84 @@
 """The tables of the page."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from statistics import fmean
+from typing import Any
 
+import pandas as pd
+from torch import Tensor
+
+from eah_interp.attribution import HeadAttribution
+from eah_interp.attribution.patches import Run
+from eah_interp.attribution.results import largest
 from eah_interp.interventions import EAH, SinkMap
-from eah_interp.report.donors import list_donors
-from eah_interp.report.grids import Grid, join
-from eah_interp.report.inspection import Asked, Inspection
+from eah_interp.report.inspection import (
+    Asked,
+    Caption,
+    Inspection,
+    ObjectLogit,
+    list_donors,
+)
 from eah_interp.report.reading import PATCHED, PLAIN
-from eah_interp.report.words import say_condition, say_donors
+from eah_interp.tables import Grid, join
+
+# ---- Settings, donors and conditions in words.
+
+
+def say_settings(eah: EAH) -> str:
+    """Say EAH's settings in a line.
+
+    Example:
+        >>> say_settings(EAH())
+        'EAH: layer 1, densest donor to all heads, definition visible, beta 1, prefill'
+    """
+    layers = ", ".join(map(str, eah.layers))
+    plural = "s" if len(eah.layers) > 1 else ""
+    donor = f"head {eah.donor}" if isinstance(eah.donor, int) else eah.donor
+    heads = "all" if eah.recipients == "all" else ", ".join(map(str, eah.recipients))
+    gamma = "" if eah.gamma is None else f", gamma {eah.gamma:g}"
+    return (
+        f"EAH: layer{plural} {layers}, {donor} donor to {heads} heads, definition "
+        f"{eah.definition}, beta {eah.beta:g}{gamma}, {eah.steps}"
+    )
+
+
+def say_donors(donors: Iterable[Mapping[str, Any]]) -> str:
+    """Say who donated in each layer, and how dense in sinks they were, if it is known.
+
+    Example:
+        >>> say_donors([{"layer": 1, "name": "L1H3", "density": 0.42, "patched": True}])
+        'L1H3 (42%)'
+    """
+    said = []
+    for one in donors:
+        density = "" if one["density"] is None else f" ({one['density']:.0%})"
+        said.append(say_donor(one) + density)
+    return ", ".join(said)
+
+
+def say_donor(donor: Mapping[str, Any]) -> str:
+    """Name the donor of a layer, or say that nobody donated."""
+    if donor["name"] is not None:
+        return str(donor["name"])
+    what = "no head" if donor["patched"] else "unpatched"
+    return f"L{donor['layer']}: {what}"
+
+
+def say_condition(name: str) -> str:
+    """Name a condition as a reader would."""
+    return {PLAIN: "without EAH", PATCHED: "with EAH"}.get(name, name)
+
+
+def say_same_token(caption: Caption) -> str:
+    """Warn of objects whose names begin with one token."""
+    by_token: dict[str, list[str]] = {}
+    for one in caption.objects:
+        by_token.setdefault(one.token, []).append(one.object)
+    shared = [" and ".join(names) for names in by_token.values() if len(names) > 1]
+    if not shared:
+        return ""
+    return f" These names begin with one token, hence one logit: {'; '.join(shared)}."
+
 
 MEANINGS = {
     "layers": "decoder layers that are patched, counted from 0",
@@ -165,3 +236,223 @@ def _say_value(value: object) -> str:
     if isinstance(value, list):
         return join(map(str, value))
     return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+# ---- Direct effects of heads as tables that can be added up by hand.
+
+
+RUNS = ("plain", "patched", "change")
+
+
+PARTS = ("new_pattern", "new_values", "new_scale")
+
+
+TITLES: dict[Run, str] = {
+    "plain": "without EAH",
+    "patched": "with EAH",
+    "change": "change",
+}
+
+
+KINDS = {
+    "block": "MLPs and other blocks",
+    "embedding": "embedding",
+    "between": "added between layers",
+    "bias": "biases",
+    "remainder": "remainder (rounding)",
+}
+"""What is summed over, by kind; heads stand before them."""
+
+
+MOST_HEADS = 10
+
+
+def tabulate_heads(found: HeadAttribution, target: int) -> Grid:
+    """Lay out a target's logit as a sum: its largest heads, and all that is left.
+
+    The rows add up to the last one, up to the rounding of each to four decimals.
+    """
+    table = found.frame()
+    own = table[table["target"] == target]
+    heads = own[own["kind"] == "head"].reset_index(drop=True)
+    top = largest(heads, min(MOST_HEADS, len(heads)), by="change")
+    rows = [
+        (str(row["name"]), *(_write(row[name]) for name in (*RUNS, *PARTS)))
+        for row in top.to_dict("records")
+    ]
+    others = heads[~heads["name"].isin(top["name"])]
+    if len(others):
+        rest = (_write(others[name].sum()) for name in (*RUNS, *PARTS))
+        rows.append((f"{len(others)} other heads", *rest))
+    for kind, title in KINDS.items():
+        sums = own[own["kind"] == kind][list(RUNS)].sum()
+        if kind == "remainder" or (sums != 0).any():
+            rows.append((title, *(_write(sums[run]) for run in RUNS), "", "", ""))
+    plain, patched = _values(found, target)
+    name = found.targets[target].label
+    return Grid(
+        caption=f"Direct effects on {name}, in logits",
+        header=("component", *TITLES.values(), "pattern", "values", "scale"),
+        rows=tuple(rows),
+        total=(
+            f"{name}: sum",
+            *(_write(value) for value in (plain, patched, patched - plain)),
+            "",
+            "",
+            "",
+        ),
+        notes=f"The {len(top)} heads that EAH changes most, then all the rest: each "
+        "column adds up to its last row. A head's change has three parts: it looks "
+        "elsewhere (pattern), finds other things there (values), or counts "
+        "differently because a later norm rescales it (scale). Effects through later "
+        "components are not in it.",
+    )
+
+
+def tabulate_maps(found: HeadAttribution, target: int) -> tuple[Grid, ...]:
+    """Lay out a target's effects of every head: plain, patched and the change."""
+    assert found.patched is not None
+    plain, patched = found.plain.heads[target], found.patched.heads[target]
+    panels: dict[Run, Tensor] = {
+        "plain": plain,
+        "patched": patched,
+        "change": patched - plain,
+    }
+    return tuple(
+        Grid(
+            caption=f"{found.targets[target].label}, {TITLES[run]}, in logits",
+            header=("layer", *(f"H{head}" for head in range(plain.shape[1]))),
+            rows=tuple(
+                (f"L{layer}", *map(_round, line))
+                for layer, line in zip(found.layers, panel.tolist(), strict=True)
+            ),
+        )
+        for run, panel in panels.items()
+    )
+
+
+def tabulate_patches(grid: Tensor, *, caption: str, notes: str = "") -> Grid:
+    """Lay out numbers of image tokens as they lie in the picture; NaN is no token."""
+    rows = tuple(
+        (str(row), *("" if value != value else _round(value) for value in line))
+        for row, line in enumerate(grid.tolist())
+    )
+    header = ("row", *map(str, range(grid.shape[1])))
+    return Grid(caption=caption, header=header, rows=rows, notes=notes)
+
+
+def _values(found: HeadAttribution, target: int) -> tuple[float, float]:
+    assert found.patched is not None
+    return float(found.plain.values[target]), float(found.patched.values[target])
+
+
+def _write(value: Any) -> str:
+    """Write to four decimals; what is less, but is not nothing, by its size."""
+    if pd.isna(value):
+        return ""
+    if 0 < abs(value) < 0.00005:
+        return f"{float(value):+.0e}"
+    return f"{float(value) + 0.0:+.4f}"
+
+
+def _round(value: float) -> str:
+    return f"{round(value, 3) + 0.0:+.3f}"
+
+
+# ---- Logits of objects as tables.
+
+
+FEW = 4
+"""Up to this many objects more are listed rather than summed up."""
+
+
+OBJECTS = "Logits of objects, where a caption is about to name one"
+
+
+def tabulate_objects(found: Inspection) -> tuple[Grid, ...]:
+    """Lay out the logits of objects under every condition.
+
+    Args:
+        found: What was measured.
+
+    Returns:
+        The objects that matter and the means of the rest; where that leaves some out,
+        a second table of all. None where no object's logit was read.
+    """
+    caption = found.caption
+    if caption is None or not caption.objects:
+        return ()
+    asked = {one.question.object for one in found.asked}
+    ordered = sorted(caption.objects, key=lambda o: (not o.present, not o.companion))
+    near = [o for o in ordered if o.present or o.companion or o.object in asked]
+    rest = [o for o in ordered if o not in near]
+    if len(rest) <= FEW:
+        return (_tabulate_objects(caption, ordered, title=OBJECTS),)
+    return (
+        _tabulate_objects(caption, near, title=OBJECTS, rest=rest),
+        _tabulate_objects(caption, ordered, title=f"All {len(ordered)} objects"),
+    )
+
+
+def _tabulate_objects(
+    caption: Caption,
+    listed: Sequence[ObjectLogit],
+    *,
+    title: str,
+    rest: Sequence[ObjectLogit] = (),
+) -> Grid:
+    names = list(caption.objects[0].logits)
+    controls = [name for name in names if name not in (PLAIN, PATCHED)]
+    rows = [
+        (one.object, one.token, _say_presence(one), *_cells(one.logits, controls))
+        for one in listed
+    ]
+    there = [one for one in caption.objects if one.present]
+    absent = [one for one in caption.objects if not one.present]
+    for kind, group in (
+        (f"mean of {len(rest)} others", rest),
+        (f"mean of {len(there)} in the picture", there),
+        (f"mean of {len(absent)} not in it", absent),
+    ):
+        if len(group) > 1:
+            means = {name: fmean(o.logits[name] for o in group) for name in names}
+            rows.append((kind, "", "", *_cells(means, controls)))
+    notes = (
+        f'Logit of the first token of each name, after "{caption.answer_start}" in the '
+        f'answer to "{caption.prompt}" (position {caption.position}, counted from 0). '
+        "Each change is from the logit without EAH; controls broadcast another donor."
+    )
+    if any(one.companion for one in listed):
+        notes += " A companion is absent, but often goes with what is there."
+    return Grid(
+        caption=title,
+        header=(
+            "object",
+            "token",
+            "there",
+            "without EAH",
+            "with EAH",
+            "change",
+            *(f"{name}: logit" for name in controls),
+            *(f"{name}: change" for name in controls),
+        ),
+        rows=tuple(rows),
+        notes=notes + say_same_token(caption),
+    )
+
+
+def _cells(logits: Any, controls: Iterable[str]) -> tuple[str, ...]:
+    plain = logits[PLAIN]
+    return (
+        f"{plain:.2f}",
+        f"{logits[PATCHED]:.2f}",
+        f"{logits[PATCHED] - plain:+.2f}",
+        *(f"{logits[name]:.2f}" for name in controls),
+        *(f"{logits[name] - plain:+.2f}" for name in controls),
+    )
+
+
+def _say_presence(one: ObjectLogit) -> str:
+    if one.present:
+        return "yes"
+    return "companion" if one.companion else "no"

@@ -3,30 +3,59 @@
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from eah_interp.testing._codes import CHAMELEON, EMU3
-from eah_interp.testing._crops import LLAMA4, MOLMO2
-from eah_interp.testing._extras import INKLING2, INTERNVL_GPT_OSS, MINIMAX_M3_VL
 from eah_interp.testing._facts import Family
-from eah_interp.testing._gemma import GEMMA4, PALIGEMMA2
-from eah_interp.testing._latents import BLIP_2, IDEFICS2, INSTRUCTBLIP
-from eah_interp.testing._llava import LLAVA, LLAVA_NEXT, LLAVA_ONEVISION, VIPLLAVA
-from eah_interp.testing._markers import AYA_VISION, COHERE2_VISION, OVIS2, SMOLVLM
-from eah_interp.testing._merged import GLM46V, KIMI, MUSE_GLIMMER, VIDEO_LLAMA_3
-from eah_interp.testing._mixed import LFM2_VL, QWEN3_5
-from eah_interp.testing._moe import ERNIE, GLM4V_MOE, QWEN3_VL_MOE
-from eah_interp.testing._queries import ARIA, KOSMOS2
-from eah_interp.testing._qwen import GLM4V, QWEN2_5_VL, QWEN2_VL, QWEN3_VL
+from eah_interp.testing._gemma import GEMMA3, GEMMA4, MISTRAL3, PALIGEMMA, PALIGEMMA2
+from eah_interp.testing._latents import ARIA, BLIP_2, IDEFICS2, INSTRUCTBLIP, KOSMOS2
+from eah_interp.testing._llava import (
+    LIGHTON_OCR,
+    LLAVA,
+    LLAVA_MISTRAL,
+    LLAVA_NEXT,
+    LLAVA_NEXT_VIDEO,
+    LLAVA_ONEVISION,
+    LLAVA_PIXTRAL,
+    VIPLLAVA,
+)
+from eah_interp.testing._mixed import (
+    INKLING2,
+    INTERNVL_GPT_OSS,
+    LFM2_VL,
+    MINIMAX_M3_VL,
+    QWEN3_5,
+)
+from eah_interp.testing._qwen import (
+    ERNIE,
+    GLM4V,
+    GLM4V_MOE,
+    GLM46V,
+    KIMI,
+    MUSE_GLIMMER,
+    QWEN2_5_VL,
+    QWEN2_VL,
+    QWEN3_VL,
+    QWEN3_VL_MOE,
+    VIDEO_LLAMA_3,
+)
 from eah_interp.testing._refused import BLIP2_T5, LLAMA, MLLAMA
 from eah_interp.testing._rows import FUYU, HUNYUAN_VL, PHI4_MULTIMODAL
-from eah_interp.testing._square import GEMMA3, MISTRAL3, PALIGEMMA
-from eah_interp.testing._tiled import IDEFICS3, INTERNVL
-from eah_interp.testing._variants import (
-    LIGHTON_OCR,
-    LLAVA_MISTRAL,
-    LLAVA_NEXT_VIDEO,
-    LLAVA_PIXTRAL,
+from eah_interp.testing._single import (
+    CHAMELEON,
+    DEEPSEEK_VL,
+    DEEPSEEK_VL_HYBRID,
+    EMU3,
+    GOT_OCR2,
+    JANUS,
 )
-from eah_interp.testing._whole import DEEPSEEK_VL, DEEPSEEK_VL_HYBRID, GOT_OCR2, JANUS
+from eah_interp.testing._tiles import (
+    AYA_VISION,
+    COHERE2_VISION,
+    IDEFICS3,
+    INTERNVL,
+    LLAMA4,
+    MOLMO2,
+    OVIS2,
+    SMOLVLM,
+)
 
 _SUPPORTED = (
     LLAVA,

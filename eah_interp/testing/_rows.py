@@ -8,16 +8,19 @@ from PIL import Image
 from torch import Tensor
 from transformers import BatchFeature, PreTrainedConfig, ProcessorMixin
 
-from eah_interp.testing._canvas import cut_tiles, pad_picture, read_pixels
-from eah_interp.testing._encode import flatten, write_runs
 from eah_interp.testing._facts import (
     Family,
     Pictures,
     Size,
     Tokenizer,
+    cut_tiles,
+    flatten,
+    pad_picture,
+    read_pixels,
     text_settings,
     vision_settings,
     write_chat_template,
+    write_runs,
 )
 
 ROPE = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 1.0}

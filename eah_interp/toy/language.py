@@ -2,31 +2,43 @@
 
 import dataclasses
 import functools
+import re
 from collections.abc import Sequence
-from typing import Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
 
 from eah_interp.errors import SettingsError
 from eah_interp.toy.render import Scene
-from eah_interp.toy.world import OBJECTS, POPULARITY, draw_objects
+from eah_interp.toy.world import COLOURS, OBJECTS, POPULARITY, World, draw_objects
+
+if TYPE_CHECKING:
+    from transformers import LlavaProcessor, PreTrainedTokenizerFast
 
 IMAGE_TOKEN = "<image>"
 
+
 Sampling: TypeAlias = Literal["random", "popular", "adversarial"]
+
+
 SAMPLINGS: tuple[Sampling, ...] = ("random", "popular", "adversarial")
+
 
 CAPTION_PROMPTS = (
     "Describe the image.",
     "What is in the image?",
     "What can you see?",
 )
+
+
 CAPTIONS = (
     "There is {objects} in the image.",
     "The image shows {objects}.",
     "This is a picture of {objects}.",
     "I can see {objects}.",
 )
+
+
 QUESTIONS = (
     "Is there a {object} in the image?",
     "Is there a {object}?",
@@ -34,6 +46,7 @@ QUESTIONS = (
     "Does the image show a {object}?",
 )
 """The first is the one that `questions_for` asks, and half of those in training."""
+
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
@@ -207,3 +220,103 @@ def questions_for(
             text = ask_for(asked)
             questions.append(Question(text=text, object=asked, answer=answer))
     return tuple(questions)
+
+
+# ---- The toy's tokenizer and processor.
+
+
+SPLIT_WORDS: dict[str, tuple[str, str]] = {
+    "lighthouse": ("light", "house"),
+    "butterfly": ("butter", "fly"),
+    "mushroom": ("mush", "room"),
+    "bicycle": ("bi", "cycle"),
+}
+"""Objects of two pieces; the second piece carries no leading space."""
+
+
+SPECIAL_TOKENS = ("<unk>", "<s>", "</s>", "<pad>", IMAGE_TOKEN)
+
+
+_PIECE_SCORE, _LETTER_SCORE = -1.0, -20.0
+
+
+def list_pieces() -> list[tuple[str, float]]:
+    """List the vocabulary with unigram scores: special tokens, words, then letters."""
+    texts = (*CAPTIONS, *CAPTION_PROMPTS, *QUESTIONS, "USER ASSISTANT Yes No and a")
+    plain = re.sub(r"\{\w+\}", "", " ".join(texts))
+    words = dict.fromkeys([*re.findall(r"[A-Za-z]+", plain), *COLOURS, *OBJECTS])
+    pieces = dict.fromkeys(SPECIAL_TOKENS, 0.0)
+    for word in words:
+        first, *rest = SPLIT_WORDS.get(word, (word,))
+        pieces[f"▁{first}"] = _PIECE_SCORE
+        pieces.update(dict.fromkeys(rest, _PIECE_SCORE))
+        if word[0].isupper():
+            pieces[word] = _PIECE_SCORE
+    pieces.update(dict.fromkeys("▁\n.,?:", _PIECE_SCORE))
+    for code in range(33, 127):
+        pieces.setdefault(chr(code), _LETTER_SCORE)
+    return list(pieces.items())
+
+
+def build_tokenizer() -> "PreTrainedTokenizerFast":
+    """Build the tokenizer: `<s>` first, left padding, text restored exactly.
+
+    Example:
+        >>> tokenizer = build_tokenizer()
+        >>> tokenizer.tokenize("a lighthouse, a boat")
+        ['▁a', '▁light', 'house', ',', '▁a', '▁boat']
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    pieces = list_pieces()
+    backend = Tokenizer(models.Unigram(pieces, unk_id=0, byte_fallback=False))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    backend.decoder = decoders.Metaspace(prepend_scheme="first")
+    start = [piece for piece, _ in pieces].index("<s>")
+    backend.post_processor = processors.TemplateProcessing(
+        single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", start)]
+    )
+    backend.add_special_tokens(list(SPECIAL_TOKENS))
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        unk_token="<unk>",
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="<pad>",
+        extra_special_tokens={"image_token": IMAGE_TOKEN},
+        padding_side="left",
+        model_max_length=512,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def build_processor(world: World) -> "LlavaProcessor":
+    """Build the processor that turns pictures and prompts into model inputs.
+
+    Args:
+        world: Says how large pictures and patches are.
+
+    Returns:
+        A `LlavaProcessor` with a PIL image processor (no torchvision needed).
+    """
+    from transformers import LlavaProcessor
+    from transformers.models.clip.image_processing_pil_clip import (
+        CLIPImageProcessorPil,
+    )
+
+    side = world.image_size
+    images = CLIPImageProcessorPil(
+        size={"shortest_edge": side},
+        crop_size={"height": side, "width": side},
+        image_mean=[0.5, 0.5, 0.5],
+        image_std=[0.5, 0.5, 0.5],
+    )
+    return LlavaProcessor(
+        image_processor=images,
+        tokenizer=build_tokenizer(),
+        patch_size=world.patch_size,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=CHAT_TEMPLATE,
+    )

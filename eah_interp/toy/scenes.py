@@ -12,9 +12,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from eah_interp.errors import InputError, SettingsError
-from eah_interp.toy.plan import plan_scene
 from eah_interp.toy.render import Scene, render_scene
-from eah_interp.toy.world import OBJECTS, SPLITS, Split, World, draw_objects
+from eah_interp.toy.world import OBJECTS, SPLITS, Split, World, draw_objects, plan_scene
 
 
 def draw_scene(

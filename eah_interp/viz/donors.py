@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from eah_interp.attribution.patterns.broadcast_scores import BroadcastScores
+from eah_interp.attribution.broadcast_scores import BroadcastScores
 from eah_interp.errors import InputError, SettingsError
 from eah_interp.viz.figures import COLUMN_WIDTH, DONOR, make_figure
 

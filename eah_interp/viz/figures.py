@@ -1,16 +1,12 @@
 """Figures of vision sinks, readable in a paper's column."""
 
 import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from PIL import Image
-
 from eah_interp.errors import ExtraMissingError, InputError
 from eah_interp.interventions import SinkMap
-from eah_interp.lvlm.spans import ImageSpan
-from eah_interp.viz.picture import draw_sinks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,8 +15,10 @@ if TYPE_CHECKING:
 COLUMN_WIDTH = 3.35
 """Width of one column of a two-column paper, in inches."""
 
+
 DONOR = "#D55E00"
 """Vermilion: apart from both ends of cividis under every colour vision."""
+
 
 MOST_NUMBERED = 12
 """Up to this many heads, each cell says its density."""
@@ -84,38 +82,6 @@ def plot_sink_map(
     return figure
 
 
-def plot_sinks(
-    image: Image.Image, span: ImageSpan, *, columns: Mapping[str, Iterable[int]]
-) -> "Figure":
-    """Draw a picture beside copies that show the sinks of one head each.
-
-    Args:
-        image: The original picture.
-        span: Its span in the prompt.
-        columns: By title, positions of vision sinks.
-
-    Returns:
-        A matplotlib figure, a panel for the picture and one for each title.
-
-    Raises:
-        UnsupportedError: As for `draw_sinks`.
-        InputError: As for `draw_sinks`.
-        ExtraMissingError: If matplotlib is not installed.
-    """
-    panels = {"picture": image}
-    for title, sinks in columns.items():
-        panels[title] = draw_sinks(image, span, columns=sinks)
-    side = 2.4
-    shape = min(max(image.height / image.width, 0.4), 2.5)
-    figure = make_figure(width=side * len(panels), height=side * shape + 0.35)
-    all_axes = figure.subplots(1, len(panels), squeeze=False)[0]
-    for axes, (title, panel) in zip(all_axes, panels.items(), strict=True):
-        axes.imshow(panel, interpolation="nearest")
-        axes.set_title(title, size=9)
-        axes.set_axis_off()
-    return figure
-
-
 def make_figure(*, width: float = COLUMN_WIDTH, height: float) -> "Figure":
     """Make an empty figure that no window and no global state knows of.
 
@@ -166,8 +132,6 @@ def write_svg(figure: "Figure") -> bytes:
 
 
 # -- the parts of a sink map ---------------------------------------------------------
-
-
 def tick_heads(axes: "Axes", layers: list[int], n_heads: int) -> None:
     """Number heads and layers, not closer than can be read."""
     every = -(-n_heads // 16)

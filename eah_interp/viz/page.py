@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from eah_interp.viz.picture import LEAST_SIDE
+from eah_interp.viz.pictures import LEAST_SIDE
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -1,9 +1,11 @@
 """CircuitsVis widgets that need no network and share one copy of the JavaScript."""
 
+import base64
 import html
+import io
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.util import find_spec
@@ -15,10 +17,35 @@ from PIL import Image
 
 from eah_interp.errors import ExtraMissingError, SettingsError
 from eah_interp.files import make_folder, save_bytes
-from eah_interp.viz.thumbnails import write_labels
+
+
+def write_labels(
+    tokens: Sequence[str], thumbnails: Mapping[int, Image.Image]
+) -> list[str]:
+    """Write tokens as HTML, some as pictures, without a space inside a tag.
+
+    CircuitsVis turns every space of a token into a hard one; a slash parts attributes
+    too.
+
+    Args:
+        tokens: HTML of each token, escaped.
+        thumbnails: Pictures that stand before a token, by its number.
+    """
+    labels = list(tokens)
+    for number, picture in thumbnails.items():
+        buffer = io.BytesIO()
+        picture.save(buffer, format="PNG")
+        data = base64.b64encode(buffer.getvalue()).decode()
+        labels[number] = (
+            f'<img/src="data:image/png;base64,{data}"/height="{picture.height}"/alt=""'
+            f'/style="vertical-align:middle">{tokens[number]}'
+        )
+    return labels
+
 
 BUNDLE = Path("dist") / "cdn" / "iife.js"
 """CircuitsVis's JavaScript, inside its package."""
+
 
 ELEMENTS = {
     "AttentionHeads": "text",
@@ -27,6 +54,7 @@ ELEMENTS = {
     "ColoredTokensMulti": "html",
 }
 """Components, and what they take tokens for: HTML would be run, so it is escaped."""
+
 
 STYLE = """
 body { font-family: system-ui, sans-serif; margin: 1.5rem auto; max-width: 70rem;

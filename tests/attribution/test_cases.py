@@ -5,11 +5,10 @@ import torch
 
 import eah_interp as eah
 from eah_interp.attribution import Case, attribute_heads, pose
-from eah_interp.attribution.cases.pose import as_case
-from eah_interp.attribution.cases.readouts import read_tokens
+from eah_interp.attribution.cases import as_case
+from eah_interp.attribution.readouts import read_tokens
 from eah_interp.errors import InputError, SettingsError
-from eah_interp.lvlm.inputs import Encoding
-from eah_interp.lvlm.teacher import append_tokens, repeat_rows
+from eah_interp.lvlm.inputs import Encoding, append_tokens, repeat_rows
 from eah_interp.testing import random_image
 from eah_interp.toy import draw_scene
 

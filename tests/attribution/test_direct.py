@@ -5,9 +5,8 @@ import torch
 
 import eah_interp as eah
 from eah_interp.attribution import Case, attribute_heads
-from eah_interp.attribution.cases.readouts import read_tokens
-from eah_interp.attribution.direct.path import linearise_norm
-from eah_interp.attribution.direct.run import run_direct
+from eah_interp.attribution.direct_path import linearise_norm, run_direct
+from eah_interp.attribution.readouts import read_tokens
 from eah_interp.errors import ModelError, NumericalError, SettingsError
 from eah_interp.lvlm.inputs import Encoding
 from eah_interp.testing import random_image, tiny_inputs, tiny_lvlm, tiny_processor

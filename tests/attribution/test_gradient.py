@@ -5,12 +5,12 @@ import torch
 
 import eah_interp as eah
 from eah_interp.attribution import Case
-from eah_interp.attribution.cases.readouts import read_tokens
-from eah_interp.attribution.gradient.approximate import approximate_heads
-from eah_interp.attribution.gradient.run import run_with_gradients
-from eah_interp.attribution.patching.patching import patch_heads
-from eah_interp.attribution.patching.recording import record
-from eah_interp.attribution.patching.replay import prepare_replay
+from eah_interp.attribution.gradient import approximate_heads
+from eah_interp.attribution.gradient_runs import run_with_gradients
+from eah_interp.attribution.patching import patch_heads
+from eah_interp.attribution.readouts import read_tokens
+from eah_interp.attribution.replay import prepare_replay
+from eah_interp.attribution.runs import record
 from eah_interp.lvlm.inputs import Encoding
 from eah_interp.lvlm.spans import image_mask
 from eah_interp.testing import FAMILIES as FACTS

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 import eah_interp as eah
-from eah_interp.attribution.gradient.approximate import approximate_heads
-from eah_interp.attribution.gradient.run import run_with_gradients
+from eah_interp.attribution.gradient import approximate_heads
+from eah_interp.attribution.gradient_runs import run_with_gradients
 from eah_interp.errors import InputError, ModelError, SettingsError, UnsupportedError
 from eah_interp.testing import random_image, tiny_lvlm, tiny_processor
 from tests.attribution.test_gradient import pose_two

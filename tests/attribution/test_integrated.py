@@ -7,9 +7,9 @@ import pytest
 import torch
 
 import eah_interp as eah
-from eah_interp.attribution.gradient.approximate import approximate_heads
-from eah_interp.attribution.gradient.integrated import place_points
-from eah_interp.attribution.patching.patching import patch_heads
+from eah_interp.attribution.gradient import approximate_heads
+from eah_interp.attribution.gradient_runs import place_points
+from eah_interp.attribution.patching import patch_heads
 from eah_interp.testing import random_image, tiny_lvlm
 from tests.attribution.test_gradient import pose_two
 from tests.oracle_forward import decoder_attentions

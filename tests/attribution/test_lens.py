@@ -6,12 +6,11 @@ import pytest
 import torch
 
 import eah_interp as eah
-from eah_interp.attribution.cases.pose import Case, pose
-from eah_interp.attribution.cases.readouts import read_tokens
-from eah_interp.attribution.lens import logit_lens as lens_module
-from eah_interp.attribution.lens.lens_map import LogitLens
-from eah_interp.attribution.lens.logit_lens import logit_lens
-from eah_interp.attribution.lens.unembedding import find_unembedding
+from eah_interp.attribution import logit_lens as lens_module
+from eah_interp.attribution.cases import Case, pose
+from eah_interp.attribution.lens import LogitLens, logit_lens
+from eah_interp.attribution.readouts import read_tokens
+from eah_interp.attribution.unembedding import find_unembedding
 from eah_interp.errors import ModelError, SettingsError
 from eah_interp.lvlm.inputs import Encoding
 from eah_interp.testing import random_image, tiny_inputs, tiny_lvlm, tiny_processor

@@ -6,9 +6,8 @@ import pytest
 import torch
 
 import eah_interp as eah
-from eah_interp.attribution.patching.nodes import find_nodes
-from eah_interp.attribution.recipients.mediation import trace_mediators
-from eah_interp.attribution.recipients.mediators import Mediation
+from eah_interp.attribution.mediation import Mediation, trace_mediators
+from eah_interp.attribution.nodes import find_nodes
 from eah_interp.errors import SettingsError
 from eah_interp.testing import random_image
 from tests.attribution.oracle_patching import edit_from, run_by_hand

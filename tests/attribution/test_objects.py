@@ -17,14 +17,19 @@ from tokenizers import (
 )
 from transformers import PreTrainedTokenizerFast
 
-from eah_interp.attribution.objects.mentions import Mention, find_mentions
-from eah_interp.attribution.objects.objects import (
+from eah_interp.attribution.mentions import (
+    Mention,
+    capitalise,
+    find_mentions,
+    inflect,
+    pluralise,
+)
+from eah_interp.attribution.objects import (
     ObjectWord,
     Spelling,
     check_distinct,
     spell_object,
 )
-from eah_interp.attribution.objects.words import capitalise, inflect, pluralise
 from eah_interp.errors import InputError, SettingsError
 from eah_interp.testing import tiny_tokenizer
 from eah_interp.toy import OBJECTS, build_tokenizer

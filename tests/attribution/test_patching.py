@@ -7,14 +7,11 @@ import torch
 
 import eah_interp as eah
 from eah_interp.attribution import Case
-from eah_interp.attribution.cases.batches import in_batches
-from eah_interp.attribution.cases.readouts import read_tokens
-from eah_interp.attribution.patching.ablation import ablate_heads
-from eah_interp.attribution.patching.head_patching import HeadPatching
-from eah_interp.attribution.patching.nodes import list_block_nodes
-from eah_interp.attribution.patching.patching import patch_heads
-from eah_interp.attribution.patching.recording import record
-from eah_interp.attribution.patching.replay import Replay, prepare_replay
+from eah_interp.attribution.nodes import list_block_nodes
+from eah_interp.attribution.patching import HeadPatching, ablate_heads, patch_heads
+from eah_interp.attribution.readouts import read_tokens
+from eah_interp.attribution.replay import Replay, in_batches, prepare_replay
+from eah_interp.attribution.runs import record
 from eah_interp.lvlm.inputs import Encoding
 from eah_interp.testing import random_image, tiny_lvlm, tiny_processor
 from tests.attribution.oracle_patching import edit_from, run_by_hand

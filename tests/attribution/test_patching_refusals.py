@@ -4,8 +4,7 @@ import pytest
 
 import eah_interp as eah
 from eah_interp.attribution import Case
-from eah_interp.attribution.patching.ablation import ablate_heads
-from eah_interp.attribution.patching.patching import patch_heads
+from eah_interp.attribution.patching import ablate_heads, patch_heads
 from eah_interp.errors import InputError, ModelError, SettingsError
 from eah_interp.lvlm.inputs import Encoding
 from eah_interp.testing import random_image

@@ -11,8 +11,8 @@ from eah_interp.attribution import (
     pose,
     read_patterns,
     score_broadcast,
+    visit,
 )
-from eah_interp.attribution.patterns import visit
 from eah_interp.errors import SettingsError, UnsupportedError
 from eah_interp.interventions.donation import column_priority, layer_seed
 from eah_interp.kernels import pattern_blocks

@@ -12,7 +12,7 @@ from eah_interp.attribution import (
     patch_heads,
     trace_mediators,
 )
-from eah_interp.attribution.gradient.approximate import approximate_heads
+from eah_interp.attribution.gradient import approximate_heads
 from eah_interp.testing import random_image
 from tests.attribution.planted import COPIES, IRRELEVANT, OBJECT, build_planted
 

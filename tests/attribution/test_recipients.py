@@ -8,9 +8,8 @@ import pytest
 import torch
 
 import eah_interp as eah
-from eah_interp.attribution.recipients.recipient_attribution import RecipientAttribution
-from eah_interp.attribution.recipients.recipients import attribute_recipients
-from eah_interp.attribution.recipients.shapley import share_gains
+from eah_interp.attribution.recipients import RecipientAttribution, attribute_recipients
+from eah_interp.attribution.shapley import share_gains
 from eah_interp.errors import ModelError, SettingsError
 from eah_interp.testing import random_image
 from tests.attribution.test_patching import pose_answer

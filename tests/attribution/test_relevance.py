@@ -8,15 +8,14 @@ from transformers.models.llama import modeling_llama
 
 import eah_interp as eah
 from eah_interp.attribution import attribute_heads
-from eah_interp.attribution.cases.pose import Case, pose
-from eah_interp.attribution.cases.readouts import read_tokens
-from eah_interp.attribution.picture.grid import lay_out
-from eah_interp.attribution.picture.map import PictureAttribution
-from eah_interp.attribution.picture.relevance import attribute_patches
+from eah_interp.attribution.cases import Case, pose
+from eah_interp.attribution.patches import PictureAttribution, attribute_patches
+from eah_interp.attribution.readouts import read_tokens
 from eah_interp.errors import InputError, SettingsError, UnsupportedError
 from eah_interp.lvlm import ImagePart, ImageSpan
 from eah_interp.lvlm.anatomy import attention_operation
 from eah_interp.lvlm.inputs import Encoding
+from eah_interp.lvlm.spans import lay_out
 from eah_interp.testing import random_image, tiny_inputs, tiny_lvlm, tiny_processor
 from tests.attribution.planted import COPIES, OBJECT, build_planted
 from tests.attribution.test_direct import pose_answer, pose_tokens

@@ -8,8 +8,7 @@ import torch
 
 import eah_interp as eah
 from eah_interp.attribution import HeadAttribution, attribute_heads
-from eah_interp.attribution.cases.labels import largest
-from eah_interp.attribution.results import FIELDS, Result
+from eah_interp.attribution.results import FIELDS, Result, largest
 from eah_interp.errors import ExtraMissingError, InputError, SettingsError
 from eah_interp.testing import random_image
 

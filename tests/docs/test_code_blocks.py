@@ -15,7 +15,7 @@ import typer
 from typer.testing import CliRunner
 
 from eah_interp.cli import app
-from eah_interp.report.explaining import MOST_OBJECTS
+from eah_interp.report.inspect import MOST_OBJECTS
 from eah_interp.toy import draw_scene
 from tests.docs.pages import ROOT, find_blocks, find_pages, name_of
 

@@ -9,12 +9,13 @@ import torch
 from scipy import stats
 
 from eah_interp.errors import InputError
-from eah_interp.kernels.bootstrap import percentile_effect, resample_sums
-from eah_interp.kernels.paired import (
+from eah_interp.statistics import (
     adjust_holm,
     cohens_h,
     compare_outcomes,
     estimate_odds,
+    percentile_effect,
+    resample_sums,
 )
 
 
@@ -41,7 +42,7 @@ def test_a_rate_s_interval_is_scipy_s_to_the_last_digit():
 def test_draws_do_not_depend_on_how_many_fit_into_memory(monkeypatch):
     columns = torch.rand(30, 3)
     whole = resample_sums(columns, resamples=50)
-    monkeypatch.setattr("eah_interp.kernels.bootstrap._BLOCK", 100)
+    monkeypatch.setattr("eah_interp.statistics._BLOCK", 100)
     assert torch.equal(resample_sums(columns, resamples=50).drawn, whole.drawn)
 
 

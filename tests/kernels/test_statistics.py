@@ -7,7 +7,7 @@ import torch
 from scipy import stats
 
 from eah_interp.errors import InputError
-from eah_interp.kernels.statistics import Effect, compare_rates, estimate_mean
+from eah_interp.statistics import Effect, compare_rates, estimate_mean
 
 
 def ones(*shape):

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from eah_interp.errors import InputError, UnsupportedError
-from eah_interp.lvlm.layouts.marked import choose_canvas
+from eah_interp.lvlm.layouts.tiles import choose_canvas
 from eah_interp.lvlm.spans import find_spans, image_token_id
 from eah_interp.testing import (
     FAMILIES,

@@ -7,7 +7,7 @@ import torch
 import transformers as hf
 
 from eah_interp.errors import InputError, SettingsError, UnsupportedError
-from eah_interp.lvlm.processors import load_processor
+from eah_interp.lvlm.loading import load_processor
 from eah_interp.testing import (
     FAMILIES,
     random_image,

@@ -4,7 +4,7 @@ import pytest
 
 import eah_interp as eah
 from eah_interp.errors import InputError, ModelError
-from eah_interp.lvlm import versions
+from eah_interp.lvlm import loading as versions
 from eah_interp.testing import tiny_lvlm, tiny_processor
 
 

@@ -14,8 +14,7 @@ import eah_interp as eah
 from eah_interp.errors import InputError, SettingsError
 from eah_interp.report import inspect_image, write_report
 from eah_interp.report.page import render
-from eah_interp.report.reading import PATCHED, PLAIN
-from eah_interp.report.tokens import next_tokens
+from eah_interp.report.reading import PATCHED, PLAIN, next_tokens
 from eah_interp.testing import random_image, tiny_lvlm, tiny_processor
 from tests.report.conftest import BOLD, SCRIPT
 from tests.report.reading import Page, numbers

@@ -5,9 +5,9 @@ import dataclasses
 import pandas as pd
 
 from eah_interp.interventions import EAH
-from eah_interp.studies.plan.items import Item
-from eah_interp.studies.run.manifest import Manifest
-from eah_interp.studies.run.store import COLUMNS, Store
+from eah_interp.studies.items import Item
+from eah_interp.studies.manifest import Manifest
+from eah_interp.studies.store import COLUMNS, Store
 from eah_interp.studies.study import StudyRun
 
 

@@ -29,9 +29,7 @@ def docs(pytestconfig):
 
 @pytest.fixture
 def small(tmp_path, toy, monkeypatch):
-    monkeypatch.setattr(
-        "eah_interp.studies.plan.source.ModelSource.load", lambda _: toy
-    )
+    monkeypatch.setattr("eah_interp.studies.manifest.ModelSource.load", lambda _: toy)
     file = tmp_path / "small.yaml"
     file.write_text(SMALL)
     return file
@@ -83,7 +81,7 @@ def test_check_says_what_would_run(small):
 
 
 def test_status_counts_rows_and_lists_errors(small, tmp_path, monkeypatch):
-    from eah_interp.studies.run import work
+    from eah_interp.studies import work
 
     real = work.open_image
     seen = []
@@ -110,7 +108,7 @@ def test_status_counts_rows_and_lists_errors(small, tmp_path, monkeypatch):
 
 
 def test_ctrl_c_prints_the_command_that_goes_on(small, tmp_path, monkeypatch):
-    from eah_interp.studies.run import runner
+    from eah_interp.studies import runner
 
     def stop(self):
         self.asked = True

@@ -5,12 +5,12 @@ import random
 import pandas as pd
 import pytest
 
-from eah_interp.benchmarks.lengths import match_lengths
+from eah_interp.benchmarks.chair import match_lengths
 from eah_interp.errors import InputError, SettingsError, UnsupportedError
 from eah_interp.studies import compare_runs, summarise
-from eah_interp.studies.statistics.claims import answer_claims
-from eah_interp.studies.statistics.draws import Draws
-from eah_interp.studies.statistics.metrics import find_metric
+from eah_interp.studies.claims import answer_claims
+from eah_interp.studies.contrasts import Draws
+from eah_interp.studies.scores import find_metric
 from eah_interp.toy.world import OBJECTS
 from tests.studies.made import caption, make_run, patch, question
 
@@ -265,8 +265,8 @@ def test_claims_without_sinks_or_patches_are_not_measured(tmp_path):
 def test_correlations_agree_with_scipy(claimed):
     from scipy import stats
 
-    from eah_interp.studies.statistics.densities import density_and_errors
-    from eah_interp.studies.statistics.scores import score_rows
+    from eah_interp.studies.claims import density_and_errors
+    from eah_interp.studies.scores import score_rows
 
     rows = score_rows(claimed)
     table = density_and_errors(claimed.sinks(), claimed.items(), rows, "baseline")

@@ -14,10 +14,9 @@ from eah_interp.errors import (
     SettingsError,
     UnsupportedError,
 )
-from eah_interp.studies import StudyRun
-from eah_interp.studies.run import work
-from eah_interp.studies.run.manifest import Manifest, hash_weights
-from eah_interp.studies.run.worker import Shipment, Worker
+from eah_interp.studies import StudyRun, work
+from eah_interp.studies.engine_ray import Shipment, Worker
+from eah_interp.studies.manifest import Manifest, hash_weights
 from tests.studies.common import assert_same, content, toy_study
 from tests.studies.fake_ray import make_ray
 
@@ -34,9 +33,7 @@ def ray(monkeypatch):
 @pytest.fixture
 def study(toy, monkeypatch):
     """Return the study whose source gives the model that is there already."""
-    monkeypatch.setattr(
-        "eah_interp.studies.plan.source.ModelSource.load", lambda _: toy
-    )
+    monkeypatch.setattr("eah_interp.studies.manifest.ModelSource.load", lambda _: toy)
     return toy_study(toy)
 
 
@@ -175,7 +172,7 @@ def test_ray_itself_gives_the_same_rows_though_a_worker_is_killed(
     """The model is sent, not loaded: its source is taken away."""
     ray = pytest.importorskip("ray")
     study = dataclasses.replace(toy_study(eah.load()), source=None)
-    from eah_interp.studies.run import engine_ray
+    from eah_interp.studies import engine_ray
 
     real, killed = ray.wait, []
 

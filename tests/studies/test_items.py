@@ -8,7 +8,7 @@ from PIL import Image
 
 from eah_interp.errors import InputError, SettingsError
 from eah_interp.studies import Item, caption_items, pope_items, toy_items
-from eah_interp.studies.plan.items import check_items, open_image
+from eah_interp.studies.items import check_items, open_image
 
 
 def test_every_toy_scene_is_asked_a_yes_and_a_no_by_each_sampling_and_described():

@@ -9,7 +9,7 @@ import torch
 import eah_interp as eah
 from eah_interp.errors import InputError, SettingsError
 from eah_interp.studies import BASELINE, Condition, StudyRun, toy_items
-from eah_interp.studies.run.manifest import Manifest, hash_weights
+from eah_interp.studies.manifest import Manifest, hash_weights
 from tests.studies.common import content, toy_study
 
 

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from eah_interp.cli import app
 from eah_interp.studies import StudyRun, report, summarise
-from eah_interp.studies.statistics.draws import Draws
+from eah_interp.studies.contrasts import Draws
 from tests.studies.made import caption, make_run, patch, question
 
 DRAWS = Draws(resamples=200)

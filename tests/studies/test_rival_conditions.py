@@ -5,7 +5,7 @@ import pytest
 import eah_interp as eah
 from eah_interp.errors import SettingsError
 from eah_interp.studies import Condition, StudyFile, StudyRun, sweep
-from eah_interp.studies.plan.items import open_image
+from eah_interp.studies.items import open_image
 
 PATCHES = (
     eah.EAH(),

@@ -14,9 +14,8 @@ import torch
 
 import eah_interp as eah
 from eah_interp.errors import SettingsError, UnsupportedError
-from eah_interp.studies import BASELINE, Item, StudyRun, caption_items, toy_items
-from eah_interp.studies.run import work
-from eah_interp.studies.run.runner import Shard
+from eah_interp.studies import BASELINE, Item, StudyRun, caption_items, toy_items, work
+from eah_interp.studies.runner import Shard
 from tests.studies.common import assert_same, content, toy_study
 
 
@@ -176,7 +175,7 @@ def test_ctrl_c_finishes_the_batch_and_says_how_to_go_on(
         return real(*arguments, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr("eah_interp.studies.run.runner.run_batch", pressed)
+        patch.setattr("eah_interp.studies.runner.run_batch", pressed)
         with pytest.raises(KeyboardInterrupt, match="into the same folder to go on"):
             run(study, tmp_path)
     assert len(parts(tmp_path)) == 3

@@ -7,7 +7,7 @@ import pytest
 import eah_interp as eah
 from eah_interp.errors import ExtraMissingError, InputError, SettingsError
 from eah_interp.studies import BASELINE, StudyFile
-from eah_interp.studies.plan.kinds import list_kinds, read_condition
+from eah_interp.studies.study_file import list_kinds, read_condition
 
 GOOD = """\
 model:
@@ -159,7 +159,7 @@ def test_every_kind_of_the_interventions_can_be_written(load):
 
 @pytest.mark.parametrize("package", ["yaml", "pydantic"])
 def test_without_its_packages_the_extra_is_named(load, monkeypatch, package):
-    from eah_interp.studies.plan import schema
+    from eah_interp.studies import schema
 
     for made in (schema.make_base, schema.make_study_schema):
         made.cache_clear()

@@ -6,8 +6,8 @@ import pytest
 
 import eah_interp as eah
 from eah_interp.studies import BASELINE, Condition, toy_items
-from eah_interp.studies.plan.items import open_image
-from eah_interp.studies.run.work import run_batch, split_batches
+from eah_interp.studies.items import open_image
+from eah_interp.studies.work import run_batch, split_batches
 from tests.studies.common import SHORT
 
 LAYERS = (1, 2)

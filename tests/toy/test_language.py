@@ -19,15 +19,20 @@ from eah_interp.toy import (
     prompt_for,
     questions_for,
 )
-from eah_interp.toy.batches import (
+from eah_interp.toy.language import (
+    CAPTION_PROMPTS,
+    CAPTIONS,
+    QUESTIONS,
+    SPLIT_WORDS,
+    ask_for,
+)
+from eah_interp.toy.training.stages import (
     IGNORED,
     OBJECT_IDS,
     converse_caption,
     converse_questions,
     encode,
 )
-from eah_interp.toy.language import CAPTION_PROMPTS, CAPTIONS, QUESTIONS, ask_for
-from eah_interp.toy.tokenizer import SPLIT_WORDS
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from eah_interp.toy import (
     with_object_swapped,
     without_object,
 )
-from eah_interp.toy.sprites import SHAPES, draw_sprite
+from eah_interp.toy.render import SHAPES, draw_sprite
 from eah_interp.toy.world import COLOURS, SPLITS, TYPICAL_COLOURS
 
 CLEAN = World(difficulty=0.0)

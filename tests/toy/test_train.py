@@ -20,13 +20,18 @@ from eah_interp.toy import (
     group_of,
     objects_in,
 )
-from eah_interp.toy.arguments import parse_arguments
-from eah_interp.toy.batches import BLANK_ID, OBJECT_IDS, pixels_of, spell_picture
-from eah_interp.toy.checkpoints import load_checkpoint
-from eah_interp.toy.recipe import STAGES, Recipe, Run, Stage
-from eah_interp.toy.stages import Trainee, run_step, talk_about
-from eah_interp.toy.tokenizer import build_processor
-from eah_interp.toy.train import train
+from eah_interp.toy.language import build_processor
+from eah_interp.toy.training.recipe import STAGES, Recipe, Run, Stage
+from eah_interp.toy.training.stages import (
+    BLANK_ID,
+    OBJECT_IDS,
+    Trainee,
+    pixels_of,
+    run_step,
+    spell_picture,
+    talk_about,
+)
+from eah_interp.toy.training.train import load_checkpoint, parse_arguments, train
 from eah_interp.toy.world import draw_companion
 
 TINY = Recipe(
@@ -199,4 +204,4 @@ def test_the_command_line_sets_the_recipe():
     assert (recipe.seed, recipe.alignment.steps, recipe.world.prior) == (3, 5, 0.5)
     assert recipe.architecture.n_layers == 2
     assert run.threads == 2
-    assert run.command == f"python -m eah_interp.toy.train {words}"
+    assert run.command == f"python -m eah_interp.toy.training.train {words}"

@@ -22,7 +22,7 @@ from eah_interp.toy import (
     toy_path,
 )
 from eah_interp.toy.model import build_model
-from eah_interp.toy.recipe import Recipe
+from eah_interp.toy.training.recipe import Recipe
 
 FILES = {
     "config.json",

@@ -10,7 +10,7 @@ import torch
 
 import eah_interp as eah
 from eah_interp.attribution import Case, attribute_heads
-from eah_interp.attribution.cases.readouts import read_tokens
+from eah_interp.attribution.readouts import read_tokens
 from eah_interp.lvlm.inputs import Encoding
 from eah_interp.testing import FAMILIES, tiny_inputs, tiny_lvlm, tiny_processor
 

@@ -7,14 +7,14 @@ from PIL import Image
 
 import eah_interp as eah
 from eah_interp.attribution import HeadPatterns, read_patterns
-from eah_interp.attribution.patterns.pattern_run import PatternRun
+from eah_interp.attribution.patterns import PatternRun
 from eah_interp.errors import SettingsError, UnsupportedError
 from eah_interp.lvlm import ImagePart, ImageSpan
 from eah_interp.testing import FAMILIES, random_image
 from eah_interp.viz import plot_attention
-from eah_interp.viz.effects import PAGE_WIDTH
 from eah_interp.viz.figures import COLUMN_WIDTH
-from eah_interp.viz.heat import OPAQUE, POSITIVE, draw_heat
+from eah_interp.viz.heads import PAGE_WIDTH
+from eah_interp.viz.pictures import OPAQUE, POSITIVE, draw_heat
 from tests.tiny_families import encode, share_model
 
 FULL = tuple(round(255 + OPAQUE * (c - 255)) for c in POSITIVE)

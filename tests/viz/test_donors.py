@@ -9,7 +9,7 @@ from eah_interp.errors import InputError, SettingsError
 from eah_interp.testing import random_image
 from eah_interp.viz import list_logits, plot_donors, plot_logits
 from eah_interp.viz.figures import COLUMN_WIDTH
-from eah_interp.viz.logits import MARKS
+from eah_interp.viz.heads import MARKS
 
 IMAGE = random_image(2, width=48, height=40)
 

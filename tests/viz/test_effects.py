@@ -13,9 +13,9 @@ from eah_interp.errors import ExtraMissingError, SettingsError, UnsupportedError
 from eah_interp.lvlm import ImagePart
 from eah_interp.testing import random_image
 from eah_interp.viz import plot_heads, plot_lens, plot_picture, plot_targets, plot_top
-from eah_interp.viz.effects import PAGE_WIDTH
 from eah_interp.viz.figures import COLUMN_WIDTH
-from eah_interp.viz.heat import NEGATIVE, POSITIVE, draw_heat
+from eah_interp.viz.heads import PAGE_WIDTH
+from eah_interp.viz.pictures import NEGATIVE, POSITIVE, draw_heat
 
 IMAGE = random_image(2, width=48, height=40)
 

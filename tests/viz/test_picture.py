@@ -7,7 +7,7 @@ from PIL import Image
 from eah_interp.errors import InputError, UnsupportedError
 from eah_interp.lvlm import ImagePart, ImageSpan
 from eah_interp.viz import draw_sinks
-from eah_interp.viz.picture import DIMMED
+from eah_interp.viz.pictures import DIMMED
 
 SIDE = 480
 

@@ -24,7 +24,7 @@ from eah_interp.viz import (
     show_attention,
     show_tokens,
 )
-from eah_interp.viz.thumbnails import HEIGHT, cut_groups
+from eah_interp.viz.circuits import HEIGHT, cut_groups
 from eah_interp.viz.widgets import ELEMENTS, MISSING, read_bundle
 from tests.viz.browser import start
 

@@ -7,10 +7,16 @@ from eah_interp.lvlm.layouts import (
     canvases,
     crops,
     grids,
-    marked,
-    rows,
-    single,
     tiles,
+)
+from eah_interp.lvlm.layouts import (
+    crops as single,
+)
+from eah_interp.lvlm.layouts import (
+    grids as rows,
+)
+from eah_interp.lvlm.layouts import (
+    tiles as marked,
 )
 from eah_interp.lvlm.layouts.grids import Layout, Picture
 

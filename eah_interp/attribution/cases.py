@@ -1,0 +1,285 @@
+"""Questions in words: which objects are read, and where."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from eah_interp._types import ColumnMask
+from eah_interp.attribution.mentions import find_mentions
+from eah_interp.attribution.objects import ObjectWord, check_distinct, spell_object
+from eah_interp.attribution.readouts import MetricName, Readout, Term, read_tokens
+from eah_interp.errors import InputError, SettingsError
+from eah_interp.lvlm.inputs import Encoding, append_tokens, repeat_rows
+
+# ---- One question to a model: its inputs, and the numbers that are read off it.
+
+
+@dataclass(frozen=True)
+class Case:
+    """One or more images with prompts, and the numbers to be explained.
+
+    Attributes:
+        encoding: The model's inputs; an answer may follow the prompt.
+        prompt_mask: True at the prompt's tokens; None where no answer follows.
+        readout: Which tokens are read where.
+    """
+
+    encoding: Encoding
+    prompt_mask: ColumnMask | None
+    readout: Readout
+
+    @property
+    def n_items(self) -> int:
+        """Number of batch items."""
+        return int(self.encoding["input_ids"].shape[0])
+
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """The keyword arguments of a forward pass; no loss is wanted."""
+        return {k: v for k, v in self.encoding.items() if k != "labels"}
+
+    def copies(self, items: Sequence[int]) -> "Case":
+        """Make a batch of copies of items, each with its targets.
+
+        Args:
+            items: The item of each row.
+        """
+        mask = self.prompt_mask
+        return Case(
+            repeat_rows(self.encoding, items),
+            None if mask is None else mask[list(items)],
+            self.readout.of_copies(items),
+        )
+
+
+# ---- Cases in which an answer follows the prompt, and is read as it is written.
+
+
+Aim = tuple[str, int, int, str, list[Term]]
+"""Label, batch item, position, text and terms of one target."""
+
+
+def read_whole_words(
+    tokenizer: Any, encoding: Encoding, words: Sequence[ObjectWord]
+) -> Case:
+    """Read words of several tokens, each after a copy of the prompt."""
+    width = encoding["input_ids"].shape[1]
+    n_rows = encoding["input_ids"].shape[0]
+    rows = [row for row in range(n_rows) for _ in words]
+    tails = [list(word.ids[:-1]) for _ in range(n_rows) for word in words]
+    aims: list[Aim] = []
+    for copy, row in enumerate(rows):
+        word = words[copy % len(words)]
+        terms = [(width - 1 + i, token, 1.0) for i, token in enumerate(word.ids)]
+        label = word.name if n_rows == 1 else f"{word.name} ({row})"
+        aims.append((label, copy, width - 1, word.spellings[0].text.strip(), terms))
+    longer = append_tokens(repeat_rows(encoding, rows), tails, pad=_padding(tokenizer))
+    return Case(
+        longer, _mask_prompt(longer, width), read_tokens(aims, metric="log_prob")
+    )
+
+
+def read_captions(
+    tokenizer: Any,
+    encoding: Encoding,
+    words: Sequence[str],
+    captions: Sequence[Any],
+    *,
+    metric: MetricName,
+    synonyms: Mapping[str, Sequence[str]],
+) -> Case:
+    """Read objects at every place where a row's caption is about to name one.
+
+    Raises:
+        InputError: If there is not a caption for each row, or no caption names one of
+            the objects.
+    """
+    n_rows, width = encoding["input_ids"].shape
+    if len(captions) != n_rows:
+        msg = f"expected a caption for each of {n_rows} rows, got {len(captions)}"
+        raise InputError(msg)
+    written = [
+        tokenizer(text, add_special_tokens=False)["input_ids"]
+        if isinstance(text, str)
+        else [int(token) for token in text]
+        for text in captions
+    ]
+    aims: list[Aim] = []
+    for row, ids in enumerate(written):
+        for mention in find_mentions(tokenizer, ids, words, synonyms=synonyms):
+            stop = mention.stop if metric == "log_prob" else mention.start + 1
+            terms = [(width + i - 1, ids[i], 1.0) for i in range(mention.start, stop)]
+            place = width + mention.start - 1
+            aims.append((mention.name, row, place, mention.text, terms))
+    missing = sorted(set(words) - {aim[0] for aim in aims})
+    if missing:
+        msg = (
+            f"the caption does not name {', '.join(missing)}: expected each object in "
+            "it (or a plural or synonym); leave the object out, or pass synonyms"
+        )
+        raise InputError(msg)
+    longer = append_tokens(encoding, written, pad=_padding(tokenizer))
+    return Case(longer, _mask_prompt(longer, width), read_tokens(aims, metric=metric))
+
+
+def _mask_prompt(encoding: Encoding, width: int) -> ColumnMask:
+    mask = torch.zeros_like(encoding["input_ids"], dtype=torch.bool)
+    mask[:, :width] = encoding["attention_mask"][:, :width].bool()
+    return mask
+
+
+def _padding(tokenizer: Any) -> int:
+    for token in (tokenizer.pad_token_id, tokenizer.eos_token_id):
+        if token is not None:
+            return int(token)
+    return 0
+
+
+Caption = str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]]
+"""An answer for each row, as text or as token ids."""
+
+
+def pose(
+    model: Any,
+    images: object,
+    prompts: object = None,
+    *,
+    objects: Sequence[str] = (),
+    metric: MetricName = "logit",
+    caption: Caption | None = None,
+    synonyms: Mapping[str, Sequence[str]] | None = None,
+) -> Case:
+    """Ask for objects: at the answer position, or wherever a caption names them.
+
+    Without a caption every object is read after the last token of the prompt, as the
+    first word of the answer. With one, the caption follows the prompt, and an object
+    is read at every place where the caption is about to name it.
+
+    Args:
+        model: An LVLM.
+        images: An image or images; or a ready-made encoding.
+        prompts: A prompt or prompts; "Describe the image." when None.
+        objects: The words, such as `["boat", "fish"]`.
+        metric: `"logit"`: of the word's first token (the mean over synonyms).
+            `"log_prob"`: of the whole word, over all its tokens. `"logit_diff"`: the
+            logit of the first object minus that of the second. `"yes_no"`: the logit
+            of yes minus that of no; takes no objects.
+        caption: An answer to read, one for each row: as text, or as the token ids
+            that were generated (text may be tokenized in another way than it was).
+        synonyms: Other words for an object, by object.
+
+    Returns:
+        The inputs and the readout.
+
+    Raises:
+        InputError: If images or prompts do not fit, or the caption names no object.
+        SettingsError: If a word cannot be spelled, or objects do not fit the metric.
+
+    Example:
+        >>> import eah_interp as eah
+        >>> from eah_interp.testing import random_image
+        >>> case = pose(eah.load(), random_image(), "Is there a dog?", metric="yes_no")
+        >>> [target.label for target in case.readout.targets]
+        ['Yes - No']
+    """
+    words = _check_objects(objects, metric, captioned=caption is not None)
+    if isinstance(images, Encoding):  # it may know how large the pictures were
+        encoding = images
+    elif isinstance(images, Mapping):
+        encoding = Encoding(images)
+    else:
+        encoding = model.encode(images, prompts)
+    tokenizer = model.tokenizer
+    if tokenizer is None:
+        msg = "the model has no tokenizer to spell objects with; pass a processor"
+        raise SettingsError(msg)
+    ids = encoding["input_ids"]
+    if caption is not None:
+        captions: list[Any]
+        captions = [caption] if isinstance(caption, str) else list(caption)
+        if captions and isinstance(captions[0], int):
+            captions = [captions]
+        return read_captions(
+            tokenizer, encoding, words, captions, metric=metric, synonyms=synonyms or {}
+        )
+    written = [
+        spell_object(
+            tokenizer,
+            word,
+            before=ids[0].tolist(),
+            synonyms=(synonyms or {}).get(word, ()),
+        )
+        for word in words
+    ]
+    if metric == "log_prob" and any(len(word.ids) > 1 for word in written):
+        return read_whole_words(tokenizer, encoding, written)
+    if metric in ("logit", "logit_diff", "yes_no"):
+        check_distinct(written)
+    return Case(encoding, None, _read_answers(ids, written, metric))
+
+
+def as_case(model: Any, images: object, prompts: object = None, **asked: Any) -> Case:
+    """Take a case as it is, or pose one; the arguments are `pose`'s.
+
+    Raises:
+        SettingsError: If a case comes with a second question.
+    """
+    if not isinstance(images, Case):
+        return pose(model, images, prompts, **asked)
+    defaults: dict[str, Any] = {"metric": "logit", "objects": ()}
+    more = [k for k, v in asked.items() if v is not None and v != defaults.get(k)]
+    if prompts is not None or more:
+        named = ", ".join(["prompts"] * (prompts is not None) + more)
+        msg = f"a case is a whole question: expected nothing beside it, got {named}"
+        raise SettingsError(msg)
+    return images
+
+
+def _check_objects(
+    objects: Sequence[str], metric: MetricName, *, captioned: bool
+) -> tuple[str, ...]:
+    if isinstance(objects, str):
+        objects = (objects,)
+    words = tuple(objects)
+    wanted = {"yes_no": "no objects", "logit_diff": "two objects"}
+    fits = {"yes_no": not words, "logit_diff": len(words) == 2}
+    if not fits.get(metric, bool(words)):
+        msg = (
+            f'metric="{metric}" takes {wanted.get(metric, "at least one object")}, '
+            f"got {len(words)}: {', '.join(words) or 'none'}"
+        )
+        raise SettingsError(msg)
+    if captioned and metric not in ("logit", "log_prob"):
+        msg = (
+            f'metric="{metric}" is read at the answer position: with a caption use '
+            '"logit" or "log_prob"'
+        )
+        raise SettingsError(msg)
+    return ("Yes", "No") if metric == "yes_no" else words
+
+
+def _read_answers(
+    ids: Tensor, words: Sequence[ObjectWord], metric: MetricName
+) -> Readout:
+    """Read every word after the last token of each row."""
+    n_rows, width = ids.shape
+    last = width - 1
+    aims: list[Aim] = []
+    for row in range(n_rows):
+        terms = [
+            [(last, token, 1 / len(word.first_ids)) for token in word.first_ids]
+            for word in words
+        ]
+        if metric in ("logit_diff", "yes_no"):
+            against = [(place, token, -weight) for place, token, weight in terms[1]]
+            label = f"{words[0].name} - {words[1].name}"
+            aims.append((label, row, last, words[0].name, terms[0] + against))
+            continue
+        aims += [
+            (word.name, row, last, word.spellings[0].text.strip(), own)
+            for word, own in zip(words, terms, strict=True)
+        ]
+    return read_tokens(aims, metric=metric)

@@ -1,1 +1,0 @@
-"""What is asked: a prompt, a picture, the logits that are read, and where."""

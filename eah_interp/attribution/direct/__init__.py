@@ -1,1 +1,0 @@
-"""Direct logit attribution: what each head writes towards a logit."""

@@ -1,1 +1,0 @@
-"""Attribution patching: patching's effects estimated by gradients."""

@@ -1,0 +1,405 @@
+"""The logit lens: what each layer's residual stream would say of an object."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from eah_interp.attribution.cases import Case, as_case
+from eah_interp.attribution.readouts import MetricName, Readout, Target, TargetValues
+from eah_interp.attribution.results import Result, label_targets, register
+from eah_interp.attribution.runs import check_patch
+from eah_interp.attribution.unembedding import (
+    StreamRun,
+    Unembedding,
+    find_unembedding,
+    trace_streams,
+)
+from eah_interp.errors import SettingsError
+from eah_interp.interventions.eah import EAH
+from eah_interp.lvlm.spans import ImageSpan
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# ---- What every layer says of objects, labelled: the result of `logit_lens`.
+
+
+register(Target)
+
+
+@register
+@dataclass(frozen=True)
+class LensReading:
+    """What one run's residual stream says of each target.
+
+    Where a row has fewer places than another: NaN, and rank -1.
+
+    Attributes:
+        logit: The target, as the last layer would have it: a logit, its mean over
+            synonyms, or a difference.
+        rank: Of the likeliest of the target's tokens among all tokens; 1 is first.
+        probability: Of the target's tokens together, in [0, 1]. Of a difference, of
+            the first object, as is the rank.
+    """
+
+    logit: Float[Tensor, "target point place"]
+    rank: Int[Tensor, "target point place"]
+    probability: Float[Tensor, "target point place"]
+
+
+@dataclass(frozen=True)
+class LogitLens(Result):
+    """The residual stream by layer, read as if it were the last layer's.
+
+    Attributes:
+        metric: What was read.
+        targets: What each number is about.
+        points: Where in depth: `"embedding"`, which enters the first layer, and `"L0"`
+            and so on, what leaves each layer.
+        positions: Where in the prompt: the position where the target is read, then
+            the row's image tokens; -1 where a row has fewer.
+        spans: Each row's images, with their patch grids.
+        plain: The run as it is.
+        patch: The settings of the patched run; None where none was asked for.
+        patched: The patched run.
+        donors: Donor head of each patched layer, by batch item.
+    """
+
+    metric: MetricName
+    targets: tuple[Target, ...]
+    points: tuple[str, ...]
+    positions: Int[Tensor, "target place"]
+    spans: tuple[tuple[ImageSpan, ...], ...]
+    plain: LensReading
+    patch: EAH | None
+    patched: LensReading | None
+    donors: dict[int, Tensor]
+
+    @property
+    def values(self) -> TargetValues:
+        """The targets themselves: the last layer's reading at the answer."""
+        return self.plain.logit[:, -1, 0]
+
+    def frame(self) -> pd.DataFrame:
+        """List every reading.
+
+        Returns:
+            Columns `object row position target point layer place read_at logit rank
+            probability`, and of a patched run `patched_logit patched_rank
+            patched_probability change` (of the logit). `layer` is empty for the
+            embedding; `place` is `answer` or `image`; `read_at` is a position.
+        """
+        n_targets, n_places = self.positions.shape
+        table = pd.MultiIndex.from_product(
+            [range(n_targets), range(len(self.points)), range(n_places)],
+            names=["target", "depth", "number"],
+        ).to_frame(index=False)
+        read_at = self.positions[:, None].expand(-1, len(self.points), -1)
+        depth, number = table.pop("depth"), table.pop("number")
+        table["point"] = [self.points[d] for d in depth]
+        table["layer"] = (depth - 1).astype("Int64").mask(depth == 0)
+        table["place"] = number.eq(0).map({True: "answer", False: "image"})
+        table["read_at"] = read_at.flatten().numpy()
+        for name in ("logit", "rank", "probability"):
+            table[name] = _flat(getattr(self.plain, name))
+            if self.patched is not None:
+                table[f"patched_{name}"] = _flat(getattr(self.patched, name))
+        if self.patched is not None:
+            table["change"] = table["patched_logit"] - table["logit"]
+        table = label_targets(table, self.targets)
+        return table[table["read_at"] >= 0].reset_index(drop=True)
+
+    def top(
+        self, k: int = 10, *, by: str = "probability", place: str = "image"
+    ) -> pd.DataFrame:
+        """List each target's `k` places, over all layers, where it is most readable.
+
+        Args:
+            k: How many.
+            by: The column that is compared, such as `"patched_probability"`; largest
+                first, of ranks the smallest.
+            place: `"image"` or `"answer"`.
+
+        Raises:
+            SettingsError: If `k` is below 1, or there is no such column or place.
+        """
+        table = self.frame()
+        if k < 1:
+            msg = f"k must be at least 1, got {k}"
+            raise SettingsError(msg)
+        if place not in ("image", "answer"):
+            msg = f"place must be image or answer, got {place!r}"
+            raise SettingsError(msg)
+        numbers = [
+            name
+            for name in map(str, table.columns)
+            if name.endswith(("logit", "rank", "probability"))
+        ]
+        if by not in (*numbers, *(["change"] if self.patched else [])):
+            msg = f"by={by!r} is no column to compare: expected {', '.join(numbers)}"
+            raise SettingsError(msg)
+        there = table[table["place"] == place]
+        ordered = there.sort_values(by, ascending=by.endswith("rank"), kind="stable")
+        ordered = ordered.sort_values("target", kind="stable")
+        return ordered.groupby("target", sort=False).head(k).reset_index(drop=True)
+
+    def curves(self, target: int, *, of: str = "logit") -> dict[str, dict[str, Tensor]]:
+        """Sum up one target by depth: at the answer, and over the image tokens.
+
+        Args:
+            target: Which target.
+            of: `"logit"` or `"probability"`.
+
+        Returns:
+            For each run (`plain`, `patched`) the curves `answer`, `image mean` and
+            `image max`, `[point]` each.
+
+        Raises:
+            SettingsError: If there is no such target or number.
+        """
+        if of not in ("logit", "probability"):
+            msg = f"of must be logit or probability, got {of!r}"
+            raise SettingsError(msg)
+        if not 0 <= target < len(self.targets):
+            msg = (
+                f"target {target} does not exist: expected 0 to {len(self.targets) - 1}"
+            )
+            raise SettingsError(msg)
+        runs = {"plain": self.plain, "patched": self.patched}
+        image = self.positions[target] >= 0
+        image[0] = False
+        curves: dict[str, dict[str, Tensor]] = {}
+        for name, reading in runs.items():
+            if reading is None:
+                continue
+            values: Tensor = getattr(reading, of)[target]
+            curves[name] = {"answer": values[:, 0]}
+            if image.any():
+                over = values[:, image]
+                curves[name]["image mean"] = over.mean(1)
+                curves[name]["image max"] = over.amax(1)
+        return curves
+
+    def plot(self, target: int = 0, *, of: str = "logit") -> "Figure":
+        """Draw one target by layer, at the answer and over the image tokens.
+
+        Args:
+            target: Which target.
+            of: `"logit"` or `"probability"`.
+
+        Returns:
+            A matplotlib figure, one column wide.
+
+        Raises:
+            SettingsError: If there is no such target or number.
+            ExtraMissingError: If matplotlib is not installed.
+        """
+        from eah_interp.viz import plot_lens
+
+        return plot_lens(self, target, of=of)
+
+
+def _flat(values: Tensor) -> Any:
+    whole = values.dtype == torch.long
+    return (values if whole else values.double()).flatten().numpy()
+
+
+LOGITS_AT_ONCE = 2**25
+"""How many logits are held at a time: 128 MiB of float32."""
+
+
+def logit_lens(
+    model: Any,
+    images: object,
+    prompts: object = None,
+    *,
+    objects: Sequence[str] = (),
+    metric: MetricName = "logit",
+    caption: str | Sequence[str] | None = None,
+    synonyms: Mapping[str, Sequence[str]] | None = None,
+    patch: EAH | None = None,
+) -> LogitLens:
+    """Read an object off the residual stream of every layer, at answer and picture.
+
+    The stream that enters the first layer and that leaves each layer is put through
+    the model's own final norm, unembedding, and whatever it does to logits after that
+    (nostalgebraist, "interpreting GPT: the logit lens", 2020; on image tokens: Neo et
+    al., "Towards Interpreting Visual Information Processing in Vision-Language
+    Models", 2025). After the last layer, at the answer, that is the model's logit:
+    checked before anything is returned.
+
+    Early layers are not written to be read by the unembedding: a low rank there does
+    not say that the object is not represented.
+
+    Args:
+        model: An LVLM.
+        images: An image or images; a ready-made encoding; or a `Case` of `pose`.
+        prompts: A prompt or prompts; "Describe the image." when None.
+        objects: The words, such as `["boat", "fish"]`.
+        metric: `"logit"`, `"logit_diff"` of two objects, or `"yes_no"`.
+        caption: An answer; objects are then read wherever it names them, and at the
+            image tokens.
+        synonyms: Other words for an object, by object.
+        patch: EAH settings of a second, patched run.
+
+    Returns:
+        Logit, rank and probability by target, layer and position, on the CPU.
+
+    Raises:
+        InputError: If images or prompts do not fit, or the caption names no object.
+        SettingsError: If a word cannot be spelled, the metric is not a logit, or a
+            target reads several positions.
+        ModelError: If norm and unembedding do not make the model's logits of what its
+            last layer returns.
+
+    Example:
+        >>> import eah_interp as eah
+        >>> from eah_interp.testing import random_image
+        >>> lens = logit_lens(eah.load(), random_image(), objects=["dog"])
+        >>> lens.points[:2], tuple(lens.plain.logit.shape)  # answer, 100 patches
+        (('embedding', 'L0'), (1, 9, 101))
+        >>> lens.top(1)["place"].tolist()
+        ['image']
+    """
+    if patch is not None:
+        check_patch(model, patch)
+    if metric == "log_prob":
+        msg = (
+            "the lens reads one position at a time, and a log-probability of a whole "
+            'word several: expected metric="logit", "logit_diff" or "yes_no"; the '
+            "result has the probability of the first token"
+        )
+        raise SettingsError(msg)
+    case = as_case(
+        model,
+        images,
+        prompts,
+        objects=objects,
+        metric=metric,
+        caption=caption,
+        synonyms=synonyms,
+    )
+    _check_positions(case.readout)
+    spans = model.spans(case.encoding)
+    places = list_places(case.readout, spans)
+    plain, _ = _read_run(model, case, None, places)
+    patched: LensReading | None = None
+    donors: dict[int, Tensor] = {}
+    if patch is not None:
+        patched, donors = _read_run(model, case, patch, places)
+    return LogitLens(
+        metric=case.readout.metric,
+        targets=case.readout.targets,
+        points=("embedding", *(f"L{i}" for i in range(model.anatomy.n_layers))),
+        positions=places,
+        spans=spans,
+        plain=plain,
+        patch=patch,
+        patched=patched,
+        donors=donors,
+    )
+
+
+def list_places(readout: Readout, spans: Sequence[Sequence[ImageSpan]]) -> Tensor:
+    """List where each target is looked for: its own position, then image tokens.
+
+    Returns:
+        Positions, `[target place]`; -1 where a target's row has fewer.
+    """
+    rows = [
+        [target.position, *(c for span in spans[target.row] for c in span.columns)]
+        for target in readout.targets
+    ]
+    places = torch.full((len(rows), max(map(len, rows))), -1)
+    for index, row in enumerate(rows):
+        places[index, : len(row)] = torch.tensor(row)
+    return places
+
+
+def _check_positions(readout: Readout) -> None:
+    if not readout.is_linear:
+        msg = 'this case reads log-probabilities; pose it with metric="logit"'
+        raise SettingsError(msg)
+    for index, target in enumerate(readout.targets):
+        read = sorted(set(readout.positions[readout.owner == index].tolist()))
+        if read != [target.position]:
+            msg = (
+                f"target {target.label!r} reads positions {read}: expected one "
+                "position for each target of a lens"
+            )
+            raise SettingsError(msg)
+
+
+def _read_run(
+    model: Any, case: Case, eah: EAH | None, places: Tensor
+) -> tuple[LensReading, dict[int, Tensor]]:
+    """Run a case, and read every target at its places after every layer."""
+    readout = case.readout
+    there = places >= 0
+    rows = readout.target_rows[:, None].expand_as(places)[there]
+    pairs, inverse = torch.unique(
+        torch.stack([rows, places[there]], 1), dim=0, return_inverse=True
+    )
+    where = torch.zeros_like(places)
+    where[there] = inverse
+    run = trace_streams(model, case, eah, items=pairs[:, 0], positions=pairs[:, 1])
+    end = _find_end(model, case, run, where)
+    shape = (len(readout.targets), len(run.points), places.shape[1])
+    reading = LensReading(
+        logit=torch.full(shape, math.nan),
+        rank=torch.full(shape, -1),
+        probability=torch.full(shape, math.nan),
+    )
+    for point, stream in enumerate(run.points):
+        found = _read_stream(end, stream, readout, rows=pairs[:, 0])
+        for name, values in found.items():
+            picked = torch.stack([values[t, where[t]] for t in range(shape[0])])
+            getattr(reading, name)[:, point][there] = picked[there]
+    return reading, run.donors
+
+
+def _find_end(model: Any, case: Case, run: StreamRun, where: Tensor) -> Unembedding:
+    """Find the unembedding, checked at the places that the readout reads."""
+    last = run.points[-1][where[case.readout.owner, 0].to(run.points[-1].device)]
+    return find_unembedding(model, raw=run.raw, final=run.final, last=last)
+
+
+def _read_stream(
+    end: Unembedding, stream: Tensor, readout: Readout, *, rows: Tensor
+) -> dict[str, Tensor]:
+    """Read every target off one layer's stream, some places at a time.
+
+    Returns:
+        Logit, rank and probability, `[target place]` each; only places of a target's
+        own row are of use.
+    """
+    n_targets = len(readout.targets)
+    n_places = len(stream)
+    found = {
+        "logit": torch.zeros(n_targets, n_places),
+        "rank": torch.zeros(n_targets, n_places, dtype=torch.long),
+        "probability": torch.zeros(n_targets, n_places),
+    }
+    step = max(1, LOGITS_AT_ONCE // len(end.off))
+    for start in range(0, n_places, step):
+        part = slice(start, start + step)
+        logits = end.read(stream[part])
+        total = logits.logsumexp(-1)
+        for t, target in enumerate(readout.targets):
+            if not (rows[part] == target.row).any():
+                continue
+            own = readout.owner == t
+            weights = readout.weights[own].to(logits.device)
+            picked = logits[:, readout.tokens[own].to(logits.device)]
+            named = picked[:, weights > 0]
+            best = named.amax(-1, keepdim=True)
+            found["logit"][t, part] = (picked * weights).sum(-1).cpu()
+            found["rank"][t, part] = (1 + (logits > best).sum(-1)).cpu()
+            found["probability"][t, part] = (named - total[:, None]).exp().sum(-1).cpu()
+    return found

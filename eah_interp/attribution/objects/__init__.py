@@ -1,1 +1,0 @@
-"""Object words: their token ids, synonyms, and mentions in a text."""

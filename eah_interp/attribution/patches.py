@@ -1,0 +1,445 @@
+"""Effects of image tokens, on the picture: the result of `attribute_patches`."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import pandas as pd
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from eah_interp.attribution.cases import Case, as_case
+from eah_interp.attribution.direct_path import run_direct
+from eah_interp.attribution.gradient_runs import (
+    SourceRun,
+    check_gradients,
+    run_attention_gradient,
+)
+from eah_interp.attribution.readouts import MetricName, Target, TargetValues
+from eah_interp.attribution.results import Result, largest, list_heads, register
+from eah_interp.attribution.runs import check_patch
+from eah_interp.errors import InputError, SettingsError
+from eah_interp.interventions.eah import EAH
+from eah_interp.lvlm.spans import ImageSpan, lay_out
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from PIL.Image import Image
+
+# ---- What one run's heads took from each image token.
+
+
+@register
+@dataclass(frozen=True)
+class PictureEffects:
+    """What one run's heads took from each image token to each target.
+
+    `patches.sum(-1) + text` is the sum over everything that a head read.
+
+    Attributes:
+        values: The targets.
+        patches: By image token; 0 where a row has fewer than another.
+        text: What was taken from all other tokens.
+    """
+
+    values: TargetValues
+    patches: Float[Tensor, "target layer head patch"]
+    text: Float[Tensor, "target layer head"]
+
+    @property
+    def heads(self) -> Float[Tensor, "target layer head"]:
+        """What each head took from everything that it read."""
+        return self.patches.sum(-1) + self.text
+
+    def flat(self) -> Any:
+        """Write all numbers in a line, float64: image tokens, then text, by head."""
+        both = torch.cat([self.patches, self.text[..., None]], -1)
+        return both.double().flatten().numpy()
+
+
+Sign = Literal["both", "positive", "negative"]
+"""Which effects are summed over heads: all, or those of one sign alone."""
+
+
+Run = Literal["plain", "patched", "change"]
+"""Which run, or patched minus plain."""
+
+
+Heads = Sequence[tuple[int, int]] | None
+"""Layers and heads, such as `[(3, 7)]`; None for all."""
+
+
+register(Target)
+
+
+@dataclass(frozen=True)
+class PictureAttribution(Result):
+    """Effects on objects' logits by the image token that heads read.
+
+    Attributes:
+        metric: What was read.
+        method: How image tokens were credited.
+        targets: What each number is about.
+        layers: Decoder index of each entry of the layer axis.
+        columns: Position of each image token; -1 where a target's row has fewer.
+        spans: Each row's images, with their patch grids.
+        plain: The run as it is.
+        patch: The settings of the patched run; None where none was asked for.
+        patched: The patched run.
+        donors: Donor head of each patched layer, by batch item.
+    """
+
+    metric: MetricName
+    method: str
+    targets: tuple[Target, ...]
+    layers: tuple[int, ...]
+    columns: Int[Tensor, "target patch"]
+    spans: tuple[tuple[ImageSpan, ...], ...]
+    plain: PictureEffects
+    patch: EAH | None
+    patched: PictureEffects | None
+    donors: dict[int, Tensor]
+
+    def frame(self) -> pd.DataFrame:
+        """List what every head took from every image token.
+
+        Returns:
+            Columns `object row position target layer head name read_at plain`, and of
+            a patched run `patched change`; `read_at` is an image token's position, and
+            empty for all other tokens together.
+        """
+        n_targets, n_layers, n_heads, n_patches = self.plain.patches.shape
+        heads = list_heads(self.targets, self.layers, n_heads)
+        table = heads.loc[heads.index.repeat(n_patches + 1)].reset_index(drop=True)
+        text = torch.full((n_targets, 1), -2)
+        read_at = torch.cat([self.columns, text], 1)[:, None, None]
+        read_at = read_at.expand(-1, n_layers, n_heads, -1).flatten()
+        table["read_at"] = pd.array(read_at.numpy(), dtype="Int64")
+        table["plain"] = self.plain.flat()
+        if self.patched is not None:
+            table["patched"] = self.patched.flat()
+            table["change"] = table["patched"] - table["plain"]
+        table = table[table["read_at"] != -1].reset_index(drop=True)
+        table["read_at"] = table["read_at"].mask(table["read_at"] == -2)
+        return table
+
+    def top(self, k: int = 10, *, by: str | None = None) -> pd.DataFrame:
+        """List each target's `k` image tokens and heads with the largest effects.
+
+        Args:
+            k: How many.
+            by: The column that is compared: `"plain"`, or by default `"change"` where
+                there is a patched run.
+
+        Raises:
+            SettingsError: If `k` is below 1, or there is no such column.
+        """
+        table = self.frame()
+        image = table[table["read_at"].notna()].reset_index(drop=True)
+        return largest(image, k, by=by or ("plain" if self.patch is None else "change"))
+
+    def summed(
+        self,
+        target: int,
+        *,
+        heads: Heads = None,
+        run: Run = "plain",
+        sign: Sign = "both",
+    ) -> Float[Tensor, " patch"]:
+        """Sum one target's effects over heads, for each image token.
+
+        Args:
+            target: Which target.
+            heads: Layers and heads; all when None.
+            run: Plain, patched, or the change of the sum.
+            sign: Sum all effects, or only the positive or the negative ones, which
+                would cancel each other.
+
+        Raises:
+            SettingsError: If a target, head or run does not exist.
+        """
+        if not 0 <= target < len(self.targets):
+            last = len(self.targets) - 1
+            msg = f"target {target} does not exist: expected 0 to {last}"
+            raise SettingsError(msg)
+        if sign not in get_args(Sign):
+            msg = f"sign must be one of {', '.join(get_args(Sign))}, got {sign!r}"
+            raise SettingsError(msg)
+        if run == "change":
+            old, new = (
+                self.summed(target, heads=heads, run=which, sign=sign)
+                for which in ("plain", "patched")
+            )
+            return new - old
+        effects = self._run(run).patches[target]
+        effects = effects.flatten(0, 1) if heads is None else self._pick(effects, heads)
+        if sign == "positive":
+            effects = effects.clamp(min=0)
+        elif sign == "negative":
+            effects = effects.clamp(max=0)
+        return effects.sum(0)
+
+    def _run(self, run: str) -> PictureEffects:
+        runs = {"plain": self.plain, "patched": self.patched}
+        found = runs.get(run)
+        if found is None:
+            known = [name for name, effects in runs.items() if effects is not None]
+            msg = (
+                f"run={run!r} is not there: expected {' or '.join(known)}; a patched "
+                "run is made by attribute_patches(..., patch=)"
+            )
+            raise SettingsError(msg)
+        return found
+
+    def _pick(self, effects: Tensor, heads: Sequence[tuple[int, int]]) -> Tensor:
+        n_heads = effects.shape[1]
+        if not heads:
+            msg = "heads is empty: name layers and heads, as in [(3, 7)], or leave it"
+            raise SettingsError(msg)
+        for layer, head in heads:
+            if layer not in self.layers or not 0 <= head < n_heads:
+                last = f"layers to {self.layers[-1]}, heads to {n_heads - 1}"
+                msg = f"there is no head L{layer}H{head}: expected {last}"
+                raise SettingsError(msg)
+        return torch.stack([effects[self.layers.index(la), h] for la, h in heads])
+
+    def picture(
+        self,
+        target: int,
+        *,
+        heads: Heads = None,
+        run: Run = "plain",
+        sign: Sign = "both",
+        image: int = 0,
+    ) -> tuple[Float[Tensor, "row column"], ...]:
+        """Lay one target's effects out as the patches lie in the picture.
+
+        Args:
+            target: Which target.
+            heads: Layers and heads; all when None.
+            run: Plain, patched, or the change.
+            sign: As for `summed`.
+            image: Which picture of the target's row.
+
+        Returns:
+            A grid for each part of the picture (`spans[row][image].parts`: the whole,
+            crops, tiles); NaN where a patch shows padding only.
+
+        Raises:
+            UnsupportedError: If image tokens have no place in the picture.
+            SettingsError: If a target, head, run or picture does not exist.
+        """
+        values = self.summed(target, heads=heads, run=run, sign=sign)
+        columns = self.columns[target].tolist()
+        by_column = dict(zip(columns, values.tolist(), strict=True))
+        return lay_out(self.span(target, image=image), by_column)
+
+    def span(self, target: int, *, image: int = 0) -> ImageSpan:
+        """Return where a picture of a target's row is.
+
+        Raises:
+            SettingsError: If the row has no such picture.
+        """
+        spans = self.spans[self.targets[target].row]
+        if not 0 <= image < len(spans):
+            msg = f"picture {image} does not exist: expected 0 to {len(spans) - 1}"
+            raise SettingsError(msg)
+        return spans[image]
+
+    def plot(
+        self,
+        image: "Image",
+        *,
+        target: int = 0,
+        heads: Heads = None,
+        sign: Sign = "both",
+        number: int = 0,
+        outlined: Sequence[int] = (),
+    ) -> "Figure":
+        """Draw one target's effects on the picture, plain, patched and the change.
+
+        Args:
+            image: The original picture.
+            target: Which target.
+            heads: Layers and heads; all when None.
+            sign: As for `summed`.
+            number: Which picture of the target's row it is.
+            outlined: Positions of image tokens to outline, such as vision sinks.
+
+        Returns:
+            A matplotlib figure.
+
+        Raises:
+            UnsupportedError: If image tokens have no known place in the picture.
+            SettingsError: If a target, head or picture does not exist.
+            ExtraMissingError: If matplotlib is not installed.
+        """
+        from eah_interp.viz import plot_picture
+
+        return plot_picture(
+            self,
+            image,
+            target=target,
+            heads=heads,
+            sign=sign,
+            number=number,
+            outlined=outlined,
+        )
+
+
+# ---- Which patches of the picture move an object's logit, through which heads.
+
+
+Method = Literal["contribution", "attention_gradient"]
+"""How an image token is credited; see `attribute_patches`."""
+
+
+def attribute_patches(
+    model: Any,
+    images: object,
+    prompts: object = None,
+    *,
+    objects: Sequence[str] = (),
+    metric: MetricName = "logit",
+    caption: str | Sequence[str] | None = None,
+    synonyms: Mapping[str, Sequence[str]] | None = None,
+    patch: EAH | None = None,
+    method: Method = "contribution",
+) -> PictureAttribution:
+    """Credit every image token with what each head takes from it to an object's logit.
+
+    With `y` an image token, `A` the head's pattern and `x` the position that is read:
+
+    - `"contribution"`: the head's direct effect, split over what it reads,
+      `A[x, y] * v[y] W_O s`, with `s` the frozen slope of the logit. Exact: image and
+      text tokens together give the head's direct effect (`attribute_heads`), and not
+      what it does through later components.
+    - `"attention_gradient"`: `A[x, y] * dm/dA[x, y]`, the gradient through all later
+      layers (Chefer et al., "Generic Attention-model Explainability", 2021, with both
+      signs kept). A first-order estimate: its sums are no effects of anything.
+
+    Image tokens carry what the vision tower and earlier layers moved into them, so this
+    says from which *position* a head read, not which pixels mattered.
+
+    Args:
+        model: An LVLM.
+        images: An image or images; a ready-made encoding; or a `Case` of `pose`.
+        prompts: A prompt or prompts; "Describe the image." when None.
+        objects: The words, such as `["boat", "fish"]`.
+        metric: What is read of them; `"log_prob"` under `"attention_gradient"` only.
+        caption: An answer; objects are then read wherever it names them.
+        synonyms: Other words for an object, by object.
+        patch: EAH settings of a second, patched run.
+        method: How image tokens are credited.
+
+    Returns:
+        Effects by target, layer, head and image token, on the CPU.
+
+    Raises:
+        InputError: If images or prompts do not fit, the caption names no object, or
+            there is no image token.
+        SettingsError: If a word cannot be spelled, or the method is unknown or does not
+            fit the metric.
+        ModelError: If heads do not write into the residual stream, under
+            `"contribution"`.
+        UnsupportedError: If the model has no gradients, under `"attention_gradient"`.
+
+    Example:
+        >>> import eah_interp as eah
+        >>> from eah_interp.testing import random_image
+        >>> found = attribute_patches(eah.load(), random_image(), objects=["dog"])
+        >>> found.plain.patches.shape, found.picture(0)[0].shape
+        (torch.Size([1, 8, 8, 100]), torch.Size([10, 10]))
+    """
+    if method not in get_args(Method):
+        msg = f"method must be one of {', '.join(get_args(Method))}, got {method!r}"
+        raise SettingsError(msg)
+    if patch is not None:
+        check_patch(model, patch)
+    _check_linear(method, linear=metric != "log_prob")
+    case = as_case(
+        model,
+        images,
+        prompts,
+        objects=objects,
+        metric=metric,
+        caption=caption,
+        synonyms=synonyms,
+    )
+    _check_linear(method, linear=case.readout.is_linear)
+    if method == "attention_gradient":
+        check_gradients(model)
+    spans = model.spans(case.encoding)
+    columns = _list_columns(case, spans)
+    runs = {"plain": _split(model, case, None, method)}
+    if patch is not None:
+        runs["patched"] = _split(model, case, patch, method)
+    effects = {name: _gather(run, columns) for name, run in runs.items()}
+    return PictureAttribution(
+        metric=case.readout.metric,
+        method=method,
+        targets=case.readout.targets,
+        layers=tuple(model.anatomy.sites),
+        columns=columns,
+        spans=spans,
+        plain=effects["plain"],
+        patch=patch,
+        patched=effects.get("patched"),
+        donors=runs["patched"].donors if patch is not None else {},
+    )
+
+
+def _check_linear(method: Method, *, linear: bool) -> None:
+    if method == "contribution" and not linear:
+        msg = (
+            "a log-probability is not a sum of direct effects: expected metric="
+            '"logit", "logit_diff" or "yes_no", or method="attention_gradient"'
+        )
+        raise SettingsError(msg)
+
+
+def _list_columns(case: Case, spans: Sequence[Sequence[Any]]) -> Tensor:
+    """List the image tokens of each target's row, -1 where it has fewer."""
+    rows = [
+        [column for span in spans[target.row] for column in span.columns]
+        for target in case.readout.targets
+    ]
+    for target, row in zip(case.readout.targets, rows, strict=True):
+        if not row:
+            msg = (
+                f"row {target.row} has no image tokens: expected at least 1 for "
+                f"{target.label!r}; pass an image with each prompt"
+            )
+            raise InputError(msg)
+    columns = torch.full((len(rows), max(map(len, rows))), -1)
+    for index, row in enumerate(rows):
+        columns[index, : len(row)] = torch.tensor(row)
+    return columns
+
+
+def _split(model: Any, case: Case, eah: EAH | None, method: Method) -> SourceRun:
+    if method == "attention_gradient":
+        return run_attention_gradient(model, case, eah)
+    run = run_direct(model, case, eah)
+    donors = {} if run.patch is None else run.patch.layers
+    return SourceRun(
+        values=run.values.cpu(),
+        sources=[run.sources(layer).cpu() for layer in run.heads],
+        donors={p.layer: p.donors.cpu() for p in donors},
+    )
+
+
+def _gather(run: SourceRun, columns: Tensor) -> PictureEffects:
+    """Keep what image tokens were credited with; text tokens in one sum."""
+    there = columns >= 0
+    patches, text = [], []
+    for source in run.sources:  # target head key
+        index = columns.clamp(min=0)
+        picked = source.gather(-1, index[:, None].expand(-1, source.shape[1], -1))
+        patches.append(picked * there[:, None])
+        image = torch.zeros(len(source), source.shape[-1], dtype=torch.bool)
+        for row, (own, real) in enumerate(zip(columns, there, strict=True)):
+            image[row, own[real]] = True
+        text.append(source.masked_fill(image[:, None], 0).sum(-1))
+    return PictureEffects(run.values, torch.stack(patches, 1), torch.stack(text, 1))

@@ -1,0 +1,407 @@
+"""Exact patching: a head of one run put into another, and what it does to an object."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from eah_interp.attribution.cases import as_case
+from eah_interp.attribution.nodes import NodeName, find_nodes, grid_of_heads, list_nodes
+from eah_interp.attribution.readouts import MetricName, Target, TargetValues
+from eah_interp.attribution.replay import (
+    Given,
+    check_batch_size,
+    given_by,
+    measure_variants,
+)
+from eah_interp.attribution.results import Result, largest
+from eah_interp.attribution.runs import Recording, mix_runs, record
+from eah_interp.attribution.sides import (
+    Side,
+    check_side,
+    gather,
+    name_side,
+    pose_alike,
+    split_items,
+    take_item,
+)
+from eah_interp.errors import SettingsError
+from eah_interp.interventions.eah import EAH
+from eah_interp.lvlm.attention import AttentionCall
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# ---- Exact effects of patched heads, labelled: the result of `patch_heads`.
+
+
+What = Literal["output", "pattern", "values"]
+"""What of a head is patched: its output, its pattern, or the values it mixes."""
+
+
+@dataclass(frozen=True)
+class HeadPatching(Result):
+    """How targets change when nodes of one run are put into another.
+
+    Attributes:
+        metric: What was read.
+        targets: What each number is about.
+        what: What of each node was patched.
+        source: Where it was taken from: a run, `"zero"` or `"mean"`.
+        target: The run that it was put into.
+        source_patch: EAH settings of the source; None for a plain run.
+        target_patch: EAH settings of the target; None for a plain run.
+        patches: What was patched each time: `L3H7`, `L3.mlp`, or `L3H7+L4H0` together.
+        values: The targets in the target run, before any patch.
+        source_values: The targets in the source run; None for ablations.
+        effects: Change of each target by each patch: patched minus `values`.
+    """
+
+    metric: MetricName
+    targets: tuple[Target, ...]
+    what: What
+    source: str
+    target: str
+    source_patch: EAH | None
+    target_patch: EAH | None
+    patches: tuple[str, ...]
+    values: TargetValues
+    source_values: TargetValues | None
+    effects: Float[Tensor, "target patch"]
+
+    def frame(self) -> pd.DataFrame:
+        """List every patch of every target.
+
+        Returns:
+            Columns `object row position target layer head name kind effect value`;
+            `kind` is `head`, `block` (MLPs and the like) or `set`, `value` what the
+            target was before.
+        """
+        table = list_nodes(self.targets, self.patches)
+        table["effect"] = self.effects.double().flatten().numpy()
+        table["value"] = self.values.double().numpy()[table["target"]]
+        return table
+
+    def top(self, k: int = 10) -> pd.DataFrame:
+        """List each target's `k` patches with the largest effects, either sign.
+
+        Raises:
+            SettingsError: If `k` is below 1.
+        """
+        return largest(self.frame(), k, by="effect")
+
+    def grid(self, target: int = 0) -> Float[Tensor, "layer head"]:
+        """Lay a target's effects out by layer and head; NaN where none was patched.
+
+        Layers are those that have a patched head, in order.
+
+        Raises:
+            SettingsError: If no single head was patched.
+        """
+        return grid_of_heads(self.patches, self.effects[target])[1]
+
+    def plot(self, target: int = 0) -> "Figure":
+        """Draw one target's effects by layer and head; other nodes are in `frame()`.
+
+        Raises:
+            ExtraMissingError: If matplotlib is not installed.
+            SettingsError: If no single head was patched.
+        """
+        from eah_interp.viz import plot_heads
+
+        layers, grid = grid_of_heads(self.patches, self.effects[target])
+        title = f"effect on {self.targets[target].label}"
+        panel = f"{self.what}: {self.source} into {self.target}"
+        return plot_heads({panel: grid}, layers=layers, title=title)
+
+
+def patch_heads(
+    model: Any,
+    images: object,
+    prompts: object = None,
+    *,
+    source: Side,
+    target: Side = "plain",
+    source_images: object = None,
+    source_prompts: object = None,
+    objects: Sequence[str] = (),
+    metric: MetricName = "logit",
+    caption: str | Sequence[str] | None = None,
+    synonyms: Mapping[str, Sequence[str]] | None = None,
+    heads: Sequence[NodeName] | None = None,
+    what: What = "output",
+    together: bool = False,
+    batch_size: int = 64,
+    progress: bool = False,
+) -> HeadPatching:
+    """Put each head of one run into another, and measure what becomes of an object.
+
+    A patch's effect is the target's value with the patch minus without: exact, through
+    everything that comes after the head ("activation patching"; Vig et al.,
+    "Investigating Gender Bias in Language Models Using Causal Mediation Analysis",
+    2020). `source=EAH()` puts what the broadcast made of a head into the plain run,
+    `source="plain", target=EAH()` takes it back out, and `source_images` puts another
+    picture's head in.
+
+    Many heads share a forward pass, which starts at the first layer that changes; the
+    vision tower does not run again. Donors of an EAH run are those it chose by itself,
+    and stay the same whatever is patched before its layer.
+
+    Args:
+        model: An LVLM.
+        images: An image or images; a ready-made encoding; or a `Case` of `pose`.
+        prompts: A prompt or prompts; "Describe the image." when None.
+        source: The run that activations are taken from: `"plain"`, or EAH settings.
+        target: The run that they are put into, likewise.
+        source_images: Other pictures for the source (or a `Case`), whose tokens stand
+            where those of `images` do.
+        source_prompts: Other prompts for the source, of the same length.
+        objects: The words, such as `["boat", "fish"]`.
+        metric: What is read; see `pose`.
+        caption: An answer; objects are then read wherever it names them.
+        synonyms: Other words for an object, by object.
+        heads: `(layer, head)`, `"L3H7"`, or another component, `"L3.mlp"`; every
+            head of every layer when None.
+        what: `"output"`: what the head returns. `"pattern"`: the source's attention
+            pattern over the target's values. `"values"`: the target's pattern over
+            the source's values.
+        together: Patch all of them at once, instead of one at a time.
+        batch_size: Most patched copies in one forward pass; halved, with a warning,
+            when memory runs out.
+        progress: Whether to show a bar.
+
+    Returns:
+        Effects by target and patch, on the CPU.
+
+    Raises:
+        InputError: If images or prompts do not fit, the caption names no object, or
+            positions of source and target do not correspond.
+        SettingsError: If a word cannot be spelled, or a head, mode or run does not
+            exist.
+        ModelError: If a layer has no heads.
+        UnsupportedError: If items of a batch are not independent in this model.
+
+    Example:
+        >>> import eah_interp as eah
+        >>> from eah_interp.testing import random_image
+        >>> model, image = eah.load(), random_image()
+        >>> found = patch_heads(
+        ...     model, image, objects=["dog"], source=eah.EAH(), heads=[(1, 0), (1, 1)]
+        ... )
+        >>> found.patches, found.effects.shape
+        (('L1H0', 'L1H1'), torch.Size([1, 2]))
+    """
+    if what not in get_args(What):
+        msg = f"what must be one of {', '.join(get_args(What))}, got {what!r}"
+        raise SettingsError(msg)
+    check_batch_size(batch_size)
+    check_side(model, source, name="source")
+    check_side(model, target, name="target")
+    nodes = find_nodes(model, heads)
+    blocks = [node.name for node in nodes if node.head is None]
+    if blocks and what != "output":
+        msg = f'{blocks[0]} has no {what}: expected heads, or what="output"'
+        raise SettingsError(msg)
+    asked = {
+        "objects": objects,
+        "metric": metric,
+        "caption": caption,
+        "synonyms": synonyms,
+    }
+    case = as_case(model, images, prompts, **asked)
+    other = case
+    if source_images is not None or source_prompts is not None:
+        pictures = images if source_images is None else source_images
+        words = prompts if source_prompts is None else source_prompts
+        other = pose_alike(model, case, pictures, words, **asked)
+    variants = [nodes] if together else [(node,) for node in nodes]
+    effects, values, theirs = [], [], []
+    for item, indices, (of_target, of_source) in split_items(case, target, source):
+        into = taken = record(model, take_item(case, item), of_target)
+        if other is not case or of_source != of_target:
+            taken = record(model, take_item(other, item), of_source)
+        given = Given(_head_source(taken, into, what), taken.blocks)
+        label = f"item {item}" if case.n_items > 1 else "patches"
+        found = measure_variants(
+            model,
+            into,
+            variants,
+            given,
+            batch_size=batch_size,
+            progress=progress,
+            label=label,
+        )
+        effects.append((indices, found.T))
+        values.append((indices, into.values))
+        theirs.append((indices, taken.values))
+    n_targets = len(case.readout.targets)
+    return HeadPatching(
+        metric=case.readout.metric,
+        targets=case.readout.targets,
+        what=what,
+        source=name_side(source, pictured=other is not case),
+        target=name_side(target),
+        source_patch=None if source == "plain" else source,
+        target_patch=None if target == "plain" else target,
+        patches=tuple("+".join(node.name for node in each) for each in variants),
+        values=gather(values, n_targets),
+        source_values=gather(theirs, n_targets),
+        effects=gather(effects, n_targets),
+    )
+
+
+def _head_source(
+    taken: Recording, into: Recording, what: What
+) -> Callable[[int, AttentionCall], Tensor]:
+    """Say what a head becomes, given its layer and the attention call of that row."""
+    if what == "output":
+        return given_by(taken).heads
+
+    def mix(layer: int, call: AttentionCall) -> Tensor:
+        # One row alone may have been changed before this layer: its call counts.
+        # Rows that share a call all change first here: theirs is the recorded one.
+        own = call if call.queries.shape[0] == 1 else into.calls[layer]
+        if what == "pattern":
+            return mix_runs(taken, layer, taken.calls[layer], values=own.values)
+        return mix_runs(into, layer, own, values=taken.calls[layer].values)
+
+    return mix
+
+
+# ---- Ablation: what becomes of an object when a head returns nothing, or its mean.
+
+
+Ablation = Literal["zero", "mean"]
+"""What a head returns instead: nothing; or its mean over the item's positions."""
+
+
+def ablate_heads(
+    model: Any,
+    images: object,
+    prompts: object = None,
+    *,
+    how: Ablation = "zero",
+    target: Side = "plain",
+    objects: Sequence[str] = (),
+    metric: MetricName = "logit",
+    caption: str | Sequence[str] | None = None,
+    synonyms: Mapping[str, Sequence[str]] | None = None,
+    heads: Sequence[NodeName] | None = None,
+    together: bool = False,
+    batch_size: int = 64,
+    progress: bool = False,
+) -> HeadPatching:
+    """Ablate each head, and measure what becomes of an object.
+
+    `"zero"`: the head returns nothing. `"mean"`: it returns, at every position, the
+    mean of what it returned at this item's positions (images and text, no padding),
+    which leaves the stream nearer to what later layers are used to. In a patched run
+    the donors stay those that it chose with all its heads.
+
+    Args:
+        model: An LVLM.
+        images: An image or images; a ready-made encoding; or a `Case` of `pose`.
+        prompts: A prompt or prompts; "Describe the image." when None.
+        how: What the head returns instead.
+        target: The run in which heads are ablated: `"plain"`, or EAH settings.
+        objects: The words, such as `["boat", "fish"]`.
+        metric: What is read; see `pose`.
+        caption: An answer; objects are then read wherever it names them.
+        synonyms: Other words for an object, by object.
+        heads: `(layer, head)`, `"L3H7"`, or another component, `"L3.mlp"`; every
+            head of every layer when None.
+        together: Ablate all of them at once, instead of one at a time.
+        batch_size: Most copies in one forward pass; halved, with a warning, when
+            memory runs out.
+        progress: Whether to show a bar.
+
+    Returns:
+        Effects by target and ablation (ablated minus not), on the CPU.
+
+    Raises:
+        InputError: If images or prompts do not fit, or the caption names no object.
+        SettingsError: If a word cannot be spelled, or a head, mode or run does not
+            exist.
+        ModelError: If a layer has no heads.
+        UnsupportedError: If items of a batch are not independent in this model.
+
+    Example:
+        >>> import eah_interp as eah
+        >>> from eah_interp.testing import random_image
+        >>> found = ablate_heads(
+        ...     eah.load(), random_image(), objects=["dog"], heads=["L3H7", "L3.mlp"]
+        ... )
+        >>> found.source, found.effects.shape
+        ('zero', torch.Size([1, 2]))
+    """
+    if how not in get_args(Ablation):
+        msg = f"how must be one of {', '.join(get_args(Ablation))}, got {how!r}"
+        raise SettingsError(msg)
+    check_batch_size(batch_size)
+    check_side(model, target, name="target")
+    nodes = find_nodes(model, heads)
+    case = as_case(
+        model,
+        images,
+        prompts,
+        objects=objects,
+        metric=metric,
+        caption=caption,
+        synonyms=synonyms,
+    )
+    variants = [nodes] if together else [(node,) for node in nodes]
+    effects, values = [], []
+    for item, indices, (settings,) in split_items(case, target):
+        run = record(model, take_item(case, item), settings)
+        found = measure_variants(
+            model,
+            run,
+            variants,
+            _average(run, how),
+            batch_size=batch_size,
+            progress=progress,
+            label="ablations",
+        )
+        effects.append((indices, found.T))
+        values.append((indices, run.values))
+    n_targets = len(case.readout.targets)
+    return HeadPatching(
+        metric=case.readout.metric,
+        targets=case.readout.targets,
+        what="output",
+        source=how,
+        target=name_side(target),
+        source_patch=None,
+        target_patch=None if target == "plain" else target,
+        patches=tuple("+".join(node.name for node in each) for each in variants),
+        values=gather(values, n_targets),
+        source_values=None,
+        effects=gather(effects, n_targets),
+    )
+
+
+def _average(run: Recording, how: Ablation) -> Given:
+    """Set nodes to nothing, or to their mean over a run's positions."""
+    assert run.prompt is not None
+    tokens = run.prompt.token_mask[0]
+
+    def instead(output: Tensor, lines: Tensor) -> Tensor:
+        """Replace an output whose lines, `[position ...]`, are given."""
+        if how == "zero":
+            return torch.zeros_like(output)
+        mean = lines[tokens[: len(lines)]].float().mean(0, keepdim=True)
+        return mean.expand_as(lines).reshape(output.shape).to(output.dtype)
+
+    def heads(layer: int, call: AttentionCall) -> Tensor:
+        del call
+        return instead(run.heads[layer], run.heads[layer][0])
+
+    blocks = {
+        path: instead(output, output.reshape(-1, output.shape[-1]))
+        for path, output in run.blocks.items()
+    }
+    return Given(heads, blocks)

@@ -1,1 +1,0 @@
-"""Exact activation patching and ablation, many heads a batch."""

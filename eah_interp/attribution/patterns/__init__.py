@@ -1,1 +1,0 @@
-"""What heads attend to: their rows, and every column's score, plain and patched."""

@@ -1,1 +1,0 @@
-"""Effects of the patches of a picture."""

@@ -1,0 +1,346 @@
+"""Which recipients of an EAH broadcast its effect is owed to."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from eah_interp.attribution.cases import as_case
+from eah_interp.attribution.nodes import grid_of_heads, list_nodes
+from eah_interp.attribution.readouts import MetricName, Target, TargetValues
+from eah_interp.attribution.replay import (
+    Patching,
+    Replay,
+    check_batch_size,
+    in_batches,
+    prepare_replay,
+)
+from eah_interp.attribution.results import Result, largest, name_head
+from eah_interp.attribution.runs import Recording, check_patch, record
+from eah_interp.attribution.shapley import Coalition, Shares, check_orders, share_gains
+from eah_interp.attribution.sides import gather, split_items, take_item
+from eah_interp.errors import SettingsError
+from eah_interp.interventions.eah import EAH
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# ---- What each recipient of a broadcast does: the result of `attribute_recipients`.
+
+
+Method = Literal["alone", "without", "shapley"]
+"""Only it receives; all but it receive; the mean over all orders of joining."""
+
+
+@dataclass(frozen=True)
+class RecipientAttribution(Result):
+    """How much of a broadcast's effect is owed to each head that receives.
+
+    Attributes:
+        metric: What was read.
+        targets: What each number is about.
+        eah: The broadcast.
+        method: How the effect was divided.
+        recipients: The heads that receive: `L1H0`.
+        donors: Donor head of each patched layer, by batch item; -1 for none.
+        plain: The targets without the broadcast.
+        patched: The targets with all of it.
+        effects: Share of each recipient in the targets' units. Shapley values sum to
+            `total`. A donor that receives its own pattern has 0.
+        errors: Standard errors of sampled Shapley values; 0 where effects are exact.
+    """
+
+    metric: MetricName
+    targets: tuple[Target, ...]
+    eah: EAH
+    method: Method
+    recipients: tuple[str, ...]
+    donors: dict[int, Tensor]
+    plain: TargetValues
+    patched: TargetValues
+    effects: Float[Tensor, "target recipient"]
+    errors: Float[Tensor, "target recipient"]
+
+    @property
+    def total(self) -> TargetValues:
+        """What the whole broadcast does to each target."""
+        return self.patched - self.plain
+
+    def frame(self) -> pd.DataFrame:
+        """List every recipient of every target.
+
+        Returns:
+            Columns `object row position target layer head name kind effect error
+            total is_donor`.
+        """
+        table = list_nodes(self.targets, self.recipients)
+        table["effect"] = self.effects.double().flatten().numpy()
+        table["error"] = self.errors.double().flatten().numpy()
+        table["total"] = self.total.double().numpy()[table["target"]]
+        places = zip(table["layer"], table["head"], table["row"], strict=True)
+        table["is_donor"] = [
+            int(self.donors[layer][row]) == head for layer, head, row in places
+        ]
+        return table
+
+    def top(self, k: int = 10) -> pd.DataFrame:
+        """List each target's `k` recipients with the largest effects, either sign.
+
+        Raises:
+            SettingsError: If `k` is below 1.
+        """
+        return largest(self.frame(), k, by="effect")
+
+    def plot(self, target: int = 0) -> "Figure":
+        """Draw one target's effects by layer and recipient.
+
+        Raises:
+            ExtraMissingError: If matplotlib is not installed.
+        """
+        from eah_interp.viz import plot_heads
+
+        layers, grid = grid_of_heads(self.recipients, self.effects[target])
+        title = f"effect on {self.targets[target].label}"
+        return plot_heads({self.method: grid}, layers=layers, title=title)
+
+
+# ---- A broadcast as a game: what targets are where only some heads receive.
+
+
+Player = tuple[int, int]
+"""Layer and head of a recipient."""
+
+
+@dataclass
+class BroadcastGame:
+    """One item's broadcast, received by any of the heads that it changes.
+
+    Attributes:
+        model: The LVLM.
+        replay: The patched run.
+        players: The heads that the broadcast changes: recipients, but for a donor,
+            whose own pattern changes nothing.
+        batch_size: Most coalitions in one forward pass.
+        progress: Whether to show a bar.
+        known: What coalitions are worth, once they were run.
+    """
+
+    model: Any
+    replay: Replay
+    players: list[Player]
+    batch_size: int
+    progress: bool
+    known: dict[Coalition, Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls,
+        model: Any,
+        run: Recording,
+        recipients: Sequence[Player],
+        *,
+        batch_size: int,
+        progress: bool,
+    ) -> "BroadcastGame":
+        """Make the game of a recorded broadcast."""
+        players = [player for player in recipients if _changes(run, *player)]
+        return cls(model, prepare_replay(model, run), players, batch_size, progress)
+
+    @property
+    def everyone(self) -> Coalition:
+        """All players."""
+        return Coalition(range(len(self.players)))
+
+    @torch.no_grad()
+    def worth(
+        self, coalitions: Sequence[Coalition]
+    ) -> Float[Tensor, "coalition target"]:
+        """Say what each target is where exactly these players receive."""
+        new = [each for each in dict.fromkeys(coalitions) if each not in self.known]
+        if new:
+            found = in_batches(
+                new,
+                self._run,
+                batch_size=self.batch_size,
+                progress=self.progress,
+                label="coalitions",
+            )
+            self.known.update(zip(new, found.cpu(), strict=True))
+        return torch.stack([self.known[each] for each in coalitions])
+
+    def _run(self, coalitions: list[Coalition]) -> Tensor:
+        recording = self.replay.recording
+        masks = {
+            layer: torch.zeros(
+                len(coalitions),
+                self.model.n_heads,
+                dtype=torch.bool,
+                device=recording.heads[layer].device,
+            )
+            for layer in recording.patches
+        }
+        for row, coalition in enumerate(coalitions):
+            for player in coalition:
+                layer, head = self.players[player]
+                masks[layer][row, head] = True
+        patching = Patching(recording.eah, recording.patches, masks, recording.prompt)
+        start = min(recording.patches)
+        return self.replay.run(
+            self.model, len(coalitions), start=start, patching=patching
+        )
+
+
+def _changes(run: Recording, layer: int, head: int) -> bool:
+    """Say whether a broadcast gives a head another pattern than its own."""
+    assert run.eah is not None
+    patch = run.patches[layer]
+    if not bool(patch.patched[0]):
+        return False
+    return run.eah.remakes_pattern or int(patch.donors[0]) != head
+
+
+def attribute_recipients(
+    model: Any,
+    images: object,
+    prompts: object = None,
+    *,
+    eah: EAH | None = None,
+    method: Method = "alone",
+    n_permutations: int = 64,
+    seed: int = 0,
+    objects: Sequence[str] = (),
+    metric: MetricName = "logit",
+    caption: str | Sequence[str] | None = None,
+    synonyms: Mapping[str, Sequence[str]] | None = None,
+    batch_size: int = 64,
+    progress: bool = False,
+) -> RecipientAttribution:
+    """Attribute a broadcast's effect on an object to the heads that receive it.
+
+    `"alone"`: the effect where only this head receives ("leave one in").
+    `"without"`: the whole effect minus that where all others receive ("leave one
+    out"). Heads interact, so neither sums to the whole; `"shapley"` does: the mean of
+    what a head adds over all orders in which they could join. It is exact for up to 8
+    heads that change, and sampled beyond, with standard errors.
+
+    Donors are those of the whole broadcast throughout. (Where several layers are
+    patched, a later layer could choose another donor if fewer heads received.)
+
+    Args:
+        model: An LVLM.
+        images: An image or images; a ready-made encoding; or a `Case` of `pose`.
+        prompts: A prompt or prompts; "Describe the image." when None.
+        eah: The broadcast; `EAH()` when None.
+        method: How the effect is divided.
+        n_permutations: Orders that are sampled for Shapley values of more than 8
+            heads, half of them the others' reverses: even, at least 4.
+        seed: Of the orders.
+        objects: The words, such as `["boat", "fish"]`.
+        metric: What is read; see `pose`.
+        caption: An answer; objects are then read wherever it names them.
+        synonyms: Other words for an object, by object.
+        batch_size: Most copies in one forward pass; halved, with a warning, when
+            memory runs out.
+        progress: Whether to show a bar.
+
+    Returns:
+        Effects by target and recipient, on the CPU.
+
+    Raises:
+        InputError: If images or prompts do not fit, or the caption names no object.
+        SettingsError: If a word cannot be spelled, or a layer, head or method does
+            not exist.
+        ModelError: If a layer has no heads.
+        UnsupportedError: If items of a batch are not independent in this model.
+
+    Example:
+        >>> import eah_interp as eah
+        >>> from eah_interp.testing import random_image
+        >>> found = attribute_recipients(
+        ...     eah.load(), random_image(), objects=["dog"], method="shapley"
+        ... )
+        >>> bool((found.effects.sum(1) - found.total).abs().max() < 1e-5)
+        True
+    """
+    eah = EAH() if eah is None else eah
+    if method not in get_args(Method):
+        msg = f"method must be one of {', '.join(get_args(Method))}, got {method!r}"
+        raise SettingsError(msg)
+    check_batch_size(batch_size)
+    check_orders(n_permutations)
+    check_patch(model, eah)
+    case = as_case(
+        model,
+        images,
+        prompts,
+        objects=objects,
+        metric=metric,
+        caption=caption,
+        synonyms=synonyms,
+    )
+    heads = range(model.n_heads) if eah.recipients == "all" else eah.recipients
+    players = [(layer, head) for layer in eah.layers for head in heads]
+    donors = {layer: torch.full((case.n_items,), -1) for layer in eah.layers}
+    parts: dict[str, list[tuple[list[int], Tensor]]] = {}
+    for item, indices, (settings,) in split_items(case, eah):
+        run = record(model, take_item(case, item), settings)
+        for layer, patch in run.patches.items():
+            donors[layer][item] = patch.donors[0].cpu()
+        game = None
+        if settings is not None:
+            game = BroadcastGame.of(
+                model, run, players, batch_size=batch_size, progress=progress
+            )
+        lines = _divide(run, game, players, method, n_permutations, seed)
+        for name, tensor in lines.items():
+            parts.setdefault(name, []).append((indices, tensor))
+    n_targets = len(case.readout.targets)
+    whole = {name: gather(part, n_targets) for name, part in parts.items()}
+    return RecipientAttribution(
+        metric=case.readout.metric,
+        targets=case.readout.targets,
+        eah=eah,
+        method=method,
+        recipients=tuple(name_head(*player) for player in players),
+        donors=donors,
+        **whole,
+    )
+
+
+def _divide(
+    run: Recording,
+    game: BroadcastGame | None,
+    players: Sequence[Player],
+    method: Method,
+    n_orders: int,
+    seed: int,
+) -> dict[str, Tensor]:
+    """Divide one item's effect; a head that nothing is donated to has none."""
+    blank = torch.zeros(len(run.values), len(players))
+    lines = {"effects": blank, "errors": blank.clone()}
+    if game is None or not game.players:
+        values = run.values.cpu()
+        return lines | {"plain": values, "patched": values}
+    shares = _share(game, method, n_orders=n_orders, seed=seed)
+    where = [players.index(player) for player in game.players]
+    lines["effects"][:, where] = shares.values.T
+    lines["errors"][:, where] = shares.errors.T
+    plain, patched = game.worth([Coalition(), game.everyone])
+    return lines | {"plain": plain, "patched": patched}
+
+
+def _share(game: BroadcastGame, method: Method, *, n_orders: int, seed: int) -> Shares:
+    n_players = len(game.players)
+    if method == "shapley":
+        return share_gains(n_players, game.worth, n_orders=n_orders, seed=seed)
+    each = [Coalition([player]) for player in range(n_players)]
+    if method == "without":
+        each = [game.everyone - one for one in each]
+    nobody, everyone, *found = game.worth([Coalition(), game.everyone, *each])
+    changed = torch.stack(found)
+    values = changed - nobody if method == "alone" else everyone - changed
+    return Shares(values, torch.zeros_like(values))

@@ -1,1 +1,0 @@
-"""Which recipients of a broadcast matter, and which later heads carry it on."""

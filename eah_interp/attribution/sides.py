@@ -1,0 +1,196 @@
+"""The two sides of a patch: which runs they are, for each item of a batch."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from eah_interp.attribution.cases import Case, pose
+from eah_interp.attribution.runs import check_patch
+from eah_interp.errors import InputError, SettingsError
+from eah_interp.interventions.eah import EAH
+from eah_interp.lvlm.spans import image_mask
+
+Side = EAH | Literal["plain"]
+"""A run of the same item: as the model is, or patched by EAH."""
+
+
+def check_side(model: Any, side: object, *, name: str) -> None:
+    """Refuse a run that is neither plain nor patched by settings that fit.
+
+    Raises:
+        SettingsError: If it is something else, or a layer or head does not exist.
+        ModelError: If a layer has no heads.
+    """
+    if isinstance(side, EAH):
+        check_patch(model, side)
+    elif side != "plain":
+        msg = f'{name} must be "plain" or EAH settings, got {side!r}'
+        raise SettingsError(msg)
+
+
+def settings_of_item(side: Side, item: int, n_items: int) -> EAH | None:
+    """Say how one item of a batch is patched when it is run alone.
+
+    Args:
+        side: Which run of the batch.
+        item: Which item.
+        n_items: How many there are.
+
+    Returns:
+        Settings that give the item the patch it would have had in its batch; None
+        where it would have had none.
+
+    Raises:
+        InputError: If there is not one seed for each item.
+
+    Example:
+        >>> settings_of_item(EAH(donor="random", seed=(5, 6)), 1, 2).seed
+        6
+        >>> settings_of_item(EAH(items="first"), 1, 2) is None
+        True
+    """
+    if side == "plain":
+        return None
+    seeds = side.seed
+    if not isinstance(seeds, int):
+        if len(seeds) != n_items:
+            msg = f"expected a seed for each of {n_items} items, got {len(seeds)}"
+            raise InputError(msg)
+        side = dataclasses.replace(side, seed=seeds[item])
+    return None if side.items == "first" and item > 0 else side
+
+
+def split_items(
+    case: Case, *sides: Side
+) -> list[tuple[int, list[int], list[EAH | None]]]:
+    """List the items that have targets: indices of these, and settings of each run.
+
+    Raises:
+        InputError: If there is not one seed for each item.
+    """
+    rows = case.readout.target_rows.tolist()
+    return [
+        (
+            item,
+            [index for index, row in enumerate(rows) if row == item],
+            [settings_of_item(side, item, case.n_items) for side in sides],
+        )
+        for item in sorted(set(rows))
+    ]
+
+
+def take_item(case: Case, item: int) -> Case:
+    """Take one item with its targets out of a case."""
+    return case if case.n_items == 1 else case.copies([item])
+
+
+def pose_alike(
+    model: Any, case: Case, images: object, prompts: object, **asked: Any
+) -> Case:
+    """Ask of other pictures or prompts what a case asks of its own.
+
+    Args:
+        model: An LVLM.
+        case: The case.
+        images: Other pictures; or a `Case`, whose inputs are taken.
+        prompts: Other prompts.
+        **asked: What the case was posed with.
+
+    Returns:
+        The other inputs, read where the case is read.
+
+    Raises:
+        InputError: If their positions do not correspond to the case's.
+        SettingsError: If pictures come with a ready-made case, which does not say
+            how they are to be encoded.
+    """
+    if isinstance(images, Case):
+        other = images
+    elif asked == {"objects": (), "metric": "logit", "caption": None, "synonyms": None}:
+        msg = (
+            "images is a case, so the source is a case too: pose it with the same "
+            "objects, and pass it as source_images"
+        )
+        raise SettingsError(msg)
+    else:
+        other = pose(model, images, prompts, **asked)
+    check_same_places(model, case, other)
+    return Case(other.encoding, other.prompt_mask, case.readout)
+
+
+def check_same_places(model: Any, case: Case, other: Case) -> None:
+    """See that two cases' positions correspond: one's activation fits the other.
+
+    Raises:
+        InputError: If items, tokens, padding or images are not at the same places.
+    """
+    ours, theirs = case.encoding, other.encoding
+    for what, one, two in (
+        ("items", case.n_items, other.n_items),
+        ("tokens", *(int(e["input_ids"].shape[1]) for e in (ours, theirs))),
+    ):
+        if one != two:
+            msg = (
+                f"the source has {two} {what}, the target {one}: expected the same, "
+                "so that positions correspond; use pictures of one size and prompts "
+                "of one length"
+            )
+            raise InputError(msg)
+    for what, one, two in (
+        ("padding", _padding(ours), _padding(theirs)),
+        ("prompt and answer", _answer(case), _answer(other)),
+        ("image tokens", _images(model, ours), _images(model, theirs)),
+    ):
+        if one is not None and two is not None and not torch.equal(one, two):
+            row, place = (one != two).nonzero()[0].tolist()
+            msg = (
+                f"source and target have their {what} at different places, first at "
+                f"position {place} of item {row}: expected the same, so that positions "
+                "correspond; use pictures of one size and prompts of one length"
+            )
+            raise InputError(msg)
+
+
+def _padding(encoding: Mapping[str, Any]) -> Tensor:
+    given = encoding.get("attention_mask")
+    if not isinstance(given, Tensor):
+        given = torch.ones_like(encoding["input_ids"])
+    return given.bool().cpu()
+
+
+def _answer(case: Case) -> Tensor:
+    mask = case.prompt_mask
+    return torch.ones(case.encoding["input_ids"].shape).bool() if mask is None else mask
+
+
+def _images(model: Any, encoding: Mapping[str, Any]) -> Tensor | None:
+    token = model.anatomy.image_token_id
+    return None if token is None else image_mask(encoding["input_ids"], token).cpu()
+
+
+def name_side(side: Side, *, pictured: bool = False) -> str:
+    """Name a run in a sentence.
+
+    Example:
+        >>> name_side("plain"), name_side(EAH()), name_side("plain", pictured=True)
+        ('plain', 'EAH', 'plain, another picture')
+    """
+    name = "EAH" if isinstance(side, EAH) else side
+    return f"{name}, another picture" if pictured else name
+
+
+def gather(parts: Sequence[tuple[list[int], Tensor]], n_targets: int) -> Tensor:
+    """Put items' `[target ...]` tensors together, in the order of the case's targets.
+
+    Example:
+        >>> gather([([1], torch.tensor([5.0])), ([0], torch.tensor([4.0]))], 2)
+        tensor([4., 5.])
+    """
+    joined = torch.cat([tensor for _, tensor in parts]).float().cpu()
+    order = torch.tensor([index for indices, _ in parts for index in indices])
+    result = torch.zeros(n_targets, *joined.shape[1:])
+    result[order] = joined
+    return result

@@ -1,0 +1,188 @@
+"""Vision sinks of every head of every layer, in one forward pass."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import nnsight
+import pandas as pd
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from eah_interp._types import ColumnMask, Definition
+from eah_interp.errors import SettingsError
+from eah_interp.interventions.donation import score_call
+from eah_interp.interventions.eah import EAH
+from eah_interp.kernels import choose_donors, dense_heads
+from eah_interp.lvlm.anatomy import attention_operation, walk_sites
+from eah_interp.lvlm.attention import AttentionCall
+from eah_interp.lvlm.prompt import prompt_of_worker
+from eah_interp.lvlm.spans import ImageSpan
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class SinkMap:
+    """Sink density of every head, and which image columns are its vision sinks.
+
+    Attributes:
+        layers: Decoder index of each entry of the layer axis.
+        density: Share of the image columns that are vision sinks, in [0, 1].
+        sinks: Which columns they are.
+        columns: The image columns that were judged.
+        donors: Each layer's densest head; -1 where no head has a sink.
+        spans: Each item's images, with their patch grids.
+        definition: How the score was defined.
+        beta: The threshold.
+    """
+
+    layers: tuple[int, ...]
+    density: Float[Tensor, "batch layer head"]
+    sinks: Bool[Tensor, "batch layer head key"]
+    columns: ColumnMask
+    donors: Int[Tensor, "batch layer"]
+    spans: tuple[tuple[ImageSpan, ...], ...]
+    definition: Definition
+    beta: float
+
+    def frame(self) -> pd.DataFrame:
+        """List every head: item, layer, head, name (`L1H7`), density, sinks, donor.
+
+        Returns:
+            One row for each item, layer and head.
+        """
+        n_items, _, n_heads = self.density.shape
+        index = pd.MultiIndex.from_product(
+            [range(n_items), self.layers, range(n_heads)],
+            names=["item", "layer", "head"],
+        )
+        table = index.to_frame(index=False)
+        table["name"] = "L" + table.layer.astype(str) + "H" + table["head"].astype(str)
+        table["density"] = self.density.flatten().numpy()
+        table["n_sinks"] = self.sinks.sum(-1).flatten().numpy()
+        donors = self.donors.unsqueeze(-1).expand(-1, -1, n_heads)
+        heads = torch.arange(n_heads).expand_as(donors)
+        table["donor"] = (donors == heads).flatten().numpy()
+        return table
+
+    def top(self, k: int = 10) -> pd.DataFrame:
+        """List each item's `k` densest heads, densest first.
+
+        Args:
+            k: How many heads.
+
+        Returns:
+            Rows of `frame()`.
+
+        Raises:
+            SettingsError: If `k` is below 1.
+        """
+        if k < 1:
+            msg = f"k must be at least 1 head, got {k}"
+            raise SettingsError(msg)
+        ordered = self.frame().sort_values(
+            ["item", "density"], ascending=[True, False], kind="stable"
+        )
+        return ordered.groupby("item", sort=False).head(k).reset_index(drop=True)
+
+    def dense(self, gamma: float) -> Bool[Tensor, "batch layer head"]:
+        """Mark the dense vision-sink heads, `density >= gamma`.
+
+        Args:
+            gamma: Least density; the paper looks at 0.15 and 0.20.
+
+        Raises:
+            SettingsError: If gamma is outside (0, 1].
+        """
+        flat = dense_heads(self.density.flatten(0, 1), gamma=gamma)
+        return flat.view(self.density.shape)
+
+    def plot(self, item: int = 0) -> "Figure":
+        """Draw one item's sink density by layer and head.
+
+        Args:
+            item: Which batch item.
+
+        Returns:
+            A matplotlib figure.
+
+        Raises:
+            ExtraMissingError: If matplotlib is not installed.
+        """
+        from eah_interp.viz import plot_sink_map
+
+        return plot_sink_map(self, item=item)
+
+
+def score_sinks(
+    model: Any,
+    images: object,
+    prompts: object = None,
+    *,
+    definition: Definition = "visible",
+    beta: float | None = None,
+    layers: Iterable[int] | None = None,
+) -> SinkMap:
+    """Score the vision sinks of every head in one forward pass.
+
+    Patterns are streamed, never materialised; memory beyond the forward pass is a
+    few blocks of query rows.
+
+    Args:
+        model: An LVLM, or its patched twin.
+        images: An image or images, or a ready-made encoding.
+        prompts: A prompt or prompts; "Describe the image." when None.
+        definition: `"visible"`, `"paper"` or `"official"`.
+        beta: Threshold of a vision sink; each definition's own by default.
+        layers: Decoder layers to score; all that have heads when None.
+
+    Returns:
+        Densities, sinks, donors and image spans, on the CPU.
+
+    Raises:
+        InputError: If images or prompts do not fit.
+        SettingsError: If a layer does not exist.
+        ModelError: If a named layer has no heads.
+
+    Example:
+        >>> import eah_interp as eah
+        >>> from eah_interp.testing import random_image, tiny_lvlm, tiny_processor
+        >>> model = eah.wrap(tiny_lvlm("llava"), tiny_processor("llava"))
+        >>> sinks = score_sinks(model, random_image(), "Is there a cat?")
+        >>> sinks.density.shape, len(sinks.top(3))
+        (torch.Size([1, 3, 4]), 3)
+    """
+    eah = EAH(definition=definition, beta=beta)
+    if layers is None:
+        sites = list(walk_sites(model.anatomy))
+    else:
+        sites = [model.anatomy.site(layer) for layer in sorted(set(layers))]
+    encoding: Mapping[str, Any]
+    encoding = images if isinstance(images, Mapping) else model.encode(images, prompts)
+    scored: list[Any] = []
+    with torch.no_grad(), model.trace(**encoding) as tracer:
+        scored = nnsight.save([])
+        prompt = prompt_of_worker(model)
+        for site in sites:
+            call = AttentionCall.parse(attention_operation(model, site).inputs)
+            found = score_call(eah, call, prompt.fit(call))
+            scored.append(
+                (found.density(float(eah.beta or 0)), found.sinks(float(eah.beta or 0)))
+            )
+            columns = nnsight.save(found.columns)
+        tracer.stop()
+    density = torch.stack([pair[0].cpu() for pair in scored], 1)
+    donors = torch.stack([choose_donors(layer) for layer in density.unbind(1)], 1)
+    return SinkMap(
+        layers=tuple(site.layer for site in sites),
+        density=density,
+        sinks=torch.stack([pair[1].cpu() for pair in scored], 1),
+        columns=columns.cpu(),
+        donors=donors,
+        spans=model.spans(encoding),
+        definition=definition,
+        beta=float(eah.beta or 0),
+    )

@@ -1,0 +1,338 @@
+"""What an intervention can know about the forward pass it stands in.
+
+nnsight runs each trace body (and each stored edit) in a greenlet of its own. What one
+of them has learned about its run is kept on that greenlet, so it ends with the run.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from jaxtyping import Bool
+from nnsight.intervention.interleaver import Mediator
+from torch import Tensor
+
+from eah_interp._types import ColumnMask, Donors, HeadOutputs
+from eah_interp.errors import InputError, UnsupportedError
+from eah_interp.kernels.patterns import PatternBlock, is_abstract, mix_values
+from eah_interp.lvlm.attention import AttentionCall
+from eah_interp.lvlm.spans import image_mask as find_image_mask
+
+INPUTS = "eah_inputs"
+"""Attribute of nnsight's interleaver that holds the assembled inputs of this run."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """The tokens of the prompt that is being read.
+
+    Attributes:
+        image_mask: True at image tokens.
+        token_mask: False at padding.
+        prompt_mask: True at the tokens of the prompt, where an answer follows it in
+            the same forward pass; None where everything is prompt.
+    """
+
+    image_mask: ColumnMask
+    token_mask: ColumnMask
+    prompt_mask: ColumnMask | None = None
+
+    @property
+    def scored_mask(self) -> ColumnMask:
+        """True at the tokens whose attention is scored: the prompt's, no padding."""
+        if self.prompt_mask is None:
+            return self.token_mask
+        return self.token_mask & self.prompt_mask
+
+    def limit(self, prompt_mask: ColumnMask | None) -> "Prompt":
+        """Say which tokens are the prompt; the rest was written after it.
+
+        Raises:
+            InputError: If there is not a flag for each token.
+        """
+        if prompt_mask is None:
+            return self
+        if prompt_mask.shape != self.image_mask.shape:
+            msg = (
+                f"the prompt mask has shape {tuple(prompt_mask.shape)}: expected a "
+                f"flag for each token, {tuple(self.image_mask.shape)}"
+            )
+            raise InputError(msg)
+        return replace(self, prompt_mask=prompt_mask.to(self.image_mask.device))
+
+    def fit(self, call: AttentionCall, *, generated: int = 0) -> "Prompt":
+        """Make the masks as tall and wide as an attention call's rows and keys.
+
+        Args:
+            call: The call.
+            generated: How many tokens were read since the prompt; no pictures.
+
+        Raises:
+            InputError: If they cannot be.
+        """
+        prompt = self.prompt_mask
+        return Prompt(
+            _fit(self.image_mask, call, new=self.image_mask.new_zeros(generated)),
+            _fit(self.token_mask, call, new=self.token_mask.new_ones(generated)),
+            prompt
+            if prompt is None
+            else _fit(prompt, call, new=prompt.new_zeros(generated)),
+        )
+
+
+@dataclass
+class Memory:
+    """What a worker has learned about its run.
+
+    Attributes:
+        prompt: The prompt, once it is known.
+        donors: Donor heads of the prefill, by layer and settings.
+        learned: What other interventions learned from it, by layer and settings.
+        steps: At how many forward passes each settings were called.
+        chosen: The settings that were called at steps of the caller's choice.
+    """
+
+    prompt: Prompt | None = None
+    donors: dict[Any, Donors] = field(default_factory=dict)
+    learned: dict[Any, Tensor | None] = field(default_factory=dict)
+    steps: dict[Any, int] = field(default_factory=dict)
+    chosen: set[Any] = field(default_factory=set)
+
+
+def memory_of_worker() -> Memory:
+    """Find the memory of the trace body that is running now.
+
+    Raises:
+        UnsupportedError: Outside a trace.
+    """
+    try:
+        worker = Mediator.current("the running trace").worker
+    except ValueError as error:
+        msg = (
+            "this works inside a trace only: write `with model.trace(image, prompt):` "
+            "(or generate, or edit) and call it in that block"
+        )
+        raise UnsupportedError(msg) from error
+    memory: Memory | None = getattr(worker, "eah_memory", None)
+    if memory is None:
+        memory = worker.eah_memory = Memory()
+    return memory
+
+
+def prompt_of_worker(
+    model: Any,
+    *,
+    image_mask: ColumnMask | None = None,
+) -> Prompt:
+    """Find where the images and the padding of this worker's prompt are.
+
+    Call it before any hook point is read: where the run did not go through `LVLM`
+    (on a server), it reads the root module's inputs, which come first.
+
+    Args:
+        model: The traced model.
+        image_mask: Where the images are, if the caller knows better.
+
+    Returns:
+        Masks as wide as the prompt.
+
+    Raises:
+        InputError: If the tokens are not known.
+    """
+    memory = memory_of_worker()
+    if memory.prompt is None:
+        memory.prompt = _read_prompt(model, image_mask)
+    return memory.prompt
+
+
+def _read_prompt(model: Any, image_mask: ColumnMask | None) -> Prompt:
+    inputs = getattr(model.interleaver, INPUTS, None)
+    if not inputs or not isinstance(inputs.get("input_ids"), Tensor):
+        # A run that did not go through LVLM: read the root module's own inputs.
+        inputs = model.inputs[1]
+    else:
+        inputs = _rows_of_worker(model, inputs)
+    ids, mask = inputs.get("input_ids"), inputs.get("attention_mask")
+    image_token = model.anatomy.image_token_id
+    if image_mask is None and isinstance(inputs.get(_KOSMOS), Tensor):
+        image_mask = inputs[_KOSMOS].bool()
+    if image_mask is None:
+        if not isinstance(ids, Tensor) or image_token is None:
+            msg = (
+                "where the image tokens are is not known: expected input_ids and a "
+                "model with an image_token_id; pass image_mask=[batch, position]"
+            )
+            raise InputError(msg)
+        image_mask = find_image_mask(ids, image_token)
+    if isinstance(ids, Tensor):
+        _check_widths(ids, image_mask, mask)
+    if isinstance(mask, Tensor) and mask.shape == image_mask.shape:
+        tokens = mask.bool()
+    else:
+        tokens = torch.ones_like(image_mask)
+    return Prompt(image_mask, tokens)
+
+
+def _check_widths(ids: Tensor, image_mask: Tensor, mask: Any) -> None:
+    if tuple(image_mask.shape) != tuple(ids.shape):
+        msg = (
+            f"the image mask has shape {tuple(image_mask.shape)}: expected a flag for "
+            f"each token of input_ids, {tuple(ids.shape)}"
+        )
+        raise InputError(msg)
+    if isinstance(mask, Tensor) and mask.ndim == 2 and mask.shape[1] > ids.shape[1]:
+        msg = (
+            f"the attention mask covers {mask.shape[1]} tokens and input_ids "
+            f"{ids.shape[1]}: part of the prompt is in a key/value cache, where its "
+            "rows cannot be scored; trace the whole prompt in one forward"
+        )
+        raise InputError(msg)
+
+
+_KOSMOS = "image_embeds_position_mask"
+
+
+def _rows_of_worker(model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
+    """Narrow the batch to the rows of the invoke that this worker stands for."""
+    group = Mediator.current("inputs").batch_group
+    batcher = model.interleaver.batcher
+    narrowed: dict[str, Any] = batcher.narrow(inputs, group) if batcher else inputs
+    return narrowed
+
+
+def _fit(mask: Tensor, call: AttentionCall, *, new: Tensor) -> Tensor:
+    """Repeat rows for beams, append what is `new`, and fit the cache's keys.
+
+    A static cache is longer than what was read: the rest is False. A sliding window's
+    is shorter: it keeps what was read last. Of a prompt it may not have dropped any.
+    """
+    n_batch, n_keys = call.queries.shape[0], call.keys.shape[2]
+    rows, width = mask.shape
+    if rows == 0 or n_batch % rows or (width > n_keys and not len(new)):
+        msg = (
+            f"the prompt has {rows} rows of {width} tokens, but attention reads "
+            f"{n_batch} rows of {n_keys} keys; trace the whole prompt in one forward, "
+            "or pass image_mask for the rows and keys that attention reads"
+        )
+        raise InputError(msg)
+    mask = torch.cat([mask, new.expand(rows, -1)], dim=1).to(call.queries.device)
+    if n_batch != rows:
+        mask = mask.repeat_interleave(n_batch // rows, dim=0)
+    missing = max(0, n_keys - mask.shape[1])
+    return torch.nn.functional.pad(mask, (0, missing))[:, -n_keys:]
+
+
+# ---- What a forward pass's query rows are: pictures, words, the prompt, the answer.
+
+
+RowMask = Bool[Tensor, "batch query"]
+"""Which query rows are meant, in each batch item."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The query rows of one attention call, by kind.
+
+    A row that a generation reads after its prompt, or that an answer has in the same
+    forward pass as its prompt, is an answer's.
+
+    Attributes:
+        image: True at image tokens.
+        prompt: True at the prompt's tokens, without padding.
+        answer: True at the answer's.
+        last: True at each prompt's last token, which the first word is read from.
+        own: Key position of each row.
+    """
+
+    image: RowMask
+    prompt: RowMask
+    answer: RowMask
+    last: RowMask
+    own: Tensor
+
+    @classmethod
+    def of(
+        cls, prompt: Prompt, call: AttentionCall, *, width: int, step: int
+    ) -> "Rows":
+        """Say what an attention call's rows are.
+
+        Args:
+            prompt: The tokens, as wide as the call's keys.
+            call: The call.
+            width: Tokens of the prompt.
+            step: Which forward pass of a generation this is.
+        """
+        n_batch, _, n_rows, _ = call.queries.shape
+        device = call.queries.device
+        place = torch.arange(n_rows, device=device)
+        if step > 0 and n_rows == 1:
+            # The cache holds the prompt, or a sliding window's end of it.
+            nowhere = torch.zeros(n_batch, 1, dtype=torch.bool, device=device)
+            last_key = min(width + step, call.keys.shape[2]) - 1
+            own = torch.full((1,), last_key, device=device)
+            return cls(nowhere, nowhere, ~nowhere, nowhere, own)
+        tokens = prompt.token_mask[:, :n_rows]
+        written = tokens & (place >= width)
+        if prompt.prompt_mask is not None:
+            written = written | (tokens & ~prompt.prompt_mask[:, :n_rows])
+        asked = tokens & ~written
+        end = ((place + 1) * asked).amax(-1, keepdim=True)
+        last = asked & (place + 1 == end)
+        return cls(prompt.image_mask[:, :n_rows], asked, written, last, place)
+
+
+def first_row(rows: RowMask) -> int:
+    """Find the first row that any item means; their number if there is none."""
+    if is_abstract(rows):
+        return 0
+    found = rows.any(0).nonzero()
+    return int(found[0]) if len(found) else rows.shape[1]
+
+
+def attend_from(
+    call: AttentionCall,
+    first: int,
+    *,
+    token_mask: ColumnMask,
+    change: Callable[[PatternBlock], Tensor] | None = None,
+    change_logits: Callable[[slice, Tensor], Tensor] | None = None,
+) -> HeadOutputs:
+    """Attend with a changed pattern, from one query row on, block by block.
+
+    Args:
+        call: The attention call.
+        first: The first row that is wanted; the others cost nothing.
+        token_mask: False at padding.
+        change: Maps a block of the pattern to its new weights. Its rows are counted
+            from `first`.
+        change_logits: Maps rows and their logits to other logits; also from `first`.
+
+    Returns:
+        What each head returns in these rows.
+    """
+    parts: dict[str, Any] = call.pattern_inputs(token_mask)
+    queries, keys = parts.pop("queries"), parts.pop("keys")
+    values = call.values[:, :, : keys.shape[2]]
+    if first:
+        mask, tokens, sinks = parts["mask"], parts["token_mask"], parts["sink_logits"]
+        if mask is None:
+            place = torch.arange(keys.shape[2], device=keys.device)
+            mask = (place <= place[first : queries.shape[2], None])[None, None]
+            if tokens is not None:
+                mask = mask & tokens[:, None, None]
+        else:
+            mask = mask[:, :, first:]
+        if sinks is not None and sinks.shape[2] != 1:
+            sinks = sinks[:, :, first:]
+        parts |= {"mask": mask, "sink_logits": sinks}
+        queries = queries[:, :, first:]
+    unchanged: Callable[[PatternBlock], Tensor] = lambda block: block.weights  # noqa: E731
+    return mix_values(
+        queries,
+        keys,
+        values,
+        change=unchanged if change is None else change,
+        change_logits=change_logits,
+        **parts,
+    )

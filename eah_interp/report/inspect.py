@@ -1,0 +1,508 @@
+"""Measure a subject: answers, donors, sinks, logits and heads, in single passes."""
+
+import datetime
+from collections.abc import Sequence
+from typing import Any
+
+from eah_interp.attribution import (
+    Case,
+    attribute_heads,
+    attribute_patches,
+    read_patterns,
+    score_broadcast,
+)
+from eah_interp.attribution.readouts import Term, read_tokens
+from eah_interp.errors import EAHError, InputError
+from eah_interp.interventions import EAH, score_sinks
+from eah_interp.lvlm import LVLM
+from eah_interp.lvlm.images import read_image
+from eah_interp.lvlm.inputs import DEFAULT_PROMPT
+from eah_interp.report.inspection import (
+    Asked,
+    Broadcast,
+    Caption,
+    Explained,
+    Inspection,
+    ObjectLogit,
+    judge,
+    span_of,
+)
+from eah_interp.report.reading import (
+    PATCHED,
+    PLAIN,
+    Progress,
+    Question,
+    Reading,
+    Subject,
+    ask_for,
+    compare_with,
+    describe,
+    describe_model,
+    likeliest,
+    list_versions,
+    name_token,
+    object_token,
+    read_next_token,
+    write_text,
+    yes_no_tokens,
+)
+
+# ---- The caption of a picture, and the logits of objects where it names one.
+
+
+def read_caption(
+    model: LVLM,
+    subject: Subject,
+    *,
+    conditions: dict[str, EAH | None],
+    eah: EAH,
+    answer_start: str,
+    in_words: bool,
+    max_new_tokens: int,
+    bar: Progress | None,
+) -> tuple[Caption, Reading, list[str]]:
+    """Describe a picture, and read the logits of objects where a caption names one.
+
+    Args:
+        model: The model.
+        subject: The picture and its objects.
+        conditions: Settings by name; None for no patch.
+        eah: The settings.
+        answer_start: Words after which a caption names an object.
+        in_words: Whether to write captions too.
+        max_new_tokens: Longest caption, in tokens.
+        bar: Told of each step.
+
+    Returns:
+        The caption; the reading; and what could not be read, with why.
+    """
+    remarks: list[str] = []
+    words = (*subject.present, *subject.absent)
+    try:
+        write_text(
+            model, subject.image, prompt=DEFAULT_PROMPT, answer_start=answer_start
+        )
+    except InputError as error:
+        remarks.append(f"Logits of objects were not read: {error}.")
+        answer_start, words = "", ()
+    reading = read_next_token(
+        model,
+        subject.image,
+        prompt=DEFAULT_PROMPT,
+        conditions=conditions,
+        answer_start=answer_start,
+        bar=bar,
+    )
+    found = []
+    for word in words:
+        try:
+            token = object_token(model, reading, word)
+        except InputError:
+            remarks.append(
+                f'The logit of "{word}" was not read: the tokenizer has no token that '
+                f'begins it after "{answer_start}".'
+            )
+            continue
+        found.append(
+            ObjectLogit(
+                object=word,
+                token=name_token(model, token),
+                token_id=token,
+                present=word in subject.present,
+                companion=word in subject.companions,
+                logits={n: float(v[token]) for n, v in reading.logits.items()},
+            )
+        )
+    runs = ((PLAIN, None), (PATCHED, eah)) if in_words else ()
+    answers = {
+        run: describe(
+            model,
+            subject.image,
+            prompt=DEFAULT_PROMPT,
+            eah=settings,
+            max_new_tokens=max_new_tokens,
+            bar=bar,
+        )
+        for run, settings in runs
+    }
+    caption = Caption(
+        prompt=DEFAULT_PROMPT,
+        answer_start=answer_start,
+        position=reading.position,
+        answers=answers,
+        objects=tuple(found),
+    )
+    return caption, reading, remarks
+
+
+# ---- Which heads write the logits that were read, at the very tokens that were read.
+
+
+MOST_OBJECTS = 3
+"""Objects that are split by heads; the logits of all are listed."""
+
+
+def explain_answer(model: LVLM, subject: Subject, one: Asked, *, eah: EAH) -> Explained:
+    """Split Yes minus No, as the first word of an answer, by heads.
+
+    Raises:
+        EAHError: If the model does not allow it.
+    """
+    tokens = yes_no_tokens(model, one.reading)
+    assert tokens is not None
+    yes, no = tokens
+    about = f"Yes minus No, as the first word of the answer to: {one.question.prompt}"
+    terms = [("Yes - No", [(yes, 1.0), (no, -1.0)])]
+    return _explain(model, subject, one.reading, about=about, terms=terms, eah=eah)
+
+
+def explain_objects(
+    model: LVLM, subject: Subject, caption: Caption, reading: Reading, *, eah: EAH
+) -> Explained:
+    """Split the logits of the first few objects by heads.
+
+    Objects that are asked for come first, then those in the picture, then companions.
+
+    Raises:
+        EAHError: If the model does not allow it.
+    """
+    asked = {question.object for question in subject.questions}
+    ordered = sorted(
+        caption.objects,
+        key=lambda o: (o.object not in asked, not o.present, not o.companion),
+    )
+    terms = [(o.object, [(o.token_id, 1.0)]) for o in ordered[:MOST_OBJECTS]]
+    about = f'Objects, after "{caption.answer_start}" in a caption'
+    return _explain(model, subject, reading, about=about, terms=terms, eah=eah)
+
+
+def _explain(
+    model: LVLM,
+    subject: Subject,
+    reading: Reading,
+    *,
+    about: str,
+    terms: Sequence[tuple[str, Sequence[tuple[int, float]]]],
+    eah: EAH,
+) -> Explained:
+    encoding = model.encode(subject.image, reading.text)
+    last = reading.position
+    targets = []
+    for label, tokens in terms:
+        own: list[Term] = [(last, token, weight) for token, weight in tokens]
+        targets.append((label, 0, last, label, own))
+    case = Case(encoding, None, read_tokens(targets))
+    heads = attribute_heads(model, case, patch=eah)
+    try:
+        picture = attribute_patches(model, case, patch=eah)
+        picture.picture(0)  # is there a grid to draw?
+    except EAHError:
+        picture = None
+    return Explained(about, heads, picture)
+
+
+# ---- Where a donor and one of its recipients look, before and after the broadcast.
+
+
+def look_at_broadcast(
+    model: LVLM, subject: Subject, prompt: str, *, eah: EAH
+) -> Broadcast:
+    """Score the heads of the first patched layer, and read two of their patterns.
+
+    The two are the donor and, of the recipients, the one with the fewest sinks, read
+    from the last position of the prompt.
+
+    Args:
+        model: The model.
+        subject: The picture.
+        prompt: What is asked.
+        eah: The settings.
+
+    Returns:
+        Scores of every head; no patterns where no head donated.
+
+    Raises:
+        EAHError: If the model does not allow it.
+    """
+    layer = eah.layers[0]
+    scores = score_broadcast(model, subject.image, prompt, eah=eah, layers=[layer])
+    donor = int(scores.donors[layer][0])
+    if donor < 0:
+        return Broadcast(scores, None)
+    density = scores.density("plain")[0, 0].tolist()
+    received = scores.recipients_mask[0, 0].tolist()
+    others = [h for h, is_one in enumerate(received) if is_one and h != donor]
+    heads = [donor, *sorted(others, key=lambda head: density[head])[:1]]
+    patterns = read_patterns(
+        model,
+        subject.image,
+        prompt,
+        heads=[(layer, head) for head in heads],
+        patch=eah,
+    )
+    return Broadcast(scores, patterns)
+
+
+def inspect_subject(
+    model: LVLM,
+    subject: Subject,
+    *,
+    eah: EAH,
+    caption: bool = True,
+    answer_start: str = "There is a",
+    max_new_tokens: int = 40,
+    name: str | None = None,
+    command: str = "",
+    bar: Progress | None = None,
+) -> Inspection:
+    """Measure what EAH does to a picture of which something is known.
+
+    Args:
+        model: The model.
+        subject: Picture and questions.
+        eah: The settings.
+        caption: Whether to describe the picture in words too.
+        answer_start: Words after which a caption names an object.
+        max_new_tokens: Longest answer, in tokens.
+        name: What the model was loaded as.
+        command: The command that makes the result again.
+        bar: Told of each step.
+
+    Returns:
+        What was measured.
+
+    Raises:
+        SettingsError: If a layer or head does not exist.
+    """
+    for layer in eah.layers:
+        model.anatomy.site(layer)
+    eah.check_fits(n_heads=model.n_heads)
+    conditions = compare_with(eah, controls=True)
+    named = bool(subject.present or subject.absent)
+    if bar is not None:
+        bar.expect((len(subject.questions) + named) * (len(conditions) + 2) + 2)
+    options: dict[str, Any] = {"eah": eah, "max_new_tokens": max_new_tokens, "bar": bar}
+    remarks: list[str] = []
+    asked: list[Asked] = []
+    explained: list[Explained] = []
+    for question in subject.questions:
+        one = _ask(model, subject, question, conditions=conditions, **options)
+        asked.append(one)
+        if one.is_yes_no:
+            _try(explained, remarks, explain_answer, model, subject, one, eah=eah)
+        elif not one.yes:
+            remarks.append(
+                f'Yes and No were not compared on "{question.prompt}": the tokenizer '
+                "has no token that begins either after this prompt."
+            )
+    told: Caption | None = None
+    if caption or named:
+        told, reading, more = read_caption(
+            model,
+            subject,
+            conditions=conditions,
+            answer_start=answer_start if named else "",
+            in_words=caption,
+            **options,
+        )
+        remarks += more
+        if bar is not None:
+            bar.step("direct effects of every head")
+        if told.objects:
+            arguments = (model, subject, told, reading)
+            _try(explained, remarks, explain_objects, *arguments, eah=eah)
+    if bar is not None:
+        bar.step("sinks of every head")
+    last = subject.questions[-1].prompt
+    sink_map = score_sinks(
+        model, subject.image, last, definition=eah.definition, beta=eah.beta
+    )
+    now = datetime.datetime.now(datetime.UTC)
+    objects = told.objects if told else ()
+    return Inspection(
+        model=describe_model(model, name),
+        versions=list_versions(),
+        made_at=now.strftime("%Y-%m-%d %H:%M UTC"),
+        command=command,
+        eah=eah,
+        subject=subject,
+        asked=tuple(asked),
+        caption=told,
+        sink_map=sink_map,
+        span=span_of(model, subject.image, last),
+        broadcast=_look(model, subject, remarks, eah=eah),
+        explained=tuple(explained),
+        verdict=judge(
+            truths=[one.question.present for one in asked],
+            margins=[one.margins for one in asked],
+            present=[dict(o.logits) for o in objects if o.present],
+            absent=[dict(o.logits) for o in objects if not o.present],
+            patched=[
+                any(map(bool, (layer.patched[0] for layer in patch.layers)))
+                for patch in (one.reading.patches[PATCHED] for one in asked)
+            ],
+        ),
+        remarks=tuple(dict.fromkeys(remarks)),
+    )
+
+
+def _ask(
+    model: LVLM,
+    subject: Subject,
+    question: Question,
+    *,
+    conditions: dict[str, EAH | None],
+    eah: EAH,
+    max_new_tokens: int,
+    bar: Progress | None,
+) -> Asked:
+    """Ask one question: logits under every condition, answers in words."""
+    prompt = question.prompt
+    reading = read_next_token(
+        model, subject.image, prompt=prompt, conditions=conditions, bar=bar
+    )
+    yes, no = _answer_logits(model, reading)
+    words = {
+        run: describe(
+            model,
+            subject.image,
+            prompt=prompt,
+            eah=settings,
+            max_new_tokens=max_new_tokens,
+            bar=bar,
+        )
+        for run, settings in ((PLAIN, None), (PATCHED, eah))
+    }
+    top = {run: likeliest(model, reading.logits[run]) for run in (PLAIN, PATCHED)}
+    return Asked(question, reading, words, yes, no, top)
+
+
+def _answer_logits(
+    model: LVLM, reading: Reading
+) -> tuple[dict[str, float], dict[str, float]]:
+    tokens = yes_no_tokens(model, reading)
+    if tokens is None:
+        return {}, {}
+    yes, no = tokens
+    logits = reading.logits
+    return (
+        {name: float(values[yes]) for name, values in logits.items()},
+        {name: float(values[no]) for name, values in logits.items()},
+    )
+
+
+def _look(
+    model: LVLM, subject: Subject, remarks: list[str], *, eah: EAH
+) -> Broadcast | None:
+    """Look at the broadcast; where a model does not allow it, say why."""
+    try:
+        return look_at_broadcast(model, subject, subject.questions[-1].prompt, eah=eah)
+    except EAHError as error:
+        remarks.append(f"Heads were not read before and after the broadcast: {error}")
+        return None
+
+
+def _try(
+    explained: list[Explained],
+    remarks: list[str],
+    explain: Any,
+    *arguments: Any,
+    eah: EAH,
+) -> None:
+    """Explain logits by heads; where a model does not allow it, say why."""
+    try:
+        explained.append(explain(*arguments, eah=eah))
+    except EAHError as error:
+        remarks.append(f"Logits were not split by heads: {error}")
+
+
+# ---- Measure a picture of the user's own.
+
+
+def inspect_image(
+    model: LVLM,
+    image: object,
+    questions: str | Sequence[str] = (),
+    *,
+    objects: Sequence[str] = (),
+    absent: Sequence[str] = (),
+    eah: EAH | None = None,
+    caption: bool = True,
+    title: str | None = None,
+    **options: Any,
+) -> Inspection:
+    """Measure what EAH does to one picture, for `write_report` to show.
+
+    Every number is from a forward pass of one prompt: no batch, no padding. What a
+    model cannot be asked (a word without a token, effects that do not add up) is left
+    out and said in `remarks`.
+
+    Args:
+        model: The model.
+        image: The picture.
+        questions: What to ask; where nothing is, for each object, "Is there a ... in
+            the image?", and without objects "Describe the image.". The true answer is
+            known of questions that are put as these are.
+        objects: Objects in the picture.
+        absent: Objects that are not in it.
+        eah: The settings; the default ones when None.
+        caption: Whether to describe the picture in words too.
+        title: What the picture is called on the page; its file when None.
+        **options: As for `inspect_subject`.
+
+    Returns:
+        What was measured.
+
+    Raises:
+        InputError: If the picture cannot be read, a question is empty, or an object is
+            named twice.
+        SettingsError: If a layer or head does not exist.
+
+    Example:
+        >>> import eah_interp as eah
+        >>> from eah_interp.toy import draw_scene
+        >>> found = inspect_image(
+        ...     eah.load(), draw_scene(0).pil(), objects=["flower"], max_new_tokens=2
+        ... )
+        >>> found.asked[0].question.prompt, found.remarks
+        ('Is there a flower in the image?', ())
+    """
+    given = [questions] if isinstance(questions, str) else list(questions)
+    named = [*objects, *absent]
+    check_question(given, named)
+    known = {ask_for(o): Question(ask_for(o), o, present=o in objects) for o in named}
+    asked = [known.get(prompt, Question(prompt)) for prompt in given]
+    if not asked:
+        asked = list(known.values())
+    subject = Subject(
+        image=read_image(image),
+        title=title or _name_picture(image),
+        present=tuple(objects),
+        absent=tuple(absent),
+        companions=(),
+        questions=tuple(asked) or (Question(DEFAULT_PROMPT),),
+    )
+    return inspect_subject(model, subject, eah=eah or EAH(), caption=caption, **options)
+
+
+def check_question(questions: Sequence[str], named: Sequence[str]) -> None:
+    """Refuse empty questions, and objects that are named twice.
+
+    Raises:
+        InputError: If there are such.
+    """
+    if any(not prompt.strip() for prompt in questions):
+        msg = "a question is empty: ask something, such as 'Is there a boat?'"
+        raise InputError(msg)
+    if any(not name.strip() for name in named):
+        msg = "an object has no name: expected a word, such as boat"
+        raise InputError(msg)
+    twice = sorted({name for name in named if named.count(name) > 1})
+    if twice:
+        msg = f"{', '.join(twice)} is named more than once: name each object once"
+        raise InputError(msg)
+
+
+def _name_picture(image: object) -> str:
+    path = str(image) if hasattr(image, "__fspath__") or isinstance(image, str) else ""
+    return path or "a picture given in Python"

@@ -1,0 +1,432 @@
+"""Differences between two conditions on the same items, with their intervals."""
+
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from eah_interp.errors import ExtraMissingError, InputError
+
+Counts = Float[Tensor, "run item"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Effect:
+    """An estimate with its interval; nothing is printed without one.
+
+    Attributes:
+        estimate: The point estimate.
+        low: Lower end of the interval.
+        high: Upper end.
+        level: Confidence level of the interval.
+        n: What was resampled or averaged: items, or runs.
+    """
+
+    estimate: float
+    low: float
+    high: float
+    level: float
+    n: int
+
+    @property
+    def excludes_zero(self) -> bool:
+        """Whether the interval lies on one side of zero."""
+        return self.low > 0 or self.high < 0
+
+    def __str__(self) -> str:
+        """Write the estimate and its interval: `-4.2 [-6.0, -2.5]`."""
+        return self.write()
+
+    def write(self, digits: int = 1) -> str:
+        """Write the estimate and its interval with so many digits.
+
+        Example:
+            >>> Effect(estimate=0.12, low=0.01, high=0.23, level=0.95, n=9).write(2)
+            '+0.12 [+0.01, +0.23]'
+        """
+        return (
+            f"{self.estimate:+.{digits}f} "
+            f"[{self.low:+.{digits}f}, {self.high:+.{digits}f}]"
+        )
+
+
+def compare_rates(
+    before: tuple[Counts, Counts],
+    after: tuple[Counts, Counts],
+    *,
+    level: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> Effect:
+    """Estimate how a rate changed between two conditions, items paired.
+
+    A rate is a sum of counts over a sum of totals (hallucinated mentions over
+    mentions, say), in percent, for each run, and then averaged over the runs. The
+    interval is a percentile bootstrap that draws items, the same for both conditions
+    and all runs: it answers "other items, these very models". `estimate_mean` asks
+    about other models.
+
+    Args:
+        before: Counts and totals of the first condition.
+        after: The same of the second.
+        level: Confidence level.
+        resamples: Bootstrap samples.
+        seed: Seeds them.
+
+    Returns:
+        The change, after minus before, in percentage points.
+
+    Raises:
+        InputError: If shapes differ, there are fewer than two items, a run's total
+            is zero, or totals are so small that a resampled one is.
+
+    Example:
+        >>> one = torch.ones(1, 8)
+        >>> change = compare_rates((one, one), (torch.zeros(1, 8), one))
+        >>> change.estimate, change.low, change.high
+        (-100.0, -100.0, -100.0)
+    """
+    from scipy import stats
+
+    parts = (*before, *after)
+    shapes = {tuple(part.shape) for part in parts}
+    if len(shapes) != 1 or parts[0].shape[-1] < 2:
+        msg = f"expected four tables [run, item] of 2 items or more, got {shapes}"
+        raise InputError(msg)
+    if any(bool((total.sum(-1) == 0).any()) for total in (before[1], after[1])):
+        msg = "a run has a total of zero: its rate is undefined; leave the run out"
+        raise InputError(msg)
+    rows = [part.double().numpy() for part in parts]
+    n_items = rows[0].shape[-1]
+    samples = [row for part in rows for row in part]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", stats.DegenerateDataWarning)  # told below
+        found = stats.bootstrap(
+            samples,
+            lambda *drawn, axis: _change(drawn, axis=axis),
+            paired=True,
+            vectorized=True,
+            n_resamples=resamples,
+            confidence_level=level,
+            method="percentile",
+            rng=seed,
+        )
+    interval = found.confidence_interval
+    if math.isnan(interval.low) or math.isnan(interval.high):
+        msg = (
+            "totals are so small that some bootstrap samples have none: the change "
+            "has no interval; use more items, or a rate of something more frequent"
+        )
+        raise InputError(msg)
+    return Effect(
+        estimate=float(_change(samples, axis=-1)),
+        low=float(interval.low),
+        high=float(interval.high),
+        level=level,
+        n=n_items,
+    )
+
+
+def _change(samples: Sequence[Any], *, axis: int) -> Any:
+    """Return the mean over runs of the second rate minus the first, in percent."""
+    import numpy as np
+
+    sums = [sample.sum(axis=axis) for sample in samples]
+    n_runs = len(sums) // 4
+    counts, totals = sums[:n_runs], sums[n_runs : 2 * n_runs]
+    new_counts, new_totals = sums[2 * n_runs : 3 * n_runs], sums[3 * n_runs :]
+    with np.errstate(invalid="ignore"):  # 0 / 0 is NaN, which the caller refuses
+        changes = [
+            100 * (new / whole - old / total)
+            for old, total, new, whole in zip(
+                counts, totals, new_counts, new_totals, strict=True
+            )
+        ]
+    return sum(changes) / n_runs
+
+
+def estimate_mean(values: Sequence[float], *, level: float = 0.95) -> Effect:
+    """Estimate a mean, with Student's interval.
+
+    Over runs of training it answers "another model of the same recipe". With three
+    runs it is wide, as it has to be: two degrees of freedom.
+
+    Args:
+        values: Two values or more, independent of each other.
+        level: Confidence level.
+
+    Returns:
+        The mean.
+
+    Raises:
+        InputError: If there are fewer than two values.
+
+    Example:
+        >>> print(estimate_mean([1.0, 2.0, 3.0]))
+        +2.0 [-0.5, +4.5]
+    """
+    from scipy import stats
+
+    if len(values) < 2:
+        msg = f"an interval of a mean needs 2 values or more, got {len(values)}"
+        raise InputError(msg)
+    sample = torch.tensor(values, dtype=torch.float64)
+    mean, error = float(sample.mean()), float(sample.std()) / len(values) ** 0.5
+    half = float(stats.t.ppf(0.5 + level / 2, df=len(values) - 1)) * error
+    return Effect(
+        estimate=mean, low=mean - half, high=mean + half, level=level, n=len(values)
+    )
+
+
+# ---- Tests and effect sizes for yes/no outcomes of the same items, twice.
+
+
+Outcomes = Bool[Tensor, " item"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Discordance:
+    """Items whose outcome changed, and whether they might have by chance.
+
+    Attributes:
+        gained: Items with the outcome after, and not before.
+        lost: Items with it before, and not after.
+        p: Exact two-sided p-value of McNemar's test; 1 if no item changed.
+    """
+
+    gained: int
+    lost: int
+    p: float
+
+
+def compare_outcomes(before: Outcomes, after: Outcomes) -> Discordance:
+    """Test whether as many items gained an outcome as lost it (McNemar, exact).
+
+    Items that kept their outcome say nothing of a change. Of the others each is a coin
+    toss if nothing changed: the p-value is a binomial's. Items are taken as
+    independent; several questions about one picture are not quite.
+
+    Args:
+        before: The outcome under one condition.
+        after: The same items' under another.
+
+    Returns:
+        Both counts, and the p-value.
+
+    Raises:
+        InputError: If the two are not of the same items.
+        ExtraMissingError: If statsmodels is not installed.
+
+    Example:
+        >>> before = torch.tensor([True, True, True, True, True, False])
+        >>> compare_outcomes(before, torch.zeros(6, dtype=torch.bool))
+        Discordance(gained=0, lost=5, p=0.0625)
+    """
+    if before.shape != after.shape:
+        msg = f"expected as many items twice, got {len(before)} and {len(after)}"
+        raise InputError(msg)
+    gained, lost = int((after & ~before).sum()), int((before & ~after).sum())
+    if gained + lost == 0:  # nothing to toss a coin for
+        return Discordance(gained=0, lost=0, p=1.0)
+    try:
+        from statsmodels.stats.contingency_tables import mcnemar
+    except ImportError as error:
+        msg = "McNemar's test needs statsmodels: pip install 'eah-interp[eval]'"
+        raise ExtraMissingError(msg) from error
+    both, neither = int((before & after).sum()), int((~before & ~after).sum())
+    found = mcnemar([[both, lost], [gained, neither]], exact=True)
+    return Discordance(gained=gained, lost=lost, p=min(float(found.pvalue), 1.0))
+
+
+def adjust_holm(p_values: Sequence[float]) -> tuple[float, ...]:
+    """Adjust p-values for how many there are, by Holm's method.
+
+    Args:
+        p_values: Of all comparisons of a family.
+
+    Returns:
+        Adjusted values, in the same order: below 0.05 where the family as a whole
+        errs in at most one of twenty studies.
+
+    Raises:
+        ExtraMissingError: If statsmodels is not installed.
+
+    Example:
+        >>> adjust_holm([0.01, 0.04, 0.03])
+        (0.03, 0.06, 0.06)
+    """
+    if not p_values:
+        return ()
+    try:
+        from statsmodels.stats.multitest import multipletests
+    except ImportError as error:
+        msg = "Holm's method needs statsmodels: pip install 'eah-interp[eval]'"
+        raise ExtraMissingError(msg) from error
+    adjusted = multipletests(list(p_values), method="holm")[1]
+    return tuple(float(value) for value in adjusted)
+
+
+def estimate_odds(gained: int, lost: int, *, level: float = 0.95) -> Effect:
+    """Estimate the odds that an item that changed gained the outcome.
+
+    The odds ratio of matched pairs, gained / lost, with the exact interval: Clopper
+    and Pearson's of the share that gained. One side is infinite, or zero, where all
+    that changed changed one way.
+
+    Args:
+        gained: Items that gained it.
+        lost: Items that lost it.
+        level: Confidence level.
+
+    Returns:
+        The ratio; 1 is no change.
+
+    Raises:
+        InputError: If no item changed: there is no ratio.
+
+    Example:
+        >>> odds = estimate_odds(10, 5)
+        >>> odds.estimate, round(odds.low, 2), round(odds.high, 2)
+        (2.0, 0.62, 7.46)
+    """
+    from scipy import stats
+
+    total = gained + lost
+    if total == 0:
+        msg = "no item changed: the odds of gaining against losing are undefined"
+        raise InputError(msg)
+    found = stats.binomtest(gained, total).proportion_ci(level, method="exact")
+    low, high = (
+        share / (1 - share) if share < 1 else math.inf
+        for share in (float(found.low), float(found.high))
+    )
+    ratio = gained / lost if lost else math.inf
+    return Effect(estimate=ratio, low=low, high=high, level=level, n=total)
+
+
+def cohens_h(
+    before: Float[Tensor, "*sample"], after: Float[Tensor, "*sample"]
+) -> Float[Tensor, "*sample"]:
+    """Compute Cohen's h: the difference of two shares on a scale of even steps.
+
+    2 arcsin sqrt(after) - 2 arcsin sqrt(before); 0.2 is called small, 0.5 medium.
+
+    Args:
+        before: Shares in [0, 1].
+        after: Shares in [0, 1].
+
+    Returns:
+        After minus before.
+
+    Example:
+        >>> round(float(cohens_h(torch.tensor(0.5), torch.tensor(1.0))), 3)
+        1.571
+    """
+
+    def angle(share: Tensor) -> Tensor:
+        return 2 * torch.asin(share.clamp(0, 1).sqrt())
+
+    return angle(after) - angle(before)
+
+
+# ---- Bootstrap intervals of many rates at once
+
+
+Columns = Float[Tensor, "item column"]
+
+
+_BLOCK = 4_000_000
+"""Draws held in memory at a time."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sums:
+    """Sums of columns: over all items, and over each bootstrap sample of them.
+
+    Attributes:
+        n: Items.
+        whole: The sums over all items.
+        drawn: The sums over each sample.
+    """
+
+    n: int
+    whole: Float[Tensor, " column"]
+    drawn: Float[Tensor, "sample column"]
+
+
+def resample_sums(columns: Columns, *, resamples: int = 10_000, seed: int = 0) -> Sums:
+    """Sum columns over items, and over bootstrap samples of the items.
+
+    All columns share the draws, so that whatever is made of the sums (a rate, the
+    difference of two) has its items paired. Items are drawn as `scipy.stats.bootstrap`
+    draws them: the same seed, the same samples.
+
+    Args:
+        columns: A row an item: a picture with all that was asked about it.
+        resamples: Bootstrap samples.
+        seed: Seeds them.
+
+    Returns:
+        The sums.
+
+    Raises:
+        InputError: If there are fewer than two items.
+
+    Example:
+        >>> sums = resample_sums(torch.ones(5, 1), resamples=3)
+        >>> sums.whole.tolist(), sums.drawn.tolist()
+        ([5.0], [[5.0], [5.0], [5.0]])
+    """
+    import numpy as np
+
+    n = len(columns)
+    if n < 2:
+        msg = f"an interval needs 2 pictures or more to draw from, got {n}"
+        raise InputError(msg)
+    table = columns.double()
+    rng, parts, size = np.random.default_rng(seed), [], max(1, _BLOCK // n)
+    for start in range(0, resamples, size):
+        count = min(size, resamples - start)
+        drawn = rng.integers(0, n, (count, n)) + n * np.arange(count)[:, None]
+        times = np.bincount(drawn.ravel(), minlength=count * n).reshape(count, n)
+        parts.append(torch.from_numpy(times).double() @ table)
+    return Sums(n=n, whole=table.sum(0), drawn=torch.cat(parts))
+
+
+def percentile_effect(
+    estimate: float, samples: Float[Tensor, " sample"], *, level: float, n: int
+) -> Effect:
+    """Give an estimate the percentile interval of its bootstrap samples.
+
+    Args:
+        estimate: Of all items.
+        samples: Of each bootstrap sample.
+        level: Confidence level.
+        n: Items that were drawn from.
+
+    Returns:
+        The estimate with its interval.
+
+    Raises:
+        InputError: If the estimate, or a sample of it, is not defined; it says how
+            many are not.
+
+    Example:
+        >>> print(percentile_effect(0.5, torch.arange(101) / 100, level=0.8, n=7))
+        +0.5 [+0.1, +0.9]
+    """
+    lost = int((~samples.isfinite()).sum())
+    if not math.isfinite(estimate):
+        msg = "its divisor is zero"
+        raise InputError(msg)
+    if lost:
+        msg = f"its divisor is zero in {lost} of {len(samples)} bootstrap samples"
+        raise InputError(msg)
+    ends = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
+    low, high = torch.quantile(samples.double(), ends).tolist()
+    return Effect(estimate=estimate, low=low, high=high, level=level, n=n)

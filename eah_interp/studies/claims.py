@@ -1,0 +1,413 @@
+"""The paper's four claims, each answered by what a study measured."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import pandas as pd
+import torch
+
+from eah_interp.errors import InputError
+from eah_interp.statistics import Effect, percentile_effect, resample_sums
+from eah_interp.studies.conditions import PatchedConditions
+from eah_interp.studies.contrasts import Contrast, Draws, contrast_conditions
+from eah_interp.studies.scores import (
+    ALL,
+    MATCHED,
+    ScoredRows,
+    count_captions,
+    score_rows,
+)
+from eah_interp.studies.study import StudyRun
+
+# ---- Sink densities of a study: by depth, and beside what went wrong.
+
+
+EARLY = 2
+"""How many layers are shallow; as many last ones are deep."""
+
+
+DENSE = 0.2
+"""From which density on the paper calls a head a dense one."""
+
+
+def compare_depths(
+    sinks: pd.DataFrame, items: pd.DataFrame, *, draws: Draws
+) -> Mapping[str, Effect | None]:
+    """Compare densities of the first two layers with those of the last two.
+
+    Args:
+        sinks: Densities by item, layer and head.
+        items: The items, for which pictures they are about.
+        draws: How intervals are drawn.
+
+    Returns:
+        Differences in points, by name: of the mean density of heads, and of the share
+        of dense heads; None where there are too few pictures or layers.
+    """
+    table = _with_pictures(sinks, items)
+    layers = sorted({int(layer) for layer in table.layer})
+    early, deep = layers[:EARLY], layers[-EARLY:]
+    ends = f"layers {_name(early)} minus layers {_name(deep)}"
+    found: dict[str, Effect | None] = {}
+    for name, values in (
+        ("mean density", table.density),
+        (f"share of heads of density {DENSE} or more", table.density >= DENSE),
+    ):
+        by_layer = values.groupby([table.cluster, table.layer]).mean().unstack()
+        gap = 100 * (by_layer[early].mean(axis=1) - by_layer[deep].mean(axis=1))
+        found[f"{name}, {ends}"] = _mean(gap, draws) if len(layers) > EARLY else None
+    return found
+
+
+def density_and_errors(
+    sinks: pd.DataFrame, items: pd.DataFrame, rows: ScoredRows, condition: str
+) -> pd.DataFrame:
+    """Put the density of shallow layers beside errors, picture by picture.
+
+    Args:
+        sinks: Densities by item, layer and head.
+        items: The items.
+        rows: The answers.
+        condition: Under which errors are counted: the model as it is.
+
+    Returns:
+        One row for each picture and task: `cluster`, `task`, `density` (mean over
+        heads of the first two layers), `densest` (the densest of those heads),
+        `error` (absent objects in its captions, or the percentage of questions about
+        absent objects answered with yes) and `n_objects`, where known.
+    """
+    table = _with_pictures(sinks, items)
+    early = table[table.layer.isin(sorted(set(table.layer))[:EARLY])]
+    told = rows.captions[rows.captions.condition == condition]
+    asked = rows.questions[rows.questions.condition == condition]
+    asked = asked[asked.absent == 1]
+    parts = []
+    if len(told):
+        errors = count_captions(told).groupby("cluster").n_absent.mean()
+        objects = told.groupby("cluster").truth.first().map(len)
+        parts.append(_beside(early, "caption", errors, objects))
+    if len(asked):
+        errors = 100 * asked.groupby("cluster").false_alarm.mean()
+        objects = items.groupby("cluster").truth.first().map(len)
+        parts.append(_beside(early, "yes_no", errors, objects))
+    columns = ["cluster", "task", "density", "densest", "error", "n_objects"]
+    return pd.concat(parts)[columns] if parts else pd.DataFrame(columns=columns)
+
+
+def correlate_with_errors(
+    sinks: pd.DataFrame,
+    items: pd.DataFrame,
+    rows: ScoredRows,
+    condition: str,
+    *,
+    draws: Draws,
+) -> Mapping[str, tuple[Effect | None, str]]:
+    """Correlate the density of shallow layers with errors, over pictures.
+
+    Spearman's: Pearson's of ranks. Then the same within pictures of one number of
+    objects, since fuller pictures have both more sinks and more to get wrong.
+
+    Args:
+        sinks: As for `density_and_errors`.
+        items: The same.
+        rows: The same.
+        condition: The same.
+        draws: How intervals are drawn.
+
+    Returns:
+        The correlation, or why there is none, by name.
+    """
+    table = density_and_errors(sinks, items, rows, condition)
+    names = {"caption": "absent objects in captions", "yes_no": "false positives"}
+    found = {}
+    for task, part in table.groupby("task"):
+        what = f"density of layers 0 and 1 with {names[str(task)]}"
+        ranks = part[["density", "error"]].rank()
+        found[what] = _correlate(ranks, draws)
+        if part.n_objects.nunique() > 1:
+            centred = ranks - ranks.groupby(part.n_objects).transform("mean")
+            found[f"{what}, among pictures of as many objects"] = _correlate(
+                centred, draws
+            )
+    return found
+
+
+def _beside(
+    early: pd.DataFrame, task: str, errors: pd.Series, objects: pd.Series
+) -> pd.DataFrame:
+    heads = early[early.task == task].groupby(["cluster", "layer", "head"]).density
+    by_picture = heads.mean().groupby("cluster")
+    table = pd.DataFrame({"density": by_picture.mean(), "densest": by_picture.max()})
+    table = table.join(errors.rename("error"), how="inner")
+    table["n_objects"] = objects.reindex(table.index).fillna(0)
+    return table.rename_axis("cluster").reset_index().assign(task=task)
+
+
+def _with_pictures(sinks: pd.DataFrame, items: pd.DataFrame) -> pd.DataFrame:
+    own = items[["item", "cluster", "task"]]
+    own = own.assign(cluster=own.cluster.where(own.cluster != "", own["item"]))
+    return sinks.merge(own, on="item", how="inner")
+
+
+def _mean(values: pd.Series, draws: Draws) -> Effect | None:
+    columns = torch.from_numpy(values.to_numpy(dtype=float, copy=True))[:, None]
+    try:
+        sums = resample_sums(columns, resamples=draws.resamples, seed=draws.seed)
+        whole, drawn = float(sums.whole[0]) / sums.n, sums.drawn[:, 0] / sums.n
+        return percentile_effect(whole, drawn, level=draws.level, n=sums.n)
+    except InputError:
+        return None
+
+
+def _correlate(ranks: pd.DataFrame, draws: Draws) -> tuple[Effect | None, str]:
+    x, y = torch.from_numpy(ranks.to_numpy(dtype=float, copy=True)).unbind(1)
+    columns = torch.stack([torch.ones_like(x), x, y, x * x, y * y, x * y], dim=1)
+    try:
+        sums = resample_sums(columns, resamples=draws.resamples, seed=draws.seed)
+        whole, drawn = float(_pearson(sums.whole)), _pearson(sums.drawn)
+        return percentile_effect(whole, drawn, level=draws.level, n=sums.n), ""
+    except InputError as error:
+        return None, f"undefined: {error}"
+
+
+def _pearson(sums: Any) -> Any:
+    n, x, y, xx, yy, xy = sums.unbind(-1)
+    spread = ((n * xx - x * x) * (n * yy - y * y)).clamp(min=0).sqrt()
+    # A sample of one and the same value has no correlation; 0 / 0 is NaN.
+    return (n * xy - x * y) / spread.where(spread > 1e-9 * n * n, torch.nan)
+
+
+def _name(layers: list[int]) -> str:
+    return " and ".join(map(str, layers))
+
+
+Verdict = Literal["holds", "does not hold", "cannot be told", "not measured"]
+
+
+SECOND = [1]
+"""The paper's second layer, counted from 0."""
+
+
+PAPER_BETA = 0.002
+
+
+HALLUCINATION = ("CHAIR_S", "false positives")
+"""By what conditions are compared: of captions, and of questions."""
+
+
+STATEMENTS = {
+    1: "Shallow layers hold dense vision sinks, deep layers sparse ones.",
+    2: "Pictures with denser sinks in layers 0 and 1 have fewer hallucinations.",
+    3: "Broadcasting the densest head of the second layer lowers hallucination; deeper "
+    "layers do so less.",
+    4: "All recipients, beta = 0.002 and the densest donor are best; it costs nothing.",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One comparison that bears on a claim.
+
+    Attributes:
+        what: What is compared.
+        effect: The difference, or correlation; None where there is none.
+        digits: How many it is written with.
+        expected: The sign that the claim says.
+        why: Why it was not measured, or is not defined; what it is.
+    """
+
+    what: str
+    effect: Effect | None = None
+    digits: int = 1
+    expected: Literal["above zero", "below zero"] = "below zero"
+    why: str = ""
+
+    @property
+    def verdict(self) -> Verdict:
+        """What the interval says of it."""
+        if self.effect is None:
+            return "cannot be told" if self.why.startswith("undef") else "not measured"
+        if not self.effect.excludes_zero:
+            return "cannot be told"
+        above = self.effect.low > 0
+        return "holds" if above == (self.expected == "above zero") else "does not hold"
+
+    def __str__(self) -> str:
+        """Write the effect with its interval, or why there is none."""
+        return self.why if self.effect is None else self.effect.write(self.digits)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """A claim of the paper, and what was found.
+
+    Attributes:
+        number: As in `docs/method.md`.
+        statement: What is claimed.
+        findings: What bears on it.
+    """
+
+    number: int
+    statement: str
+    findings: tuple[Finding, ...]
+
+    @property
+    def verdict(self) -> Verdict:
+        """Whether everything measured says so; one that says the opposite decides."""
+        found = {finding.verdict for finding in self.findings} - {"not measured"}
+        if "does not hold" in found:
+            return "does not hold"
+        if not found:
+            return "not measured"
+        return "holds" if found == {"holds"} else "cannot be told"
+
+
+def answer_claims(
+    run: StudyRun,
+    rows: ScoredRows | None = None,
+    *,
+    reference: str = "baseline",
+    draws: Draws | None = None,
+) -> tuple[Claim, ...]:
+    """Answer the paper's four claims with what a study measured.
+
+    Claims 1 and 2 need a study with `sinks=True`. Claim 3 needs a condition that
+    broadcasts the densest head of layer 1 to all heads, and the same for deeper layers;
+    claim 4 the same with fewer recipients, with other donors, and with several betas
+    under the paper's definition. What is lacking is named, not guessed. No interval is
+    adjusted for how many there are.
+
+    Args:
+        run: The study.
+        rows: Its answers, as `score_rows` reads them, which it does when None.
+        reference: The model as it is.
+        draws: Level, samples and seed of the intervals; `Draws()` when None.
+
+    Returns:
+        The claims, in order.
+    """
+    rows = score_rows(run) if rows is None else rows
+    draws = Draws() if draws is None else draws
+    conditions = PatchedConditions(run.manifest.conditions)
+    # One kind of question: claims are about all of them.
+    whole = dataclasses.replace(rows, questions=rows.questions.assign(kind=ALL))
+    compare = _Comparer(whole, draws)
+    sinks = run.sinks()
+    findings = (
+        _depths(sinks, run, draws),
+        _errors(sinks, run, rows, reference, draws),
+        (*_broadcast(conditions, compare, reference), *_layers(conditions, compare)),
+        _best(conditions, compare),
+    )
+    return tuple(
+        Claim(number=number, statement=STATEMENTS[number], findings=tuple(found))
+        for number, found in enumerate(findings, start=1)
+    )
+
+
+class _Comparer:
+    """Contrasts between any two conditions, as findings."""
+
+    def __init__(self, rows: ScoredRows, draws: Draws) -> None:
+        self.rows, self.draws = rows, draws
+
+    def __call__(
+        self, condition: str, reference: str, *, metrics: Sequence[str], label: str
+    ) -> Iterator[Finding]:
+        found = contrast_conditions(
+            self.rows, condition, reference=reference, draws=self.draws
+        )
+        by_name = {c.metric.name: c for c in found if c.metric.name in metrics}
+        for name in metrics:
+            if name in by_name:
+                yield _finding(by_name[name], label)
+
+
+def _finding(contrast: Contrast, label: str) -> Finding:
+    return Finding(
+        what=f"{contrast.metric.name}: {label}",
+        effect=contrast.effect,
+        why=f"undefined: {contrast.undefined}" if contrast.undefined else "",
+    )
+
+
+def _depths(sinks: Any, run: StudyRun, draws: Draws) -> Iterator[Finding]:
+    if sinks.empty:
+        yield _lacking("density of shallow and deep layers", "sinks=True")
+        return
+    for what, effect in compare_depths(sinks, run.items(), draws=draws).items():
+        yield Finding(what=what, effect=effect, expected="above zero")
+
+
+def _errors(
+    sinks: Any, run: StudyRun, rows: ScoredRows, reference: str, draws: Draws
+) -> Iterator[Finding]:
+    if sinks.empty:
+        yield _lacking("density and hallucination", "sinks=True")
+        return
+    found = correlate_with_errors(sinks, run.items(), rows, reference, draws=draws)
+    for what, (effect, why) in found.items():
+        yield Finding(what=what, effect=effect, digits=2, why=why)
+
+
+def _broadcast(
+    conditions: PatchedConditions, compare: _Comparer, reference: str
+) -> Iterator[Finding]:
+    name = _method(conditions)
+    if name is None:
+        yield _lacking("the broadcast against none", "EAH(layers=(1,)) as a condition")
+        return
+    metrics = ("CHAIR_S", f"CHAIR_S{MATCHED}", "false positives")
+    yield from compare(
+        name, reference, metrics=metrics, label=f"{name!r} against {reference!r}"
+    )
+
+
+def _layers(conditions: PatchedConditions, compare: _Comparer) -> Iterator[Finding]:
+    name = _method(conditions)
+    deeper = conditions.varied(name, "layers") if name else {}
+    deeper = {k: v for k, v in deeper.items() if min(v) > max(SECOND)}
+    if name is None or not deeper:
+        yield _lacking("layer 1 against deeper ones", 'sweep({"layers": [(1,), (2,)]})')
+    for other in deeper:
+        label = f"{name!r} against {other!r}"
+        yield from compare(str(name), other, metrics=HALLUCINATION, label=label)
+
+
+def _best(conditions: PatchedConditions, compare: _Comparer) -> Iterator[Finding]:
+    name = _method(conditions)
+    paper = conditions.first(
+        layers=SECOND, definition="paper", beta=PAPER_BETA, donor="densest"
+    )
+    needed = (
+        ("all recipients against fewer", name, "recipients", "EAH(recipients=(0, 1))"),
+        (
+            "beta 0.002 against others",
+            paper,
+            "beta",
+            "EAH.paper(), EAH.paper(beta=...)",
+        ),
+        ("the densest donor against others", name, "donor", "control_conditions()"),
+    )
+    for what, best, key, remedy in needed:
+        others = conditions.varied(best, key) if best else {}
+        if not others:
+            yield _lacking(what, remedy)
+        for other in others:
+            label = f"{best!r} against {other!r}"
+            yield from compare(str(best), other, metrics=HALLUCINATION, label=label)
+    yield Finding(
+        what="time and memory", why="not part of a study: see the docs on performance"
+    )
+
+
+def _method(conditions: PatchedConditions) -> str | None:
+    wanted = {"layers": SECOND, "donor": "densest", "recipients": "all"}
+    wanted |= {"steps": "prefill"}
+    return conditions.first(**wanted)
+
+
+def _lacking(what: str, remedy: str) -> Finding:
+    return Finding(what=what, why=f"the study lacks it: run it with {remedy}")

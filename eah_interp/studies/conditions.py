@@ -1,0 +1,217 @@
+"""Conditions of a study: a name, and what is done to the model."""
+
+import dataclasses
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from eah_interp.errors import SettingsError
+from eah_interp.interventions import EAH, PAI, VAR, Ablation, Intervention, edit
+from eah_interp.interventions.intervene import find_sites
+from eah_interp.kernels import DEFAULT_BETA
+
+KINDS: dict[str, type[EAH] | type[Intervention]] = {
+    "eah": EAH,
+    **{kind.kind: kind for kind in (Ablation, PAI, VAR)},
+}
+"""What can be done to a model, by its name in files."""
+
+
+@dataclass(frozen=True)
+class Condition:
+    """A name, and what is done to the model under it.
+
+    Attributes:
+        name: Its name in the results.
+        patch: The intervention; None for the model as it is.
+    """
+
+    name: str
+    patch: EAH | Intervention | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Write the condition as a mapping of plain values."""
+        if self.patch is None:
+            return {"name": self.name}
+        kind = "eah" if isinstance(self.patch, EAH) else self.patch.kind
+        return {"name": self.name, kind: self.patch.to_dict()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Condition":
+        """Make a condition from a mapping.
+
+        Raises:
+            SettingsError: If a setting is impossible, or a kind is unknown.
+
+        Example:
+            >>> condition = Condition("PAI", PAI())
+            >>> Condition.from_dict(condition.to_dict()) == condition
+            True
+        """
+        kinds = [key for key in values if key != "name"]
+        if len(kinds) > 1 or set(kinds) - set(KINDS):
+            msg = (
+                f"a condition is a name and one of {', '.join(KINDS)}, or none, got "
+                f"{', '.join(map(str, values))}"
+            )
+            raise SettingsError(msg)
+        given = values[kinds[0]] if kinds else None
+        patch = None if given is None else KINDS[kinds[0]].from_dict(given)
+        return cls(values["name"], patch)
+
+    def check(self, model: Any) -> None:
+        """See that it fits a model, before anything is run.
+
+        Raises:
+            SettingsError: If a layer or head does not exist.
+            ModelError: If a layer has no heads.
+        """
+        if self.patch is not None:
+            find_sites(model, self.patch)
+
+    def apply(self, model: Any, *, seeds: Sequence[int]) -> Any:
+        """Make the patched twin for a batch.
+
+        Args:
+            model: The model as it is.
+            seeds: A number for each item, so that what is drawn for it does not
+                depend on its batch.
+        """
+        if self.patch is None:
+            return model
+        patch = self.patch
+        drawing = ("random", "shuffled")
+        if (
+            isinstance(patch, EAH)
+            and patch.donor in drawing
+            and isinstance(patch.seed, int)
+        ):
+            drawn = tuple(1_000_003 * patch.seed + seed for seed in seeds)
+            patch = dataclasses.replace(patch, seed=drawn)
+        return edit(model, patch)
+
+
+BASELINE = Condition("baseline")
+
+
+CONTROL_DONORS = ("sparsest", "random", "mean", "uniform", "shuffled")
+
+
+def control_conditions(eah: EAH | None = None) -> tuple[Condition, ...]:
+    """List the baseline, a patch, and every control donor in its place.
+
+    Args:
+        eah: The patch; `EAH()` when None.
+
+    Example:
+        >>> [condition.name for condition in control_conditions()]
+        ['baseline', 'EAH', 'sparsest', 'random', 'mean', 'uniform', 'shuffled']
+    """
+    eah = EAH() if eah is None else eah
+    controls = [
+        Condition(donor, dataclasses.replace(eah, donor=donor))  # type: ignore[arg-type]
+        for donor in CONTROL_DONORS
+    ]
+    return (BASELINE, Condition("EAH", eah), *controls)
+
+
+def sweep(
+    axes: Mapping[str, Sequence[Any]],
+    *,
+    eah: EAH | Intervention | None = None,
+    prefix: str | None = None,
+) -> tuple[Condition, ...]:
+    """Vary settings, every combination a condition.
+
+    Args:
+        axes: Values by setting.
+        eah: The other settings: `EAH`, or another intervention; `EAH()` when None.
+        prefix: How names begin; the intervention's name when None.
+
+    Raises:
+        SettingsError: If a setting is unknown or a value impossible.
+
+    Example:
+        >>> conditions = sweep({"layers": [(0,), (1,)], "beta": [1.0, 2.0]})
+        >>> [condition.name for condition in conditions][:2]
+        ['EAH layers=0 beta=1.0', 'EAH layers=0 beta=2.0']
+        >>> [condition.name for condition in sweep({"alpha": [0.2, 0.5]}, eah=PAI())]
+        ['PAI alpha=0.2', 'PAI alpha=0.5']
+    """
+    eah = EAH() if eah is None else eah
+    kind = type(eah)
+    prefix = kind.__name__ if prefix is None else prefix
+    base = eah.to_dict()
+    if isinstance(eah, EAH) and eah.beta == DEFAULT_BETA[eah.definition]:
+        base.pop("beta")  # each definition has its own
+    found = []
+    for values in itertools.product(*axes.values()):
+        changes = dict(zip(axes, values, strict=True))
+        parts = [f"{name}={_short(value)}" for name, value in changes.items()]
+        found.append(
+            Condition(" ".join([prefix, *parts]), kind.from_dict(base | changes))
+        )
+    return tuple(found)
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return "+".join(map(str, value))
+    return str(value)
+
+
+def check_conditions(conditions: Sequence[Condition]) -> None:
+    """See that there are conditions, each with a name of its own.
+
+    Raises:
+        SettingsError: If not.
+    """
+    names = [condition.name for condition in conditions]
+    if not names:
+        msg = "a study needs at least 1 condition, got none"
+        raise SettingsError(msg)
+    twice = {name for name in names if names.count(name) > 1}
+    if twice:
+        msg = f"conditions called {', '.join(sorted(twice))} stand there more than once"
+        raise SettingsError(msg)
+
+
+# ---- Conditions that differ in one setting: what a sweep varied.
+
+
+class PatchedConditions:
+    """Conditions of EAH, found by their settings.
+
+    Args:
+        conditions: As a manifest lists them; those of other patches are passed over.
+
+    Example:
+        >>> from eah_interp.studies.conditions import control_conditions
+        >>> listed = [c.to_dict() for c in control_conditions()[:3]]
+        >>> found = PatchedConditions(listed)
+        >>> found.first(donor="densest"), found.varied("EAH", "donor")
+        ('EAH', {'sparsest': 'sparsest'})
+    """
+
+    def __init__(self, conditions: Sequence[Mapping[str, Any]]) -> None:
+        self.settings = {
+            str(c["name"]): c["eah"] for c in conditions if c.get("eah") is not None
+        }
+
+    def first(self, **wanted: Any) -> str | None:
+        """Find the first condition with some settings."""
+        for name, eah in self.settings.items():
+            if all(eah.get(key) == value for key, value in wanted.items()):
+                return name
+        return None
+
+    def varied(self, name: str, key: str) -> dict[str, Any]:
+        """List conditions that differ from one in a single setting, by its value."""
+        own = {k: v for k, v in self.settings[name].items() if k != key}
+        return {
+            other: eah[key]
+            for other, eah in self.settings.items()
+            if eah[key] != self.settings[name][key]
+            and {k: v for k, v in eah.items() if k != key} == own
+        }

@@ -1,0 +1,255 @@
+"""What a study asks: pictures with prompts, and what is true of them."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from eah_interp.errors import InputError, SettingsError
+
+Task = Literal["yes_no", "caption"]
+"""A question to be answered with yes or no, or a picture to be described."""
+
+
+TOY = "toy:"
+
+
+@dataclass(frozen=True)
+class Item:
+    """One picture with one prompt.
+
+    Attributes:
+        id: Its name in the results; no two items share one.
+        task: What is asked.
+        image: A file; or `toy:test:17`, a scene of the toy world.
+        prompt: The prompt, suffixes and all, as the model gets it.
+        label: What a yes/no question's answer should be.
+        kind: How the question was chosen: POPE's `random`, `popular`, `adversarial`.
+        object: The object that is asked for.
+        truth: The objects that are in the picture, where that is known.
+        cluster: Items of one picture share it; intervals resample pictures.
+    """
+
+    id: str
+    task: Task
+    image: str
+    prompt: str
+    label: bool | None = None
+    kind: str = ""
+    object: str = ""
+    truth: tuple[str, ...] = field(default=())
+    cluster: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Write the item as a mapping of plain values."""
+        return asdict(self) | {"truth": list(self.truth)}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Item":
+        """Make an item from a mapping."""
+        return cls(**{**values, "truth": tuple(values.get("truth", ()))})
+
+
+def open_image(image: str) -> Any:
+    """Open an item's picture.
+
+    Args:
+        image: A file, or `toy:test:17`.
+
+    Returns:
+        What a model's `encode` takes.
+
+    Raises:
+        InputError: If it cannot be read.
+    """
+    if image.startswith(TOY):
+        from eah_interp.toy import draw_scene
+
+        _, split, seed = image.split(":")
+        return draw_scene(int(seed), split=split).pil()  # type: ignore[arg-type]
+    from eah_interp.lvlm.images import read_image
+
+    return read_image(Path(image))
+
+
+def toy_items(
+    n_scenes: int,
+    *,
+    split: Literal["train", "validation", "test"] = "test",
+    questions: bool = True,
+    captions: bool = True,
+    samplings: Sequence[str] = ("random", "popular", "adversarial"),
+) -> tuple[Item, ...]:
+    """List questions and captions about scenes of the toy world.
+
+    Args:
+        n_scenes: Scenes, with seeds 0, 1, 2...
+        split: Scenes of which split.
+        questions: A yes and a no question of each sampling for every scene.
+        captions: A caption of every scene.
+        samplings: How absent objects are chosen.
+
+    Returns:
+        The items: all questions, then all captions.
+
+    Raises:
+        SettingsError: If nothing is asked.
+
+    Example:
+        >>> items = toy_items(2, samplings=("random",))
+        >>> [(item.id, item.label) for item in items][:3]
+        [('0/random/yes', True), ('0/random/no', False), ('1/random/yes', True)]
+    """
+    from eah_interp.toy import draw_scene, prompt_for, questions_for
+
+    if n_scenes < 1 or not (questions or captions):
+        msg = (
+            "a study asks something: expected n_scenes of 1 or more, and questions or "
+            f"captions, got n_scenes={n_scenes}, questions={questions}, "
+            f"captions={captions}"
+        )
+        raise SettingsError(msg)
+    asked: list[Item] = []
+    told: list[Item] = []
+    for seed in range(n_scenes):
+        scene = draw_scene(seed, split=split)
+        about = Item(
+            id=f"{seed}/caption",
+            task="caption",
+            image=f"{TOY}{split}:{seed}",
+            prompt="Describe the image.",
+            truth=scene.objects,
+            cluster=str(seed),
+        )
+        if captions:
+            told.append(about)
+        for sampling in samplings if questions else ():
+            for question in questions_for(scene, sampling=sampling):  # type: ignore[arg-type]
+                answer = "yes" if question.answer else "no"
+                asked.append(
+                    replace(
+                        about,
+                        id=f"{seed}/{sampling}/{answer}",
+                        task="yes_no",
+                        prompt=prompt_for(question.text),
+                        label=question.answer,
+                        kind=sampling,
+                        object=question.object,
+                    )
+                )
+    return (*asked, *told)
+
+
+def pope_items(
+    questions: str | Path,
+    images: str | Path,
+    *,
+    suffix: str = "",
+    kind: str = "",
+    limit: int | None = None,
+) -> tuple[Item, ...]:
+    """List POPE's questions: `{"question_id", "image", "text", "label"}` a line.
+
+    Args:
+        questions: A file of JSON lines, as POPE publishes them.
+        images: The folder with the pictures.
+        suffix: Put after every question, such as " Please answer yes or no."; stated
+            in the manifest as part of the prompt.
+        kind: `random`, `popular` or `adversarial`; the file's name when empty.
+        limit: Only so many first questions.
+
+    Returns:
+        The items, in the order of the file.
+
+    Raises:
+        InputError: If a line is no question; it is named.
+    """
+    path = Path(questions)
+    try:
+        lines = path.read_text().splitlines()
+    except OSError as error:
+        msg = f"cannot read questions from {path}: {error.strerror}"
+        raise InputError(msg) from error
+    name = kind or path.stem
+    items = []
+    for number, line in enumerate(lines[:limit], start=1):
+        try:
+            asked = json.loads(line)
+            text, label = asked["text"], {"yes": True, "no": False}[asked["label"]]
+            image, key = asked["image"], asked["question_id"]
+        except (ValueError, KeyError, TypeError) as error:
+            msg = (
+                f"{path}:{number} is no POPE question: expected question_id, image, "
+                f"text and label yes or no, got {line[:80]!r} ({error})"
+            )
+            raise InputError(msg) from error
+        items.append(
+            Item(
+                id=f"{name}/{key}",
+                task="yes_no",
+                image=str(Path(images) / image),
+                prompt=text + suffix,
+                label=label,
+                kind=name,
+                cluster=image,
+            )
+        )
+    return tuple(items)
+
+
+def caption_items(
+    images: str | Path | Sequence[str | Path],
+    *,
+    prompt: str = "Describe the image.",
+    limit: int | None = None,
+) -> tuple[Item, ...]:
+    """List pictures to be described.
+
+    Args:
+        images: A folder, or files.
+        prompt: What is asked.
+        limit: Only so many first pictures, by name in a folder.
+
+    Returns:
+        The items.
+
+    Raises:
+        InputError: If there is no picture.
+    """
+    kinds = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
+    if isinstance(images, str | Path):
+        folder = Path(images)
+        files = sorted(p for p in folder.glob("*") if p.suffix.lower() in kinds)
+    else:
+        files = [Path(image) for image in images]
+    if not files:
+        msg = f"no pictures in {images}: expected {', '.join(sorted(kinds))}"
+        raise InputError(msg)
+    return tuple(
+        Item(
+            id=f"{file.stem}/caption",
+            task="caption",
+            image=str(file),
+            prompt=prompt,
+            cluster=file.name,
+        )
+        for file in files[:limit]
+    )
+
+
+def check_items(items: Sequence[Item]) -> None:
+    """See that there are items, and that each has a name of its own.
+
+    Raises:
+        InputError: If not.
+    """
+    if not items:
+        msg = "a study needs at least 1 item, got none"
+        raise InputError(msg)
+    seen: set[str] = set()
+    for item in items:
+        if item.id in seen:
+            msg = f"two items are called {item.id!r}: expected a name for each"
+            raise InputError(msg)
+        seen.add(item.id)

@@ -1,0 +1,282 @@
+"""What a study fixes, so that its numbers mean something: ids, prompts, weights."""
+
+import dataclasses
+import hashlib
+import json
+import platform
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from eah_interp.errors import EAHError, InputError, ModelError, SettingsError
+from eah_interp.files import save_bytes
+from eah_interp.studies.conditions import Condition
+from eah_interp.studies.items import Item
+
+FORMAT = 1
+
+
+MANIFEST, ITEMS = "manifest.json", "items.json"
+
+
+PACKAGES = ("eah-interp", "torch", "transformers", "nnsight")
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything that a study's rows depend on.
+
+    Attributes:
+        format: Of the folder.
+        items: SHA-256 of ids, pictures, prompts, labels and truth.
+        n_items: How many there are.
+        conditions: Every condition, with all its settings.
+        decoding: Arguments of `generate`.
+        batch_size: Items in a batch: which items share one can move a last digit.
+        seed: Of answers that are sampled.
+        model: Its class, and where it came from.
+        weights: SHA-256 of every parameter and buffer.
+        dtype: Of the weights.
+        attention: The attention backend.
+        device: Where it runs.
+        versions: Of Python and the packages that compute.
+    """
+
+    format: int
+    items: str
+    n_items: int
+    conditions: tuple[Mapping[str, Any], ...]
+    decoding: Mapping[str, Any]
+    batch_size: int
+    seed: int
+    model: str
+    weights: str
+    dtype: str
+    attention: str
+    device: str
+    versions: Mapping[str, str]
+
+    @classmethod
+    def of(
+        cls,
+        model: Any,
+        items: Sequence[Item],
+        conditions: Sequence[Condition],
+        *,
+        decoding: Mapping[str, Any],
+        batch_size: int,
+        seed: int = 0,
+    ) -> "Manifest":
+        """State what a study is made of."""
+        hf_model = model._module
+        origin = getattr(hf_model.config, "name_or_path", "") or "in memory"
+        return cls(
+            format=FORMAT,
+            items=_hash_items(items),
+            n_items=len(items),
+            conditions=tuple(condition.to_dict() for condition in conditions),
+            decoding=dict(sorted(decoding.items())),
+            batch_size=batch_size,
+            seed=seed,
+            model=f"{type(hf_model).__name__} ({Path(origin).name})",
+            weights=hash_weights(hf_model),
+            dtype=str(hf_model.dtype).removeprefix("torch."),
+            attention=str(hf_model.config.get_text_config()._attn_implementation),
+            device=torch.device(model.device).type,
+            versions=list_versions(),
+        )
+
+    def save(self, folder: Path, items: Sequence[Item]) -> None:
+        """Write the manifest and the items into a study's folder, if it has none.
+
+        Of two processes that come with different studies at the same moment, one
+        writes its manifest, and the other is refused before it writes anything.
+
+        Raises:
+            SettingsError: If the folder holds another study.
+            InputError: If what it holds cannot be read.
+        """
+        content = json.dumps(asdict(self), indent=1).encode()
+        if not save_bytes(content, folder / MANIFEST, replace=False):
+            Manifest.load(folder).check_same(self, where=folder)
+        if not (folder / ITEMS).exists():
+            listed = [item.to_dict() for item in items]
+            save_bytes(json.dumps(listed, indent=0).encode(), folder / ITEMS)
+
+    @classmethod
+    def load(cls, folder: Path) -> "Manifest":
+        """Read a study's manifest.
+
+        Raises:
+            InputError: If there is none, or it is of another format.
+        """
+        try:
+            values = json.loads((folder / MANIFEST).read_text())
+        except (OSError, ValueError) as error:
+            msg = f"{folder} is no study: expected {MANIFEST} in it; {error}"
+            raise InputError(msg) from error
+        found = values.get("format") if isinstance(values, dict) else None
+        if found != FORMAT or set(values) != {item.name for item in fields(cls)}:
+            msg = (
+                f"{folder / MANIFEST} has format {found}, expected {FORMAT} with its "
+                "fields; it was written by another version of eah_interp"
+            )
+            raise InputError(msg)
+        values["conditions"] = tuple(values["conditions"])
+        return cls(**values)
+
+    def differences(self, other: "Manifest") -> list[str]:
+        """Name what two manifests do not share: ours against theirs."""
+        return list(_compare("", asdict(self), asdict(other)))
+
+    def check_same(self, other: "Manifest", *, where: Path) -> None:
+        """Refuse to go on with, or compare, rows of another study.
+
+        Raises:
+            SettingsError: If anything differs; it is named.
+        """
+        found = self.differences(other)
+        if found:
+            listed = "; ".join(found)
+            msg = (
+                f"{where} holds rows of another study ({listed}): expected the same "
+                "manifest; use another folder, or undo the change"
+            )
+            raise SettingsError(msg)
+
+
+def load_items(folder: Path) -> tuple[Item, ...]:
+    """Read a study's items.
+
+    Raises:
+        InputError: If they cannot be read.
+    """
+    try:
+        listed = json.loads((folder / ITEMS).read_text())
+    except (OSError, ValueError) as error:
+        msg = f"{folder} is no study: expected {ITEMS} in it; {error}"
+        raise InputError(msg) from error
+    try:
+        return tuple(Item.from_dict(values) for values in listed)
+    except (TypeError, AttributeError) as error:
+        msg = f"{folder / ITEMS} does not list items: {error}"
+        raise InputError(msg) from error
+
+
+def list_versions() -> dict[str, str]:
+    """List the versions of Python and of the packages that compute."""
+    found = {name: version(name) for name in PACKAGES if _is_there(name)}
+    return {"python": platform.python_version()} | found
+
+
+def hash_weights(hf_model: torch.nn.Module) -> str:
+    """Hash every parameter and buffer of a model, names and dtypes included.
+
+    Example:
+        >>> one, other = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
+        >>> hash_weights(one) == hash_weights(one), hash_weights(one) == hash_weights(
+        ...     other
+        ... )
+        (True, False)
+    """
+    total = hashlib.sha256()
+    for name, tensor in sorted(hf_model.state_dict().items()):
+        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        whole = tensor.detach().cpu().contiguous().view(-1)
+        total.update(whole.view(torch.uint8).numpy().data)
+    return total.hexdigest()
+
+
+def _hash_items(items: Sequence[Item]) -> str:
+    listed = json.dumps([item.to_dict() for item in items], sort_keys=True)
+    return hashlib.sha256(listed.encode()).hexdigest()
+
+
+def _is_there(name: str) -> bool:
+    from importlib.metadata import PackageNotFoundError
+
+    try:
+        version(name)
+    except PackageNotFoundError:
+        return False
+    return True
+
+
+def _compare(name: str, ours: Any, theirs: Any) -> Iterator[str]:
+    """Name differences down to the single setting: `conditions[1].eah.beta`."""
+    if isinstance(ours, dict) and isinstance(theirs, dict):
+        for key in [*ours, *(key for key in theirs if key not in ours)]:
+            inner = f"{name}.{key}" if name else str(key)
+            yield from _compare(inner, ours.get(key), theirs.get(key))
+    elif _are_lists(ours, theirs) and len(ours) == len(theirs):
+        for place, (our, their) in enumerate(zip(ours, theirs, strict=True)):
+            yield from _compare(f"{name}[{place}]", our, their)
+    elif _are_lists(ours, theirs) and name == "conditions":
+        yield f"conditions: {_names(ours)} against {_names(theirs)}"
+    elif ours != theirs:
+        yield f"{name}: {_shorten(ours)} against {_shorten(theirs)}"
+
+
+def _are_lists(*values: Any) -> bool:
+    return all(isinstance(value, list | tuple) for value in values)
+
+
+def _names(conditions: Sequence[Mapping[str, Any]]) -> str:
+    return f"{len(conditions)} ({', '.join(str(c['name']) for c in conditions)})"
+
+
+def _shorten(value: Any) -> str:
+    text = json.dumps(value, default=str)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+# ---- Where a study's model comes from, so that another process can load the same.
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """What `load` is given.
+
+    Attributes:
+        name: A Hub name or a folder; `toy`, or `toy:seed-1` and the like.
+        dtype: Of the weights; the checkpoint's when None.
+        device_map: Where it runs.
+        attn_implementation: The attention backend.
+        revision: A commit, tag or branch on the Hub.
+
+    Example:
+        >>> ModelSource("toy").load().n_layers
+        8
+    """
+
+    name: str = "toy"
+    dtype: str | None = None
+    device_map: str | None = None
+    attn_implementation: str | None = None
+    revision: str | None = None
+
+    def load(self) -> Any:
+        """Load the model.
+
+        Raises:
+            ModelError: If it cannot be loaded, or not be worked on.
+            InputError: If the folder does not exist.
+            SettingsError: If there is no such toy.
+        """
+        from eah_interp.lvlm import load
+
+        values = dataclasses.asdict(self)
+        name = values.pop("name")
+        chosen = {key: value for key, value in values.items() if value is not None}
+        try:
+            return load(None if name == "toy" else name, **chosen)
+        except EAHError:
+            raise
+        except (OSError, ValueError) as error:  # what transformers raises
+            reason = " ".join(str(error).split())
+            msg = f"cannot load {name}: {reason}"
+            raise ModelError(msg) from error

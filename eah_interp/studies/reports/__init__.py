@@ -1,1 +1,0 @@
-"""Tables and the HTML page of a study."""

@@ -1,1 +1,0 @@
-"""How a study runs: batches, workers, engines, and rows on disk."""

@@ -1,1 +1,0 @@
-"""What rows say: metrics, intervals, contrasts, claims."""

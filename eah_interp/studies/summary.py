@@ -1,0 +1,323 @@
+"""A study summed up: every condition against one, every change with its interval."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from eah_interp.benchmarks.pope import Rule
+from eah_interp.errors import SettingsError
+from eah_interp.statistics import Effect
+from eah_interp.studies.contrasts import Contrast, Draws, Score
+from eah_interp.studies.items import Task
+from eah_interp.studies.manifest import Manifest
+from eah_interp.studies.scores import ALL
+from eah_interp.tables import Table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# ---- Tables in words: every change with its interval, or with why it has none.
+
+
+NOTHING = "–"  # noqa: RUF001 - a dash where a table has nothing to say
+
+
+BY_KIND = ("accuracy", "F1", "false positives", "yes-ratio")
+
+
+def write_value(effect: Effect | None, *, undefined: str = "", digits: int = 1) -> str:
+    """Write a value with its interval; no value without one.
+
+    Example:
+        >>> write_value(Effect(estimate=3.0, low=1.0, high=4.0, level=0.95, n=9))
+        '3.0 [1.0, 4.0]'
+    """
+    if effect is None:
+        return f"undefined: {undefined}" if undefined else NOTHING
+    parts = effect.estimate, effect.low, effect.high
+    value, low, high = (f"{part:.{digits}f}" for part in parts)
+    return f"{value} [{low}, {high}]"
+
+
+def write_change(contrast: Contrast) -> str:
+    """Write a change with its interval; why it has none where it has none."""
+    if contrast.effect is None:
+        return f"undefined: {contrast.undefined}"
+    return contrast.effect.write(1 if contrast.metric.percent else 2)
+
+
+def list_tables(summary: "StudySummary") -> tuple[Table, ...]:
+    """Lay a summary out in tables."""
+    tables = [_failures(summary)]
+    tasks: tuple[tuple[Task, str], ...] = (
+        ("yes_no", "Yes/no questions"),
+        ("caption", "Captions"),
+    )
+    for task, title in tasks:
+        scores = [s for s in summary.scores if s.metric.task == task]
+        changes = [c for c in summary.contrasts if c.metric.task == task]
+        tables += _of_task(summary, title, scores, changes)
+    tests = [c for c in summary.contrasts if c.p_holm is not None]
+    if tests:
+        tables.append(_tests(summary, tests))
+    return tuple(tables)
+
+
+def _of_task(
+    summary: "StudySummary",
+    title: str,
+    scores: Sequence[Score],
+    changes: Sequence[Contrast],
+) -> Iterable[Table]:
+    level = f"{100 * summary.draws.level:g} %"
+    units = "Percent; mentions, words and tokens are means of a caption."
+    for kind in dict.fromkeys(score.kind for score in scores):
+        own = [s for s in scores if s.kind == kind]
+        if kind != ALL:
+            own = [s for s in own if s.metric.name in BY_KIND]
+        n = max(score.n for score in own)
+        label = title if kind == ALL else f"{title}, {kind}"
+        metrics = tuple(dict.fromkeys(score.metric.name for score in own))
+        cells = {
+            (s.condition, s.metric.name): write_value(
+                s.effect,
+                undefined=s.undefined,
+                digits=1 if s.metric.percent else 2,
+            )
+            for s in own
+        }
+        yield _grid(
+            f"{label}: values",
+            metrics,
+            cells,
+            notes=f"{units} {level} intervals over pictures; up to {n} items.",
+        )
+        found = [c for c in changes if c.kind == kind]
+        if kind != ALL:
+            found = [c for c in found if c.metric.name in BY_KIND]
+        metrics = tuple(dict.fromkeys(c.metric.name for c in found))
+        cells = {(c.condition, c.metric.name): write_change(c) for c in found}
+        if found:
+            yield _grid(
+                f"{label}: change against {summary.reference}",
+                metrics,
+                cells,
+                notes=f"Points; {level} intervals, pictures drawn for both conditions.",
+            )
+
+
+def _grid(
+    caption: str,
+    metrics: tuple[str, ...],
+    cells: dict[tuple[str, str], str],
+    *,
+    notes: str,
+) -> Table:
+    conditions = dict.fromkeys(condition for condition, _ in cells)
+    return Table(
+        caption=caption,
+        header=("condition", *metrics),
+        rows=tuple(
+            (name, *(cells.get((name, metric), NOTHING) for metric in metrics))
+            for name in conditions
+        ),
+        notes=notes,
+    )
+
+
+def _tests(summary: "StudySummary", tests: Sequence[Contrast]) -> Table:
+    return Table(
+        caption=f"Items that changed against {summary.reference}",
+        header=(
+            *("condition", "metric", "gained", "lost", "odds ratio"),
+            *("Cohen's h", "p", "p (Holm)"),
+        ),
+        rows=tuple(
+            (
+                c.condition,
+                c.metric.name,
+                str(c.gained),
+                str(c.lost),
+                write_value(c.odds) if c.odds else "undefined: no item changed",
+                c.h.write(2) if c.h else NOTHING,
+                _p(c.p),
+                _p(c.p_holm),
+            )
+            for c in tests
+        ),
+        notes="Gained: items that are so under the condition only. McNemar's exact "
+        f"test; Holm's adjustment over these {len(tests)} comparisons. The test takes "
+        "questions about one picture as independent; the intervals do not.",
+    )
+
+
+def _failures(summary: "StudySummary") -> Table:
+    names = ("condition", "answered", "failed", "missing")
+    return Table(
+        caption="Items by condition",
+        header=names,
+        rows=tuple(tuple(str(row[name]) for name in names) for row in summary.failures),
+        notes="An item that failed under one of two conditions is left out of both "
+        "when they are compared.",
+    )
+
+
+def _p(value: float | None) -> str:
+    if value is None:
+        return NOTHING
+    return "<0.0001" if value < 0.0001 else f"{value:.4f}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudySummary:
+    """What a study found.
+
+    Attributes:
+        name: Of the study: its folder's.
+        manifest: What the study fixes.
+        reference: What every condition is compared with.
+        draws: Level, samples and seed of the intervals.
+        rule: Whose reading of yes/no answers.
+        scores: Every metric under every condition.
+        contrasts: Every metric's change against the reference.
+        failures: By condition: items answered, failed and missing.
+        notes: What was left out, and why.
+    """
+
+    name: str
+    manifest: Manifest
+    reference: str
+    draws: Draws
+    rule: Rule
+    scores: tuple[Score, ...]
+    contrasts: tuple[Contrast, ...]
+    failures: tuple[Mapping[str, Any], ...]
+    notes: tuple[str, ...]
+
+    @property
+    def manifest_hash(self) -> str:
+        """SHA-256 of the manifest: two summaries with the same are of one study."""
+        return hash_manifest(self.manifest)
+
+    @property
+    def tables(self) -> tuple[Table, ...]:
+        """Items, values, changes and tests, in words."""
+        return list_tables(self)
+
+    def frame(self) -> pd.DataFrame:
+        """List every number.
+
+        Returns:
+            One row for each condition, task, kind and metric: `value` with `value_low`
+            and `value_high`; against the reference `change` with `low` and `high`,
+            McNemar's `gained`, `lost`, `p`, `p_holm`, the odds ratio and Cohen's h
+            with their intervals; `undefined` says why there is no number.
+        """
+        keys = ("condition", "task", "kind", "metric")
+        rows: dict[tuple[str, ...], dict[str, Any]] = {}
+        for one in self.scores:
+            place = (one.condition, one.metric.task, one.kind, one.metric.name)
+            rows[place] = {"n": one.n, "undefined": one.undefined}
+            rows[place] |= _spread(one.effect, "value", "value_low", "value_high")
+        for c in self.contrasts:
+            place = (c.condition, c.metric.task, c.kind, c.metric.name)
+            row = rows.setdefault(place, {})
+            row |= {"reference": c.reference, "n_paired": c.n}
+            row |= {"n_dropped": c.n_dropped, "gained": c.gained, "lost": c.lost}
+            row |= {"p": c.p, "p_holm": c.p_holm}
+            row |= {"undefined": c.undefined or row.get("undefined", "")}
+            row |= _spread(c.effect, "change", "low", "high")
+            row |= _spread(c.odds, "odds", "odds_low", "odds_high")
+            row |= _spread(c.h, "h", "h_low", "h_high")
+        return pd.DataFrame(
+            [dict(zip(keys, place, strict=True)) | row for place, row in rows.items()]
+        )
+
+    def find(
+        self, condition: str, metric: str, *, task: str, kind: str = "all"
+    ) -> Contrast:
+        """Find a contrast.
+
+        Raises:
+            SettingsError: If there is none.
+        """
+        for one in self.contrasts:
+            place = (one.condition, one.metric.name, one.metric.task, one.kind)
+            if place == (condition, metric, task, kind):
+                return one
+        msg = f"no contrast of {metric!r} ({task}, {kind}) for condition {condition!r}"
+        raise SettingsError(msg)
+
+    def markdown(self) -> str:
+        """Write the tables in Markdown, with what they are of."""
+        parts = [f"# {self.name}", self.describe(), *self.notes]
+        return "\n\n".join([*parts, *(table.markdown() for table in self.tables)])
+
+    def latex(self) -> str:
+        """Write the tables in LaTeX, for the package booktabs."""
+        return "\n\n".join(table.latex() for table in self.tables)
+
+    def plot(self, metric: str | None = None) -> "Figure":
+        """Draw effects with intervals by condition.
+
+        Args:
+            metric: Which; the first of CHAIR_S and false positives when None.
+
+        Raises:
+            SettingsError: If there is no such metric.
+            ExtraMissingError: If matplotlib is not installed.
+        """
+        from eah_interp.viz.studies import plot_effects
+
+        return plot_effects(self, metric)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Write everything as a mapping that JSON can hold; None for what is not."""
+        rows = self.frame().astype(object)
+        return {
+            "study": self.name,
+            "manifest": asdict(self.manifest),
+            "manifest_hash": self.manifest_hash,
+            "reference": self.reference,
+            "draws": asdict(self.draws),
+            "rule": self.rule,
+            "failures": [dict(row) for row in self.failures],
+            "notes": list(self.notes),
+            "rows": [
+                {key: _plain(value) for key, value in row.items()}
+                for row in rows.to_dict("records")
+            ],
+        }
+
+    def describe(self) -> str:
+        """Say what the numbers are of."""
+        m, draws = self.manifest, self.draws
+        return (
+            f"{m.model}, {m.n_items} items, {len(m.conditions)} conditions; manifest "
+            f"{self.manifest_hash[:12]}. Intervals: {100 * draws.level:g} %, paired "
+            f"bootstrap over pictures, {draws.resamples} samples, seed {draws.seed}. "
+            f"Yes and no are read by the rule of {self.rule!r}."
+        )
+
+
+def hash_manifest(manifest: Manifest) -> str:
+    """Hash everything that a study fixes."""
+    text = json.dumps(asdict(manifest), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _spread(effect: Effect | None, *names: str) -> dict[str, Any]:
+    if effect is None:
+        return dict.fromkeys(names)
+    parts = (effect.estimate, effect.low, effect.high)
+    return dict(zip(names, parts, strict=True))
+
+
+def _plain(value: Any) -> Any:
+    if value is None or (isinstance(value, float) and not abs(value) < float("inf")):
+        return None
+    return value

@@ -1,0 +1,240 @@
+"""Summing studies up: one, or two beside each other."""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from eah_interp.benchmarks.pope import Rule
+from eah_interp.errors import InputError, SettingsError
+from eah_interp.studies.contrasts import (
+    Contrast,
+    Draws,
+    adjust_family,
+    contrast_conditions,
+    score_conditions,
+)
+from eah_interp.studies.scores import ScoredRows, score_rows
+from eah_interp.studies.study import StudyRun
+from eah_interp.studies.summary import StudySummary
+
+REFERENCE = "baseline"
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A study's answers, and what they come to.
+
+    Attributes:
+        rows: The answers.
+        summary: The summary.
+    """
+
+    rows: ScoredRows
+    summary: StudySummary
+
+
+def summarise(
+    run: StudyRun,
+    *,
+    reference: str = REFERENCE,
+    partial: bool = False,
+    draws: Draws | None = None,
+    annotations: str | Path | None = None,
+    synonyms: str | Path | None = None,
+    rule: Rule = "pope",
+) -> StudySummary:
+    """Sum a study up.
+
+    Args:
+        run: The study.
+        reference: What every condition is compared with.
+        partial: Whether to sum up what is there of a study that is not complete.
+        draws: Level, samples and seed of the intervals; `Draws()` when None.
+        annotations: As for `score_rows`.
+        synonyms: As for `score_rows`.
+        rule: Whose reading of a yes/no answer.
+
+    Returns:
+        The summary.
+
+    Raises:
+        UnsupportedError: If rows are missing and `partial` is not set.
+        SettingsError: If there is no such reference.
+        InputError: As for `score_rows`.
+        ExtraMissingError: If statsmodels is not installed, or NLTK where needed.
+    """
+    return sum_up(
+        run,
+        reference=reference,
+        partial=partial,
+        draws=draws,
+        annotations=annotations,
+        synonyms=synonyms,
+        rule=rule,
+    ).summary
+
+
+def sum_up(
+    run: StudyRun,
+    *,
+    reference: str,
+    partial: bool,
+    draws: Draws | None,
+    annotations: str | Path | None,
+    synonyms: str | Path | None,
+    rule: Rule,
+) -> Scored:
+    """Read a study's answers and sum them up, as `summarise` says."""
+    if not partial:
+        run.check_complete()
+    if reference not in run.conditions:
+        listed = ", ".join(run.conditions)
+        msg = (
+            f"reference must be a condition of the study ({listed}), got {reference!r}"
+        )
+        raise SettingsError(msg)
+    draws = Draws() if draws is None else draws
+    rows = score_rows(run, annotations=annotations, synonyms=synonyms, rule=rule)
+    others = [name for name in run.conditions if name != reference]
+    summary = StudySummary(
+        name=run.folder.resolve().name,
+        manifest=run.manifest,
+        reference=reference,
+        draws=draws,
+        rule=rule,
+        scores=score_conditions(rows, run.conditions, draws=draws),
+        contrasts=adjust_family(contrast_all(rows, others, reference, draws)),
+        failures=list_failures(rows),
+        notes=rows.notes,
+    )
+    return Scored(rows, summary)
+
+
+def list_failures(rows: ScoredRows) -> tuple[dict[str, Any], ...]:
+    """List how many items each condition answered."""
+    return tuple(
+        {str(name): value for name, value in row.items()}
+        for row in rows.failures.to_dict("records")
+    )
+
+
+def contrast_all(
+    rows: ScoredRows, conditions: Sequence[str], reference: str, draws: Draws
+) -> list[Contrast]:
+    """Compare each of some conditions with a reference."""
+    return [
+        contrast
+        for name in conditions
+        for contrast in contrast_conditions(
+            rows, name, reference=reference, draws=draws
+        )
+    ]
+
+
+def compare_runs(
+    before: StudyRun,
+    after: StudyRun,
+    *,
+    allow_different: bool = False,
+    partial: bool = False,
+    draws: Draws | None = None,
+    annotations: str | Path | None = None,
+    synonyms: str | Path | None = None,
+    rule: Rule = "pope",
+) -> StudySummary:
+    """Compare two studies, condition by condition of the same name.
+
+    Args:
+        before: The first.
+        after: The second.
+        allow_different: Whether their manifests may differ: two models, say, or two
+            ways to decode. What differs is then named in the notes, and only items
+            with the same picture, prompt and label are compared.
+        partial: As for `summarise`.
+        draws: As for `summarise`.
+        annotations: As for `summarise`.
+        synonyms: As for `summarise`.
+        rule: As for `summarise`.
+
+    Returns:
+        A summary of the second, whose changes are against the first.
+
+    Raises:
+        SettingsError: If the manifests differ and `allow_different` is not set; what
+            differs is named. If they share no condition.
+        InputError: If they share no item.
+        UnsupportedError: As for `summarise`.
+        ExtraMissingError: As for `summarise`.
+    """
+    if not allow_different:
+        before.manifest.check_same(after.manifest, where=before.folder)
+    if not partial:
+        before.check_complete()
+        after.check_complete()
+    names = [name for name in after.conditions if name in before.conditions]
+    if not names:
+        msg = (
+            f"expected studies with a condition of the same name, got "
+            f"{', '.join(before.conditions)} against {', '.join(after.conditions)}"
+        )
+        raise SettingsError(msg)
+    draws = Draws() if draws is None else draws
+    options = {"annotations": annotations, "synonyms": synonyms}
+    shared = _shared_items(before, after)
+    old, new = (
+        _only(score_rows(run, rule=rule, **options), shared) for run in (before, after)
+    )
+    contrasts = [
+        dataclasses.replace(contrast, reference=f"{before.folder.name}: {name}")
+        for name in names
+        for contrast in contrast_conditions(
+            new, name, reference=name, draws=draws, reference_rows=old
+        )
+    ]
+    differences = before.manifest.differences(after.manifest)
+    notes = [
+        f"{before.folder.name} against {after.folder.name}: {d}" for d in differences
+    ]
+    lost = max(before.manifest.n_items, after.manifest.n_items) - len(shared)
+    if lost:
+        notes.append(f"{lost} items are in one of the two studies only: left out.")
+    return StudySummary(
+        name=f"{after.folder.resolve().name} against {before.folder.resolve().name}",
+        manifest=after.manifest,
+        reference=f"{before.folder.name}: the same condition",
+        draws=draws,
+        rule=rule,
+        scores=score_conditions(new, names, draws=draws),
+        contrasts=adjust_family(contrasts),
+        failures=list_failures(new),
+        notes=(*new.notes, *notes),
+    )
+
+
+def _shared_items(before: StudyRun, after: StudyRun) -> set[str]:
+    columns = ["item", "task", "image", "prompt", "label"]
+    first, second = (
+        set(run.items()[columns].astype(str).itertuples(index=False, name=None))
+        for run in (before, after)
+    )
+    both = {str(values[0]) for values in first & second}
+    if not both:
+        msg = (
+            f"{before.folder} and {after.folder} share no item: expected some with the "
+            "same name, picture, prompt and label"
+        )
+        raise InputError(msg)
+    return both
+
+
+def _only(rows: ScoredRows, items: set[str]) -> ScoredRows:
+    def keep(table: pd.DataFrame) -> pd.DataFrame:
+        return table[table["item"].isin(items)].reset_index(drop=True)
+
+    return dataclasses.replace(
+        rows, questions=keep(rows.questions), captions=keep(rows.captions)
+    )

@@ -1,0 +1,302 @@
+"""The work of a study: one batch under one condition, and what it says."""
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from eah_interp.errors import (
+    EAHError,
+    ExtraMissingError,
+    NumericalError,
+    UnsupportedError,
+)
+from eah_interp.interventions import donors_of_run, score_sinks
+from eah_interp.studies.conditions import Condition
+from eah_interp.studies.items import Item, open_image
+
+# ---- What may fail in a study
+
+
+ITEM_ERRORS = (EAHError, ValueError, IndexError, KeyError, TypeError, RuntimeError)
+"""What an item may fail with."""
+
+
+_MACHINE_ERRORS = tuple(
+    getattr(torch, name)
+    for name in ("OutOfMemoryError", "AcceleratorError")
+    if hasattr(torch, name)
+)
+
+
+_NO_MEMORY = ("DefaultCPUAllocator", "out of memory")
+
+
+def refuse_machine(error: Exception, where: str) -> None:
+    """Stop for what is no item's fault: it would be recorded for all that follow.
+
+    Args:
+        error: What was raised.
+        where: In which batch, under which condition.
+
+    Raises:
+        UnsupportedError: If memory is too small, or the device failed.
+        ExtraMissingError: If a package is missing.
+
+    Example:
+        >>> refuse_machine(ValueError("no such token"), "batch 3")
+        >>> refuse_machine(MemoryError("out of memory"), "batch 3")
+        Traceback (most recent call last):
+            ...
+        eah_interp.errors.UnsupportedError: the machine failed in batch 3: out of \
+memory; a smaller batch_size (in a new folder) needs less; what is there stays, and \
+the same study goes on from it
+    """
+    if isinstance(error, ExtraMissingError):
+        raise error
+    short = isinstance(error, MemoryError | torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and any(s in str(error) for s in _NO_MEMORY)
+    )
+    if short or isinstance(error, _MACHINE_ERRORS):
+        cause = " ".join(str(error).split())[:300] or type(error).__name__
+        remedy = "a smaller batch_size (in a new folder) needs less; " if short else ""
+        msg = (
+            f"the machine failed in {where}: {cause}; {remedy}what is there stays, "
+            "and the same study goes on from it"
+        )
+        raise UnsupportedError(msg) from error
+
+
+def refuse_nan(ids: Tensor, scores: Tensor) -> Tensor:
+    """Stop a generation whose logits are no numbers: its words would be chance.
+
+    Raises:
+        NumericalError: If one is NaN.
+    """
+    del ids
+    if bool(torch.isnan(scores).any()):
+        msg = (
+            "the model's logits are NaN: expected numbers; load it in another dtype, "
+            "or see what the patch does to it"
+        )
+        raise NumericalError(msg)
+    return scores
+
+
+def describe(error: BaseException) -> str:
+    """Write an error into a row.
+
+    Example:
+        >>> describe(ValueError("no image"))
+        'ValueError: no image'
+    """
+    return f"{type(error).__name__}: {error}"
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some items that share a forward pass.
+
+    Attributes:
+        number: Its place in the study.
+        items: Its items; a batch has one task.
+        first: Place of its first item among all items, which seeds what is drawn.
+    """
+
+    number: int
+    items: tuple[Item, ...]
+    first: int
+
+    @property
+    def seeds(self) -> list[int]:
+        """A number for each item that does not depend on its batch."""
+        return list(range(self.first, self.first + len(self.items)))
+
+
+def split_batches(items: Sequence[Item], size: int) -> tuple[Batch, ...]:
+    """Split items into batches, in order, the same for every engine and shard.
+
+    A batch ends where the task changes: questions and captions differ in length.
+
+    Example:
+        >>> items = [Item(str(i), "caption", "x.png", "What?") for i in range(3)]
+        >>> [[item.id for item in batch.items] for batch in split_batches(items, 2)]
+        [['0', '1'], ['2']]
+    """
+    batches: list[Batch] = []
+    current: list[Item] = []
+    for place, item in enumerate(items):
+        if current and (len(current) == size or current[-1].task != item.task):
+            batches.append(Batch(len(batches), tuple(current), place - len(current)))
+            current = []
+        current.append(item)
+    if current:
+        start = len(items) - len(current)
+        batches.append(Batch(len(batches), tuple(current), start))
+    return tuple(batches)
+
+
+def run_batch(
+    model: Any,
+    batch: Batch,
+    condition: Condition,
+    *,
+    decoding: Mapping[Any, Any],
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Have a batch's items answered under a condition.
+
+    An item whose picture cannot be read is recorded with its error, and the others go
+    on without it. If the batch fails as a whole, its items run one by one, so that one
+    that fails is recorded and no other. What is no item's fault stops the run: memory
+    that is too small, a device that fails, a package that is missing.
+
+    Args:
+        model: The model as it is.
+        batch: The items.
+        condition: What is done to it.
+        decoding: Arguments of `generate`, by task.
+        seed: Of answers that are sampled; each batch has draws of its own.
+
+    Returns:
+        One row an item.
+
+    Raises:
+        UnsupportedError: If the machine fails; the batch and condition are named.
+        ExtraMissingError: If a package is missing.
+    """
+    pictures, errors = _open_pictures(batch)
+    fine = [place for place in range(len(batch.items)) if place not in errors]
+    rows: dict[int, dict[str, Any]] = {
+        place: {"error": message} for place, message in errors.items()
+    }
+    given: dict[str, Any] = {"pictures": pictures, "decoding": decoding, "seed": seed}
+    rows |= _answer(model, batch, condition, fine, **given) if fine else {}
+    blank = {"answer": None, "n_tokens": None, "donors": "", "error": None}
+    return pd.DataFrame(
+        [
+            blank | {"item": item.id, "condition": condition.name} | rows[place]
+            for place, item in enumerate(batch.items)
+        ]
+    )
+
+
+def _answer(
+    model: Any, batch: Batch, condition: Condition, places: list[int], **given: Any
+) -> dict[int, dict[str, Any]]:
+    """Ask some items together, and one by one if that fails."""
+    twin = condition.apply(model, seeds=[batch.seeds[place] for place in places])
+    try:
+        return _ask(twin, batch, places, **given)
+    except (*ITEM_ERRORS, MemoryError) as error:
+        refuse_machine(error, f"batch {batch.number} under {condition.name!r}")
+        if len(places) == 1:
+            return {places[0]: {"error": describe(error)}}
+    rows: dict[int, dict[str, Any]] = {}
+    for place in places:
+        rows |= _answer(model, batch, condition, [place], **given)
+    return rows
+
+
+@contextlib.contextmanager
+def _drawing(seed: int, model: Any) -> Iterator[None]:
+    """Fix what is sampled, and leave the caller's random numbers as they were."""
+    device = torch.device(model.device)
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
+def _ask(
+    twin: Any,
+    batch: Batch,
+    places: list[int],
+    *,
+    pictures: Mapping[int, Any],
+    decoding: Mapping[str, Any],
+    seed: int,
+) -> dict[int, dict[str, Any]]:
+    items = [batch.items[place] for place in places]
+    encoding = twin.encode(
+        [[pictures[place]] for place in places], [item.prompt for item in items]
+    )
+    with _drawing(1_000_003 * seed + batch.seeds[places[0]], twin):
+        ids = twin.generate(
+            **encoding, logits_processor=[refuse_nan], **decoding[items[0].task]
+        )
+    new = ids[:, encoding["input_ids"].shape[1] :]
+    texts = twin.processor.batch_decode(new, skip_special_tokens=True)
+    pad = twin.tokenizer.pad_token_id
+    ends = {twin.tokenizer.eos_token_id, pad}
+    donors = _name_donors(twin, len(places))
+    return {
+        place: {"answer": text.strip(), "n_tokens": _count(line, ends), "donors": heads}
+        for place, text, line, heads in zip(
+            places, texts, new.tolist(), donors, strict=True
+        )
+    }
+
+
+def _name_donors(model: Any, n_items: int) -> list[str]:
+    """Name the heads that donated to each item, as in "L1H3 L2H0"."""
+    found = [(layer, heads.tolist()) for layer, heads in donors_of_run(model).items()]
+    return [
+        " ".join(f"L{layer}H{heads[i]}" for layer, heads in found if heads[i] >= 0)
+        for i in range(n_items)
+    ]
+
+
+def _count(tokens: list[int], ends: set[Any]) -> int:
+    return sum(token not in ends for token in tokens)
+
+
+def _open_pictures(batch: Batch) -> tuple[dict[int, Any], dict[int, str]]:
+    pictures: dict[int, Any] = {}
+    errors: dict[int, str] = {}
+    for place, item in enumerate(batch.items):
+        try:
+            pictures[place] = open_image(item.image)
+        except MemoryError:
+            raise
+        except Exception as error:  # decoders fail in many ways
+            errors[place] = describe(error)
+    return pictures, errors
+
+
+def score_batch(model: Any, batch: Batch) -> pd.DataFrame:
+    """Score a batch's vision sinks in the model as it is.
+
+    Returns:
+        One row for each item, layer and head: `item`, `layer`, `head`, `density`.
+        Items whose picture cannot be read, or that fail, have none.
+    """
+    pictures, _ = _open_pictures(batch)
+    places = list(pictures)
+    columns = ["item", "layer", "head", "density"]
+    if not places:
+        return pd.DataFrame(columns=columns)
+    parts = list(_score(model, batch, places, pictures=pictures))
+    if not parts:
+        return pd.DataFrame(columns=columns)
+    return pd.concat(parts, ignore_index=True)[columns]
+
+
+def _score(
+    model: Any, batch: Batch, places: list[int], *, pictures: Mapping[int, Any]
+) -> Iterator[pd.DataFrame]:
+    """Score some items together, and one by one if that fails."""
+    prompts = [batch.items[place].prompt for place in places]
+    try:
+        found = score_sinks(model, [[pictures[place]] for place in places], prompts)
+    except (*ITEM_ERRORS, MemoryError) as error:
+        refuse_machine(error, f"batch {batch.number}, scoring its sinks")
+        for place in places if len(places) > 1 else ():
+            yield from _score(model, batch, [place], pictures=pictures)
+        return
+    table = found.frame()
+    table["item"] = [batch.items[places[row]].id for row in table["item"]]
+    yield table
