@@ -19,9 +19,8 @@ from eah_interp.attribution.results import (
     list_heads,
     register,
 )
-from eah_interp.attribution.runs import check_patch
 from eah_interp.errors import NumericalError, SettingsError, UnsupportedError
-from eah_interp.interventions.eah import EAH
+from eah_interp.interventions.intervention import Intervention
 from eah_interp.lvlm.spans import ImageSpan
 
 if TYPE_CHECKING:
@@ -118,7 +117,7 @@ class HeadAttribution(Result):
     blocks: tuple[str, ...]
     spans: tuple[tuple[ImageSpan, ...], ...]
     plain: DirectEffects
-    patch: EAH | None
+    patch: Intervention | None
     patched: DirectEffects | None
     donors: dict[int, Tensor]
     change: Change | None
@@ -256,7 +255,7 @@ def attribute_heads(
     metric: MetricName = "logit",
     caption: Caption | None = None,
     synonyms: Mapping[str, Sequence[str]] | None = None,
-    patch: EAH | None = None,
+    patch: Intervention | None = None,
     sources: bool = False,
 ) -> HeadAttribution:
     """Attribute an object's logit to every head, MLP and the embedding, directly.
@@ -281,7 +280,7 @@ def attribute_heads(
         metric: `"logit"`, `"logit_diff"` of two objects, or `"yes_no"`.
         caption: An answer; objects are then read wherever it names them.
         synonyms: Other words for an object, by object.
-        patch: EAH settings of a second, patched run.
+        patch: Settings of a second, patched run: `EAH()`, or any intervention.
         sources: Also split every head's effect by the position that it read.
 
     Returns:
@@ -305,7 +304,7 @@ def attribute_heads(
         [['fish', 'head'], ['boat', 'head']]
     """
     if patch is not None:
-        check_patch(model, patch)
+        model.check(patch)
     if metric == "log_prob":
         msg = (
             "a log-probability is not a sum of direct effects: expected metric="
@@ -324,15 +323,14 @@ def attribute_heads(
     if not case.readout.is_linear:
         msg = 'this case reads log-probabilities; pose it with metric="logit"'
         raise SettingsError(msg)
-    plain = run_direct(model, case, None)
+    plain = run_direct(model, case, None, with_rows=sources or patch is not None)
     plain_effects = _sum_up(model, plain, sources=sources)
     change, patched_effects, donors = None, None, {}
     if patch is not None:
-        patched = run_direct(model, case, patch)
+        patched = run_direct(model, case, patch, with_rows=sources)
         patched_effects = _sum_up(model, patched, sources=sources)
         change = _split_change(plain, patched)
-        assert patched.patch is not None
-        donors = {p.layer: p.donors.cpu() for p in patched.patch.layers}
+        donors = patched.donors
     return HeadAttribution(
         metric=case.readout.metric,
         targets=case.readout.targets,

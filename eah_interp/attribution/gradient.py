@@ -44,7 +44,7 @@ from eah_interp.attribution.sides import (
     take_item,
 )
 from eah_interp.errors import SettingsError
-from eah_interp.interventions.eah import EAH
+from eah_interp.interventions.intervention import Intervention
 from eah_interp.lvlm.attention import AttentionCall
 
 if TYPE_CHECKING:
@@ -110,8 +110,8 @@ class HeadApproximation(Result):
         what: What of each head is put from the source into the target run.
         source: Where it is taken from: a run.
         target: The run that it is put into.
-        source_patch: EAH settings of the source; None for a plain run.
-        target_patch: EAH settings of the target; None for a plain run.
+        source_patch: Settings of the source; None for a plain run.
+        target_patch: Settings of the target; None for a plain run.
         n_steps: Points of the integral; None for attribution patching.
         values: The targets in the target run.
         source_values: The targets in the source run.
@@ -128,8 +128,8 @@ class HeadApproximation(Result):
     what: What
     source: str
     target: str
-    source_patch: EAH | None
-    target_patch: EAH | None
+    source_patch: Intervention | None
+    target_patch: Intervention | None
     n_steps: int | None
     values: TargetValues
     source_values: TargetValues
@@ -371,7 +371,8 @@ def approximate_heads(
         model: An LVLM.
         images: An image or images; a ready-made encoding; or a `Case` of `pose`.
         prompts: A prompt or prompts; "Describe the image." when None.
-        source: The run that activations are taken from: `"plain"`, or EAH settings.
+        source: The run that activations are taken from: `"plain"`, or an
+            intervention's settings.
         target: The run that they are put into, likewise.
         source_images: Other pictures for the source, whose tokens stand where those
             of `images` do.

@@ -13,7 +13,6 @@ from torch import Tensor
 from eah_interp.attribution.cases import Case, as_case
 from eah_interp.attribution.readouts import MetricName, Readout, Target, TargetValues
 from eah_interp.attribution.results import Result, label_targets, register
-from eah_interp.attribution.runs import check_patch
 from eah_interp.attribution.unembedding import (
     StreamRun,
     Unembedding,
@@ -21,7 +20,7 @@ from eah_interp.attribution.unembedding import (
     trace_streams,
 )
 from eah_interp.errors import SettingsError
-from eah_interp.interventions.eah import EAH
+from eah_interp.interventions.intervention import Intervention
 from eah_interp.lvlm.spans import ImageSpan
 
 if TYPE_CHECKING:
@@ -77,7 +76,7 @@ class LogitLens(Result):
     positions: Int[Tensor, "target place"]
     spans: tuple[tuple[ImageSpan, ...], ...]
     plain: LensReading
-    patch: EAH | None
+    patch: Intervention | None
     patched: LensReading | None
     donors: dict[int, Tensor]
 
@@ -223,7 +222,7 @@ def logit_lens(
     metric: MetricName = "logit",
     caption: str | Sequence[str] | None = None,
     synonyms: Mapping[str, Sequence[str]] | None = None,
-    patch: EAH | None = None,
+    patch: Intervention | None = None,
 ) -> LogitLens:
     """Read an object off the residual stream of every layer, at answer and picture.
 
@@ -246,7 +245,7 @@ def logit_lens(
         caption: An answer; objects are then read wherever it names them, and at the
             image tokens.
         synonyms: Other words for an object, by object.
-        patch: EAH settings of a second, patched run.
+        patch: Settings of a second, patched run: `EAH()`, or any intervention.
 
     Returns:
         Logit, rank and probability by target, layer and position, on the CPU.
@@ -268,7 +267,7 @@ def logit_lens(
         ['image']
     """
     if patch is not None:
-        check_patch(model, patch)
+        model.check(patch)
     if metric == "log_prob":
         msg = (
             "the lens reads one position at a time, and a log-probability of a whole "
@@ -337,7 +336,7 @@ def _check_positions(readout: Readout) -> None:
 
 
 def _read_run(
-    model: Any, case: Case, eah: EAH | None, places: Tensor
+    model: Any, case: Case, patch: Intervention | None, places: Tensor
 ) -> tuple[LensReading, dict[int, Tensor]]:
     """Run a case, and read every target at its places after every layer."""
     readout = case.readout
@@ -348,7 +347,7 @@ def _read_run(
     )
     where = torch.zeros_like(places)
     where[there] = inverse
-    run = trace_streams(model, case, eah, items=pairs[:, 0], positions=pairs[:, 1])
+    run = trace_streams(model, case, patch, items=pairs[:, 0], positions=pairs[:, 1])
     end = _find_end(model, case, run, where)
     shape = (len(readout.targets), len(run.points), places.shape[1])
     reading = LensReading(

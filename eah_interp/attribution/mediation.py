@@ -21,8 +21,8 @@ from eah_interp.attribution.nodes import (
 from eah_interp.attribution.readouts import MetricName, Target, TargetValues
 from eah_interp.attribution.replay import check_batch_size, given_by, measure_variants
 from eah_interp.attribution.results import Result, largest
-from eah_interp.attribution.runs import check_patch, record
-from eah_interp.attribution.sides import gather, split_items, take_item
+from eah_interp.attribution.runs import record
+from eah_interp.attribution.sides import check_broadcast, gather, split_items, take_item
 from eah_interp.errors import SettingsError
 from eah_interp.interventions.eah import EAH
 
@@ -176,7 +176,7 @@ def trace_mediators(
     """
     eah = EAH() if eah is None else eah
     check_batch_size(batch_size)
-    check_patch(model, eah)
+    check_broadcast(model, eah)
     chosen = find_mediators(model, eah, nodes)
     case = as_case(
         model,

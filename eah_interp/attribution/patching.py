@@ -30,7 +30,7 @@ from eah_interp.attribution.sides import (
     take_item,
 )
 from eah_interp.errors import SettingsError
-from eah_interp.interventions.eah import EAH
+from eah_interp.interventions.intervention import Intervention
 from eah_interp.lvlm.attention import AttentionCall
 
 if TYPE_CHECKING:
@@ -53,8 +53,8 @@ class HeadPatching(Result):
         what: What of each node was patched.
         source: Where it was taken from: a run, `"zero"` or `"mean"`.
         target: The run that it was put into.
-        source_patch: EAH settings of the source; None for a plain run.
-        target_patch: EAH settings of the target; None for a plain run.
+        source_patch: Settings of the source; None for a plain run.
+        target_patch: Settings of the target; None for a plain run.
         patches: What was patched each time: `L3H7`, `L3.mlp`, or `L3H7+L4H0` together.
         values: The targets in the target run, before any patch.
         source_values: The targets in the source run; None for ablations.
@@ -66,8 +66,8 @@ class HeadPatching(Result):
     what: What
     source: str
     target: str
-    source_patch: EAH | None
-    target_patch: EAH | None
+    source_patch: Intervention | None
+    target_patch: Intervention | None
     patches: tuple[str, ...]
     values: TargetValues
     source_values: TargetValues | None
@@ -155,7 +155,8 @@ def patch_heads(
         model: An LVLM.
         images: An image or images; a ready-made encoding; or a `Case` of `pose`.
         prompts: A prompt or prompts; "Describe the image." when None.
-        source: The run that activations are taken from: `"plain"`, or EAH settings.
+        source: The run that activations are taken from: `"plain"`, or an
+            intervention's settings.
         target: The run that they are put into, likewise.
         source_images: Other pictures for the source (or a `Case`), whose tokens stand
             where those of `images` do.
@@ -275,7 +276,7 @@ def _head_source(
 # ---- Ablation: what becomes of an object when a head returns nothing, or its mean.
 
 
-Ablation = Literal["zero", "mean"]
+AblationMode = Literal["zero", "mean"]
 """What a head returns instead: nothing; or its mean over the item's positions."""
 
 
@@ -284,7 +285,7 @@ def ablate_heads(
     images: object,
     prompts: object = None,
     *,
-    how: Ablation = "zero",
+    how: AblationMode = "zero",
     target: Side = "plain",
     objects: Sequence[str] = (),
     metric: MetricName = "logit",
@@ -307,7 +308,8 @@ def ablate_heads(
         images: An image or images; a ready-made encoding; or a `Case` of `pose`.
         prompts: A prompt or prompts; "Describe the image." when None.
         how: What the head returns instead.
-        target: The run in which heads are ablated: `"plain"`, or EAH settings.
+        target: The run in which heads are ablated: `"plain"`, or an
+            intervention's settings.
         objects: The words, such as `["boat", "fish"]`.
         metric: What is read; see `pose`.
         caption: An answer; objects are then read wherever it names them.
@@ -338,8 +340,8 @@ def ablate_heads(
         >>> found.source, found.effects.shape
         ('zero', torch.Size([1, 2]))
     """
-    if how not in get_args(Ablation):
-        msg = f"how must be one of {', '.join(get_args(Ablation))}, got {how!r}"
+    if how not in get_args(AblationMode):
+        msg = f"how must be one of {', '.join(get_args(AblationMode))}, got {how!r}"
         raise SettingsError(msg)
     check_batch_size(batch_size)
     check_side(model, target, name="target")
@@ -384,7 +386,7 @@ def ablate_heads(
     )
 
 
-def _average(run: Recording, how: Ablation) -> Given:
+def _average(run: Recording, how: AblationMode) -> Given:
     """Set nodes to nothing, or to their mean over a run's positions."""
     assert run.prompt is not None
     tokens = run.prompt.token_mask[0]

@@ -20,9 +20,9 @@ from eah_interp.attribution.replay import (
     prepare_replay,
 )
 from eah_interp.attribution.results import Result, largest, name_head
-from eah_interp.attribution.runs import Recording, check_patch, record
+from eah_interp.attribution.runs import Recording, record
 from eah_interp.attribution.shapley import Coalition, Shares, check_orders, share_gains
-from eah_interp.attribution.sides import gather, split_items, take_item
+from eah_interp.attribution.sides import check_broadcast, gather, split_items, take_item
 from eah_interp.errors import SettingsError
 from eah_interp.interventions.eah import EAH
 
@@ -181,14 +181,14 @@ class BroadcastGame:
                 dtype=torch.bool,
                 device=recording.heads[layer].device,
             )
-            for layer in recording.patches
+            for layer in recording.learned
         }
         for row, coalition in enumerate(coalitions):
             for player in coalition:
                 layer, head = self.players[player]
                 masks[layer][row, head] = True
-        patching = Patching(recording.eah, recording.patches, masks, recording.prompt)
-        start = min(recording.patches)
+        patching = Patching(recording.patch, recording.learned, masks, recording.prompt)
+        start = min(recording.learned)
         return self.replay.run(
             self.model, len(coalitions), start=start, patching=patching
         )
@@ -196,11 +196,11 @@ class BroadcastGame:
 
 def _changes(run: Recording, layer: int, head: int) -> bool:
     """Say whether a broadcast gives a head another pattern than its own."""
-    assert run.eah is not None
-    patch = run.patches[layer]
-    if not bool(patch.patched[0]):
+    assert isinstance(run.patch, EAH)
+    done = run.learned[layer]
+    if not bool(done.patched[0]):
         return False
-    return run.eah.remakes_pattern or int(patch.donors[0]) != head
+    return run.patch.remakes_pattern or int(done.donors[0]) != head
 
 
 def attribute_recipients(
@@ -272,7 +272,7 @@ def attribute_recipients(
         raise SettingsError(msg)
     check_batch_size(batch_size)
     check_orders(n_permutations)
-    check_patch(model, eah)
+    check_broadcast(model, eah)
     case = as_case(
         model,
         images,
@@ -288,7 +288,7 @@ def attribute_recipients(
     parts: dict[str, list[tuple[list[int], Tensor]]] = {}
     for item, indices, (settings,) in split_items(case, eah):
         run = record(model, take_item(case, item), settings)
-        for layer, patch in run.patches.items():
+        for layer, patch in run.learned.items():
             donors[layer][item] = patch.donors[0].cpu()
         game = None
         if settings is not None:
