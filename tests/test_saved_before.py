@@ -26,7 +26,7 @@ from eah_interp.studies import (
     pope_items,
     summarise,
 )
-from eah_interp.toy.train import main as train
+from eah_interp.toy.training.train import main as train
 from tests.saved import plan
 
 SAVED = json.loads(plan.SETTINGS_FILE.read_text())

@@ -31,7 +31,7 @@ from eah_interp.studies import (
     summarise,
 )
 from eah_interp.testing import random_image, tiny_lvlm, tiny_processor
-from eah_interp.toy.train import main as train
+from eah_interp.toy.training.train import main as train
 from tests.saved import plan
 
 COMMIT = "55005b73a9"

@@ -109,7 +109,7 @@ TRAINING_LINE = (
     "--vision-layers 1 --vision-heads 1 --vision-width 2 --batch-size 2 "
     "--vision-steps 3 --language-steps 1 --projection-steps 1 --alignment-steps 1"
 )
-"""Of `python -m eah_interp.toy.train`: a toy of the toy."""
+"""Of `python -m eah_interp.toy.training.train`: a toy of the toy."""
 
 
 def make_study(model: Any) -> Study:
