@@ -1,15 +1,15 @@
 """Effects of image tokens, on the picture: the result of `attribute_patches`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, Unpack, get_args
 
 import pandas as pd
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from eah_interp.attribution.cases import Case, as_case
+from eah_interp.attribution.cases import Ask, Case, as_case, asks
 from eah_interp.attribution.direct_path import run_direct
 from eah_interp.attribution.gradient_runs import (
     SourceRun,
@@ -294,17 +294,15 @@ Method = Literal["contribution", "attention_gradient"]
 """How an image token is credited; see `attribute_patches`."""
 
 
+@asks
 def attribute_patches(
     model: Any,
     images: object,
     prompts: object = None,
     *,
-    objects: Sequence[str] = (),
-    metric: MetricName = "logit",
-    caption: str | Sequence[str] | None = None,
-    synonyms: Mapping[str, Sequence[str]] | None = None,
     patch: Intervention | None = None,
     method: Method = "contribution",
+    **asked: Unpack[Ask],
 ) -> PictureAttribution:
     """Credit every image token with what each head takes from it to an object's logit.
 
@@ -325,12 +323,10 @@ def attribute_patches(
         model: An LVLM.
         images: An image or images; a ready-made encoding; or a `Case` of `pose`.
         prompts: A prompt or prompts; "Describe the image." when None.
-        objects: The words, such as `["boat", "fish"]`.
-        metric: What is read of them; `"log_prob"` under `"attention_gradient"` only.
-        caption: An answer; objects are then read wherever it names them.
-        synonyms: Other words for an object, by object.
         patch: Settings of a second, patched run: `EAH()`, or any intervention.
         method: How image tokens are credited.
+        **asked: What is read: `objects`, `metric`, `caption` and `synonyms`, as for
+            `pose`.
 
     Returns:
         Effects by target, layer, head and image token, on the CPU.
@@ -356,16 +352,8 @@ def attribute_patches(
         raise SettingsError(msg)
     if patch is not None:
         model.check(patch)
-    _check_linear(method, linear=metric != "log_prob")
-    case = as_case(
-        model,
-        images,
-        prompts,
-        objects=objects,
-        metric=metric,
-        caption=caption,
-        synonyms=synonyms,
-    )
+    _check_linear(method, linear=asked.get("metric") != "log_prob")
+    case = as_case(model, images, prompts, **asked)
     _check_linear(method, linear=case.readout.is_linear)
     if method == "attention_gradient":
         check_gradients(model)

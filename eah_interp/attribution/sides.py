@@ -99,7 +99,7 @@ def pose_alike(
     """
     if isinstance(images, Case):
         other = images
-    elif asked == {"objects": (), "metric": "logit", "caption": None, "synonyms": None}:
+    elif not asked:
         msg = (
             "images is a case, so the source is a case too: pose it with the same "
             "objects, and pass it as source_images"
