@@ -22,6 +22,7 @@ from eah_interp.attribution import (
 )
 from eah_interp.errors import SettingsError, UnsupportedError
 from eah_interp.interventions.intervention import Intervention
+from eah_interp.lvlm.anatomy import attention_operation
 from eah_interp.testing import random_image
 from tests.interventions.other_methods import (
     OracleAblation,
@@ -56,7 +57,7 @@ class Sharpen(Intervention):
     def apply_at(self, point):
         rows = point.rows_of(self.steps)
         where = rows[:, :, None].expand(-1, -1, point.call.n_heads)
-        point.attend(where, change_logits=lambda rows, scores: scores * self.factor)
+        point.attend(where, change_logits=lambda _, scores: scores * self.factor)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,7 +161,12 @@ def test_the_pattern_alone_carries_what_changes_the_pattern(model, case, name):
 @pytest.mark.parametrize("name", SETTINGS)
 def test_gradients_approximate_the_exact_effects(model, case, name):
     found = eah.approximate_heads(
-        model, case, source=SETTINGS[name], method="integrated_gradients", check=12
+        model,
+        case,
+        source=SETTINGS[name],
+        method="integrated_gradients",
+        n_steps=32,
+        check=0,
     )
     whole = found.whole_layers[:, 1]
     effect = values_under(model, case, SETTINGS[name])
@@ -211,19 +217,15 @@ def test_rows_are_those_that_the_slow_oracle_attends_with(model, name):
 
 @pytest.mark.parametrize("name", ["PAI", "a user's"])
 def test_rows_of_changed_scores_mix_the_values_to_what_heads_return(model, name):
-    """The written outputs of a trace are the rows of `read_patterns` times the values."""
+    """What a trace writes as outputs is the rows times the values."""
     encoding, settings = model.encode(IMAGES, PROMPTS), SETTINGS[name]
     names = [f"L1H{head}" for head in range(4)]
     found = read_patterns(model, encoding, heads=names, query="all", patch=settings)
     site = model.anatomy.site(1)
     with torch.no_grad(), model.trace(**encoding):
         eah.intervene(model, settings)
-        operation = model.model.language_model.layers[1].self_attn.source
-        name_of = next(n for n in dir(operation) if n.startswith("attention_interface"))
-        call = getattr(operation, name_of)
-        values = call.inputs[0][3].save()
-        output = call.output[0].save()
-    assert site.path.endswith("layers.1.self_attn")
+        values = attention_operation(model, site).inputs[0][3].save()
+        output = attention_operation(model, site).output[0].save()
     mixed = found.patched.rows @ values.repeat_interleave(2, 1)
     real = encoding["attention_mask"].bool()
     torch.testing.assert_close(mixed.transpose(1, 2)[real], output[real], **CLOSE)
@@ -263,6 +265,7 @@ def test_what_writes_past_the_point_is_run_but_its_patterns_are_not_guessed(
 @pytest.mark.parametrize(
     "ask", [attribute_recipients, trace_mediators, score_broadcast]
 )
+@pytest.mark.usefixtures("as_users_run_it")
 def test_what_divides_a_broadcast_refuses_other_methods_by_name(model, case, ask):
     with pytest.raises(SettingsError, match=r"PAI\(.*broadcasts nothing"):
         ask(model, case, eah=eah.PAI())
@@ -287,6 +290,7 @@ def test_ablations_run_in_a_run_that_any_intervention_patched(model, case):
 
 
 @pytest.mark.parametrize("patch", ["EAH", 3, {"layers": [1]}])
+@pytest.mark.usefixtures("as_users_run_it")
 def test_what_is_no_intervention_is_refused_before_any_forward_pass(model, patch):
     with pytest.raises(
         SettingsError, match=r"intervention's settings, such as eah\.EAH"
