@@ -222,9 +222,10 @@ def test_rows_of_changed_scores_mix_the_values_to_what_heads_return(model, name)
     names = [f"L1H{head}" for head in range(4)]
     found = read_patterns(model, encoding, heads=names, query="all", patch=settings)
     site = model.anatomy.site(1)
+    with torch.no_grad(), model.trace(**encoding):  # the patch does not move them
+        values = attention_operation(model, site).inputs[0][3].save()
     with torch.no_grad(), model.trace(**encoding):
         eah.intervene(model, settings)
-        values = attention_operation(model, site).inputs[0][3].save()
         output = attention_operation(model, site).output[0].save()
     mixed = found.patched.rows @ values.repeat_interleave(2, 1)
     real = encoding["attention_mask"].bool()
