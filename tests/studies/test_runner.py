@@ -255,9 +255,10 @@ def test_a_failing_item_is_recorded_alone_and_can_be_run_again(
     [
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
         RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: not enough"),
+        RuntimeError("Can't allocate memory"),
         MemoryError(),
     ],
-    ids=["gpu", "cpu", "python"],
+    ids=["gpu", "cpu", "other", "python"],
 )
 def test_too_little_memory_is_no_item_s_fault(
     toy, undisturbed, tmp_path, monkeypatch, error

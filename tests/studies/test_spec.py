@@ -6,8 +6,9 @@ import pytest
 
 import eah_interp as eah
 from eah_interp.errors import ExtraMissingError, InputError, SettingsError
-from eah_interp.studies import BASELINE, StudyFile
-from eah_interp.studies.study_file import list_kinds, read_condition
+from eah_interp.studies import StudyFile, study_file
+from eah_interp.studies.conditions import BASELINE, KINDS
+from eah_interp.studies.study_file import read_condition
 
 GOOD = """\
 model:
@@ -151,17 +152,14 @@ def test_a_sweep_varies_and_each_definition_keeps_its_own_beta():
 
 
 def test_every_kind_of_the_interventions_can_be_written(load):
-    kinds = list_kinds()
-    assert kinds["eah"] is eah.EAH
-    for kind, settings in kinds.items():
+    assert KINDS["eah"] is eah.EAH
+    for kind, settings in KINDS.items():
         assert kind == "eah" or settings.kind == kind
 
 
 @pytest.mark.parametrize("package", ["yaml", "pydantic"])
 def test_without_its_packages_the_extra_is_named(load, monkeypatch, package):
-    from eah_interp.studies import schema
-
-    for made in (schema.make_base, schema.make_study_schema):
+    for made in (study_file.make_base, study_file.make_study_schema):
         made.cache_clear()
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(ExtraMissingError, match=r"eah-interp\[eval\]"):
