@@ -66,7 +66,7 @@ def _link(part: Path, path: Path) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Have a name survive a power cut, where folders can be synced."""
+    """Write a folder's names to the disk, where folders can be synced."""
     with contextlib.suppress(OSError):
         number = os.open(folder, os.O_RDONLY)
         try:

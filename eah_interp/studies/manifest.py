@@ -32,7 +32,7 @@ class Manifest:
 
     Attributes:
         format: Of the folder.
-        items: SHA-256 of ids, pictures, prompts, labels and truth.
+        items: SHA-256 of ids, images, prompts, labels and truth.
         n_items: How many there are.
         conditions: Every condition, with all its settings.
         decoding: Arguments of `generate`.
