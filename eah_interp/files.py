@@ -55,6 +55,7 @@ _SELF = "".join(c if c.isalnum() else "-" for c in platform.node()) or "here"
 
 
 def _link(part: Path, path: Path) -> None:
+    # A link is refused where the name is taken, in one step; a rename would replace it.
     try:
         path.hardlink_to(part)
     except FileExistsError:

@@ -392,6 +392,7 @@ def resample_sums(columns: Columns, *, resamples: int = 10_000, seed: int = 0) -
     rng, parts, size = np.random.default_rng(seed), [], max(1, _BLOCK // n)
     for start in range(0, resamples, size):
         count = min(size, resamples - start)
+        # Each sample counts in a range of its own, so one bincount serves all.
         drawn = rng.integers(0, n, (count, n)) + n * np.arange(count)[:, None]
         times = np.bincount(drawn.ravel(), minlength=count * n).reshape(count, n)
         parts.append(torch.from_numpy(times).double() @ table)

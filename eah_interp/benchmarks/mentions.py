@@ -127,7 +127,7 @@ def join_pairs(words: Sequence[str], vocabulary: Vocabulary) -> list[str]:
         pair = " ".join(words[place : place + 2])
         both = pair in vocabulary.pairs
         joined.append(vocabulary.pairs[pair] if both else words[place])
-        place += 2 if both else 1
+        place += 2 if both else 1  # a word of one pair begins no other
     return joined
 
 

@@ -250,6 +250,7 @@ def build_pope_questions(
     """
     _check_settings(sampling, pairs, n_images, template)
     drawn = _draw_images(objects, pairs=pairs, n_images=n_images, seed=seed)
+    # A stream of its own, so that every sampling asks about the same images.
     rng = random.Random(f"{sampling} {seed}")
     choose = _Sampler(drawn, sampling, rng).choose
     rows = []

@@ -393,6 +393,7 @@ def _mean(values: pd.Series, draws: Draws) -> Effect | None:
 
 def _correlate(ranks: pd.DataFrame, draws: Draws) -> tuple[Effect | None, str]:
     x, y = torch.from_numpy(ranks.to_numpy(dtype=float, copy=True)).unbind(1)
+    # Sums are all that a correlation needs: a sample is drawn without its items.
     columns = torch.stack([torch.ones_like(x), x, y, x * x, y * y, x * y], dim=1)
     try:
         sums = resample_sums(columns, resamples=draws.resamples, seed=draws.seed)

@@ -302,6 +302,7 @@ def _test(
 
 
 _NO_WIDTH = 1e-9
+"""Narrower intervals have their width from rounding."""
 
 
 @dataclass(frozen=True)

@@ -126,6 +126,7 @@ class _Pool:
                 running[worker.run.remote(*job, *self.settings)] = (worker, job)
             if not running:
                 return
+            # Not for ever, so that Ctrl-C is seen.
             done, _ = self.ray.wait(list(running), timeout=1.0)
             for ref in done:
                 worker, job = running.pop(ref)
@@ -242,6 +243,7 @@ class Shipment:
 
         module = model._module
         state = {
+            # A clone: safetensors refuses weights that are tied to each other.
             name: tensor.detach().cpu().contiguous().clone()
             for name, tensor in module.state_dict().items()
         }
@@ -270,6 +272,7 @@ class Shipment:
         module.tie_weights()
         module.generation_config = self.generation
         module = module.eval().to(self.device)
+        # Not verified again: the weights' hash is compared with the study's.
         token = self.image_token_id
         return wrap(module, self.processor, verify=False, image_token_id=token)
 

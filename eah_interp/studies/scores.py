@@ -246,6 +246,7 @@ def _captions(name: str, count: str, total: str, **more: object) -> Metric:
 
 METRICS = (
     _answers("accuracy", "right", "one", binary=True),
+    # 2 hits / (yes + present) is the harmonic mean, as a count over a total.
     _answers("F1", "two_hits", "yes_and_present"),
     _answers("precision", "hit", "yes"),
     _answers("recall", "hit", "present"),
