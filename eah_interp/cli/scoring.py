@@ -12,22 +12,23 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from eah_interp.benchmarks import (
-    ChairScore,
-    PopeScore,
-    find_mentions,
-    load_lemmatizer,
-    match_answers,
+from eah_interp.benchmarks.chair import ChairScore, score_captions
+from eah_interp.benchmarks.chair_files import (
+    Repeats,
     read_captions,
     read_ground_truth,
+)
+from eah_interp.benchmarks.mentions import (
+    find_mentions,
+    load_lemmatizer,
+    read_synonyms,
+)
+from eah_interp.benchmarks.pope import PopeScore, Rule, score_answers
+from eah_interp.benchmarks.pope_files import (
+    match_answers,
     read_pope_answers,
     read_pope_questions,
-    read_synonyms,
-    score_answers,
-    score_captions,
 )
-from eah_interp.benchmarks.ground_truth import Repeats
-from eah_interp.benchmarks.pope import Rule
 from eah_interp.report.reading import list_versions
 
 _OFTEN = 5

@@ -8,7 +8,7 @@ import typer
 from eah_interp.cli.app import app, show, show_json, working
 
 if TYPE_CHECKING:
-    from eah_interp.studies.progress import Progress
+    from eah_interp.studies.progress import StudyProgress
 
 study = typer.Typer(
     name="study",
@@ -159,7 +159,7 @@ def check(*, file: File, json: Json = False) -> None:
     )
 
 
-def _tell(found: "Progress") -> list[str]:
+def _tell(found: "StudyProgress") -> list[str]:
     lines = [f"{found.folder}: {found.n_rows} of {found.n_wanted} rows"]
     lines += [
         f"  {name}: {count} of {found.n_items}"

@@ -29,7 +29,11 @@ def refuse(model, **asked):
         ({"n_steps": 0}, SettingsError, "n_steps must be 1 or more, got 0"),
         ({"check": -1}, SettingsError, "check must be 0 or more, got -1"),
         ({"batch_size": 0}, SettingsError, "batch_size must be at least 1"),
-        ({"source": "patched"}, SettingsError, 'source must be "plain" or an intervention'),
+        (
+            {"source": "patched"},
+            SettingsError,
+            'source must be "plain" or an intervention',
+        ),
         ({"target": None}, SettingsError, 'target must be "plain" or an intervention'),
         ({"source": eah.EAH(layers=(9,))}, SettingsError, "layer 9 does not exist"),
         ({"target": eah.EAH(donor=77)}, SettingsError, "heads .77. do not exist"),
