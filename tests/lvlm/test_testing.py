@@ -17,6 +17,7 @@ from eah_interp.testing import (
     tiny_processor,
     tiny_tokenizer,
 )
+from tests.tiny_families import sweep
 
 # PaliGemma's processor calls numpy on a torch tensor in a way that numpy 2 warns about
 pytestmark = pytest.mark.filterwarnings(
@@ -46,7 +47,7 @@ def test_a_tiny_model_is_of_its_familys_real_class_and_in_evaluation_mode(family
     assert sum(p.numel() for p in model.parameters()) < 300_000
 
 
-@pytest.mark.parametrize("family", SUPPORTED)
+@pytest.mark.parametrize("family", sweep(SUPPORTED))
 def test_the_size_that_is_asked_for_is_the_size_that_is_built(family):
     model = tiny_lvlm(family, n_layers=2, n_heads=6, n_kv_heads=3, d_head=16)
     text = model.config.get_text_config(decoder=True)
@@ -61,7 +62,7 @@ def test_the_size_that_is_asked_for_is_the_size_that_is_built(family):
     assert output.hidden_states[-1].shape[-1] == 96
 
 
-@pytest.mark.parametrize("family", SUPPORTED)
+@pytest.mark.parametrize("family", sweep(SUPPORTED))
 @pytest.mark.parametrize("n_kv_heads", [4, 1])
 def test_heads_attend_differently_and_logits_are_not_even(family, n_kv_heads):
     model = tiny_lvlm(family, n_kv_heads=n_kv_heads, attn_implementation="eager")
@@ -75,7 +76,7 @@ def test_heads_attend_differently_and_logits_are_not_even(family, n_kv_heads):
     assert 2 < logits.abs().max() < 40
 
 
-@pytest.mark.parametrize("family", SUPPORTED)
+@pytest.mark.parametrize("family", sweep(SUPPORTED))
 def test_a_tiny_model_does_not_just_repeat_its_last_token(family):
     inputs = tiny_inputs(family)
     model = tiny_lvlm(family)
@@ -85,7 +86,7 @@ def test_a_tiny_model_does_not_just_repeat_its_last_token(family):
     assert len(set(tokens[0, -6:].tolist())) > 2
 
 
-@pytest.mark.parametrize("family", SUPPORTED)
+@pytest.mark.parametrize("family", sweep(SUPPORTED))
 def test_the_picture_moves_the_logits(family):
     model = tiny_lvlm(family)
     logits = []
