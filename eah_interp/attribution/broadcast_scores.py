@@ -20,7 +20,7 @@ from eah_interp.attribution.runs import (
 )
 from eah_interp.errors import SettingsError, UnsupportedError
 from eah_interp.interventions.eah import EAH
-from eah_interp.kernels import ColumnScores
+from eah_interp.kernels.sinks import ColumnScores
 from eah_interp.lvlm.spans import ImageSpan
 
 if TYPE_CHECKING:

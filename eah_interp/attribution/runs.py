@@ -22,12 +22,8 @@ from eah_interp.interventions.donation import (
     recipient_mask,
 )
 from eah_interp.interventions.eah import EAH, LayerPatch
-from eah_interp.kernels import (
-    ColumnScores,
-    PatternBlock,
-    pattern_blocks,
-    stream_column_scores,
-)
+from eah_interp.kernels.patterns import PatternBlock, pattern_blocks
+from eah_interp.kernels.sinks import ColumnScores, stream_column_scores
 from eah_interp.lvlm.anatomy import attention_operation, block_paths, walk_sites
 from eah_interp.lvlm.attention import AttentionCall
 from eah_interp.lvlm.inputs import Encoding

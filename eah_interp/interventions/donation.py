@@ -9,16 +9,14 @@ from torch import Tensor
 
 from eah_interp._types import ColumnMask, Donors, HeadMask, HeadOutputs
 from eah_interp.interventions.eah import EAH, LayerPatch
-from eah_interp.kernels import (
-    ColumnScores,
-    PatternBlock,
-    broadcast_pattern,
-    choose_donors,
+from eah_interp.kernels.broadcast import broadcast_pattern
+from eah_interp.kernels.patterns import PatternBlock
+from eah_interp.kernels.replacements import (
     mean_pattern,
     shuffled_pattern,
-    stream_column_scores,
     uniform_pattern,
 )
+from eah_interp.kernels.sinks import ColumnScores, choose_donors, stream_column_scores
 from eah_interp.lvlm.attention import AttentionCall
 from eah_interp.lvlm.prompt import Prompt
 

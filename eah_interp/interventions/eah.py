@@ -16,7 +16,7 @@ from eah_interp._types import (
     Steps,
 )
 from eah_interp.errors import SettingsError
-from eah_interp.kernels import DEFAULT_BETA, ColumnScores, HeadZero
+from eah_interp.kernels.sinks import DEFAULT_BETA, ColumnScores, HeadZero
 
 # ---- The settings of an EAH broadcast: what is patched, and who donates.
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from eah_interp._types import ColumnMask, HeadOutputs, Steps
 from eah_interp.errors import SettingsError
-from eah_interp.kernels import PatternBlock
+from eah_interp.kernels.patterns import PatternBlock
 from eah_interp.lvlm.anatomy import Anatomy, AttentionSite
 from eah_interp.lvlm.attention import AttentionCall
 from eah_interp.lvlm.prompt import Prompt, Rows, attend_from, first_row

@@ -14,7 +14,7 @@ from eah_interp._types import ColumnMask, Definition
 from eah_interp.errors import SettingsError
 from eah_interp.interventions.donation import score_call
 from eah_interp.interventions.eah import EAH
-from eah_interp.kernels import choose_donors, dense_heads
+from eah_interp.kernels.sinks import choose_donors, dense_heads
 from eah_interp.lvlm.anatomy import attention_operation, walk_sites
 from eah_interp.lvlm.attention import AttentionCall
 from eah_interp.lvlm.prompt import prompt_of_worker
