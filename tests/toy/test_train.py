@@ -11,28 +11,21 @@ from safetensors.torch import load_file
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 from eah_interp.errors import SettingsError
-from eah_interp.toy import (
-    GROUPS,
-    Architecture,
-    World,
-    build_model,
-    draw_scenes,
-    group_of,
-    objects_in,
-)
+from eah_interp.toy import World, draw_scenes, objects_in
 from eah_interp.toy.language import build_processor
-from eah_interp.toy.training.recipe import STAGES, Recipe, Run, Stage
+from eah_interp.toy.model import Architecture, build_model
+from eah_interp.toy.training.recipe import STAGES, Recipe, Stage, TrainingRun
 from eah_interp.toy.training.stages import (
     BLANK_ID,
     OBJECT_IDS,
     Trainee,
     pixels_of,
     run_step,
-    spell_picture,
+    spell_image,
     talk_about,
 )
 from eah_interp.toy.training.train import load_checkpoint, parse_arguments, train
-from eah_interp.toy.world import draw_companion
+from eah_interp.toy.world import GROUPS, draw_companion, group_of
 
 TINY = Recipe(
     world=World(image_size=32),
@@ -58,7 +51,7 @@ def weights_of(folder):
 
 
 def test_a_resumed_run_ends_in_the_same_weights(tmp_path):
-    straight = Run(out=tmp_path / "straight", test_scenes=4)
+    straight = TrainingRun(out=tmp_path / "straight", test_scenes=4)
     train(TINY, run=straight)
     record = json.loads((straight.out / "training_log.json").read_text())
     assert {line["stage"] for line in record["steps"]} == set(STAGES)
@@ -74,7 +67,7 @@ def test_a_resumed_run_ends_in_the_same_weights(tmp_path):
 
 
 def test_the_written_folder_loads_in_plain_transformers_with_the_same_logits(tmp_path):
-    train(TINY, run=Run(out=tmp_path, test_scenes=4))
+    train(TINY, run=TrainingRun(out=tmp_path, test_scenes=4))
     model = LlavaForConditionalGeneration.from_pretrained(tmp_path)
     processor = AutoProcessor.from_pretrained(tmp_path)
     fresh = build_model(TINY.architecture, world=TINY.world)
@@ -109,7 +102,7 @@ def test_the_written_folder_loads_in_plain_transformers_with_the_same_logits(tmp
 
 
 def test_a_checkpoint_of_another_recipe_is_refused(tmp_path):
-    run = Run(out=tmp_path, stop_after=1)
+    run = TrainingRun(out=tmp_path, stop_after=1)
     train(TINY, run=run)
     with pytest.raises(SettingsError, match="checkpoint of another recipe"):
         train(dataclasses.replace(TINY, seed=1), run=run)
@@ -194,7 +187,7 @@ def test_a_caption_prior_adds_companions_to_captions_only():
 
 def test_a_spelled_picture_shows_what_it_is_told_to():
     rng = np.random.default_rng(0)
-    ids = spell_picture(["boat", "star"], rng=rng, length=25)
+    ids = spell_image(["boat", "star"], rng=rng, length=25)
     assert set(ids.tolist()) == {BLANK_ID, OBJECT_IDS[0], OBJECT_IDS[18]}
 
 

@@ -15,7 +15,7 @@ import torch
 
 from eah_interp.toy.language import build_processor
 from eah_interp.toy.scenes import draw_scenes
-from eah_interp.toy.training.recipe import Recipe, Run
+from eah_interp.toy.training.recipe import Recipe, TrainingRun
 from eah_interp.toy.world import Split, World
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ def write_folder(
     model: "LlavaForConditionalGeneration",
     *,
     recipe: Recipe,
-    run: Run,
+    run: TrainingRun,
     log: list[dict[str, Any]],
 ) -> None:
     """Evaluate the model, and write it, its processor, the log and the card.

@@ -25,14 +25,14 @@ from tqdm import tqdm
 from eah_interp.errors import SettingsError
 from eah_interp.toy.model import build_model
 from eah_interp.toy.training.folder import write_folder
-from eah_interp.toy.training.recipe import STAGES, Recipe, Run, StageName
+from eah_interp.toy.training.recipe import STAGES, Recipe, StageName, TrainingRun
 from eah_interp.toy.training.stages import Trainee, run_step
 from eah_interp.toy.world import World
 
 # ---- The command line of the training script.
 
 
-def parse_arguments(arguments: Sequence[str]) -> tuple[Recipe, Run]:
+def parse_arguments(arguments: Sequence[str]) -> tuple[Recipe, TrainingRun]:
     """Turn command-line arguments into a recipe and a run."""
     parser = argparse.ArgumentParser(
         prog="eah_interp.toy.training.train", description="Train the toy LVLM."
@@ -81,7 +81,7 @@ def parse_arguments(arguments: Sequence[str]) -> tuple[Recipe, Run]:
         projection=stages["projection"],
         alignment=stages["alignment"],
     )
-    run = Run(
+    run = TrainingRun(
         out=given.out,
         device=given.device,
         threads=given.threads,
@@ -97,7 +97,7 @@ def parse_arguments(arguments: Sequence[str]) -> tuple[Recipe, Run]:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Progress:
+class TrainingProgress:
     """How far a run has come.
 
     Attributes:
@@ -118,7 +118,7 @@ def save_checkpoint(
     *,
     modules: dict[str, nn.Module],
     optimizer: torch.optim.Optimizer,
-    progress: Progress,
+    progress: TrainingProgress,
 ) -> None:
     """Write modules, optimizer and progress; a crash leaves the earlier state.
 
@@ -140,6 +140,7 @@ def save_checkpoint(
     name = f"{progress.stage}-{progress.step:06d}.safetensors"
     save_file(tensors, folder / name)
     record = {"tensors": name, **dataclasses.asdict(progress)}
+    # renamed into place last, so that it never names tensors that are not whole
     fresh = folder / "progress.json.new"
     fresh.write_text(json.dumps(record, indent=1))
     fresh.replace(folder / "progress.json")
@@ -148,14 +149,14 @@ def save_checkpoint(
             old.unlink()
 
 
-def load_progress(folder: Path) -> Progress | None:
+def load_progress(folder: Path) -> TrainingProgress | None:
     """Read how far an earlier run has come, or None if there was none."""
     path = folder / "progress.json"
     if not path.exists():
         return None
     record = json.loads(path.read_text())
     del record["tensors"]
-    return Progress(**record)
+    return TrainingProgress(**record)
 
 
 def load_checkpoint(
@@ -188,7 +189,7 @@ def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     }
 
 
-def train(recipe: Recipe, *, run: Run) -> Path:
+def train(recipe: Recipe, *, run: TrainingRun) -> Path:
     """Train the toy and write it to `run.out`.
 
     Args:
@@ -242,7 +243,7 @@ def _run_stage(
     *,
     name: StageName,
     recipe: Recipe,
-    run: Run,
+    run: TrainingRun,
     log: list[dict[str, Any]],
     start: int,
     budget: int,
@@ -255,6 +256,7 @@ def _run_stage(
         trainee.groups(name, recipe=recipe), betas=(0.9, 0.98), weight_decay=0.01
     )
     if load_progress(folder) is not None:
+        # a stage that begins has an optimizer of its own, with nothing to restore
         load_checkpoint(folder, modules=modules, optimizer=optimizer if start else None)
     metrics: dict[str, list[float]] = defaultdict(list)
     clock = time.perf_counter()
@@ -285,7 +287,7 @@ def _run_stage(
                 folder,
                 modules=modules,
                 optimizer=optimizer,
-                progress=Progress(
+                progress=TrainingProgress(
                     stage=name,
                     step=step + 1,
                     settings=dataclasses.asdict(recipe),
