@@ -1,4 +1,4 @@
-"""The public door: tiny models, processors, folders and pictures."""
+"""What users call: tiny models, tokenizers, processors, folders, inputs and images."""
 
 import math
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from eah_interp.errors import SettingsError, UnsupportedError
-from eah_interp.testing._facts import Family, Size
+from eah_interp.testing._facts import Family, Size, call_processor
 from eah_interp.testing._families import FAMILIES
 from eah_interp.testing._tokenizer import build_tokenizer
 
@@ -27,9 +27,7 @@ from eah_interp.testing._tokenizer import build_tokenizer
 
 QUERY_KEY_GAIN = 1.7
 
-
 LOGIT_SCALE = 3.0
-
 
 _QUERY_KEY = ("q_proj", "k_proj", "qkv_proj", "qkv", "q_b_proj", "kv_b_proj")
 
@@ -212,9 +210,9 @@ def tiny_inputs(
 
     Args:
         family: A supported family of `FAMILIES`.
-        images: The pictures of each prompt; one random picture each when None.
+        images: The images of each prompt; one random image each when None.
         prompts: One text per row, holding the family's `placeholder` once for each of
-            its pictures; pictures followed by a question when None.
+            its images; images followed by a question when None.
 
     Returns:
         A left-padded batch of model inputs, as tensors.
@@ -241,16 +239,11 @@ def tiny_inputs(
         prompts = [facts.placeholder * len(row) + question for row in images]
     if facts.encode is not None:
         return facts.encode(tiny_tokenizer(family), images, prompts)
-    return tiny_processor(family)(
-        images=[list(row) for row in images],
-        text=list(prompts),
-        padding=True,
-        return_tensors="pt",
-    )
+    return call_processor(tiny_processor(family), images, prompts)
 
 
 def random_image(seed: int = 0, *, width: int = 32, height: int = 32) -> Image.Image:
-    """Draw a picture of 8 x 8 randomly coloured cells, the same for the same seed.
+    """Draw an image of 8 x 8 randomly coloured cells, the same for the same seed.
 
     Example:
         >>> random_image(3, width=40, height=24).size

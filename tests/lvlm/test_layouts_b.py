@@ -9,7 +9,7 @@ import transformers as hf
 from PIL import Image, ImageDraw
 
 from eah_interp.errors import InputError, UnsupportedError
-from eah_interp.lvlm.layouts.grids import find_pooled_box
+from eah_interp.lvlm.layouts.crops import find_pooled_box
 from eah_interp.lvlm.spans import find_spans, image_token_id
 from eah_interp.testing import random_image, tiny_inputs, tiny_lvlm
 
