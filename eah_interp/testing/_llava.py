@@ -5,6 +5,7 @@ llava_onevision, llava_pixtral, mistral3, lighton_ocr.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -112,19 +113,18 @@ LLAVA = Family(
     notes="CLIP tower, Llama decoder; the image is cropped to its centre, 4 x 4",
 )
 
-LLAVA_MISTRAL = Family(
-    "llava_mistral",
-    "LlavaForConditionalGeneration",
-    _configure_llava_mistral,
-    build_processor=LLAVA.build_processor,
+LLAVA_MISTRAL = replace(
+    LLAVA,
+    name="llava_mistral",
+    build_config=_configure_llava_mistral,
     notes="LLaVA on a Mistral decoder whose sliding window is shorter than an image",
 )
 
-VIPLLAVA = Family(
-    "vipllava",
-    "VipLlavaForConditionalGeneration",
-    _configure_vipllava,
-    build_processor=LLAVA.build_processor,
+VIPLLAVA = replace(
+    LLAVA,
+    name="vipllava",
+    model="VipLlavaForConditionalGeneration",
+    build_config=_configure_vipllava,
     notes="as LLaVA, with several layers of the tower side by side",
 )
 
@@ -297,14 +297,11 @@ LLAVA_PIXTRAL = Family(
     notes="Pixtral 12B: any aspect ratio, a break token ends each row",
 )
 
-MISTRAL3 = Family(
-    "mistral3",
-    "Mistral3ForConditionalGeneration",
-    _configure_mistral3,
-    specials=LLAVA_PIXTRAL.specials,
-    named=LLAVA_PIXTRAL.named,
-    placeholder="[IMG]",
-    no_processor=LLAVA_PIXTRAL.no_processor,
+MISTRAL3 = replace(
+    LLAVA_PIXTRAL,
+    name="mistral3",
+    model="Mistral3ForConditionalGeneration",
+    build_config=_configure_mistral3,
     encode=_encode_pixtral(longest=96, side=16),
     notes="Pixtral tower, any aspect ratio; a break token ends each row",
 )

@@ -4,6 +4,7 @@ Families: deepseek_vl, deepseek_vl_hybrid, janus, got_ocr2, chameleon, emu3.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -115,13 +116,11 @@ DEEPSEEK_VL = Family(
     notes="SigLIP tower, 4 x 4; the image is padded to a square",
 )
 
-DEEPSEEK_VL_HYBRID = Family(
-    "deepseek_vl_hybrid",
-    "DeepseekVLHybridForConditionalGeneration",
-    _configure_hybrid,
-    specials=("<image_placeholder>",),
-    named={"image_token": "<image_placeholder>"},
-    placeholder="<image_placeholder>",
+DEEPSEEK_VL_HYBRID = replace(
+    DEEPSEEK_VL,
+    name="deepseek_vl_hybrid",
+    model="DeepseekVLHybridForConditionalGeneration",
+    build_config=_configure_hybrid,
     build_processor=_process(
         "DeepseekVLHybridProcessor",
         "DeepseekVLHybridImageProcessorPil",
