@@ -11,9 +11,9 @@ from torch import Tensor
 from eah_interp.errors import SettingsError
 from eah_interp.interventions.intervention import (
     Intervention,
-    PatchPoint,
     check_indices,
 )
+from eah_interp.interventions.point import PatchPoint, RowIndex
 from eah_interp.kernels.patterns import PatternBlock
 from eah_interp.kernels.replacements import (
     hide_columns,
@@ -120,22 +120,22 @@ such as 'L3H7', each once, got ()
         where = point.rows_of(self.steps)[:, :, None] & chosen
         image = point.image_mask
 
-        def uniform(block: PatternBlock, rows: slice) -> Tensor:
+        def uniform(block: PatternBlock, rows: RowIndex) -> Tensor:
             del rows
             seen = image[:, : block.weights.shape[-1]]
             return uniform_pattern(
                 block.weights, image_mask=seen, visible=block.visible
             )
 
-        def previous(block: PatternBlock, rows: slice) -> Tensor:
+        def previous(block: PatternBlock, rows: RowIndex) -> Tensor:
             own = point.rows.own[rows]
             return previous_pattern(block.weights, visible=block.visible, own=own)
 
-        def hidden(rows: slice, logits: Tensor) -> Tensor:
+        def hidden(rows: RowIndex, logits: Tensor) -> Tensor:
             del rows
             return hide_columns(logits, image[:, : logits.shape[-1]])
 
-        def elsewhere(block: PatternBlock, rows: slice) -> Tensor:
+        def elsewhere(block: PatternBlock, rows: RowIndex) -> Tensor:
             # A row that sees pictures only has had every column hidden.
             del rows
             words = ~image[:, None, None, : block.weights.shape[-1]]

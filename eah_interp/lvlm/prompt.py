@@ -13,7 +13,7 @@ from jaxtyping import Bool
 from nnsight.intervention.interleaver import Mediator
 from torch import Tensor
 
-from eah_interp._types import ColumnMask, Donors, HeadOutputs
+from eah_interp._types import ColumnMask, HeadOutputs
 from eah_interp.errors import InputError, UnsupportedError
 from eah_interp.kernels.patterns import PatternBlock, is_abstract, mix_values
 from eah_interp.lvlm.attention import AttentionCall
@@ -87,15 +87,13 @@ class Memory:
 
     Attributes:
         prompt: The prompt, once it is known.
-        donors: Donor heads of the prefill, by layer and settings.
-        learned: What other interventions learned from it, by layer and settings.
+        learned: What interventions learned from it, by layer and settings.
         steps: At how many forward passes each settings were called.
         chosen: The settings that were called at steps of the caller's choice.
     """
 
     prompt: Prompt | None = None
-    donors: dict[Any, Donors] = field(default_factory=dict)
-    learned: dict[Any, Tensor | None] = field(default_factory=dict)
+    learned: dict[Any, Any] = field(default_factory=dict)
     steps: dict[Any, int] = field(default_factory=dict)
     chosen: set[Any] = field(default_factory=set)
 
@@ -231,7 +229,7 @@ RowMask = Bool[Tensor, "batch query"]
 
 
 @dataclass(frozen=True)
-class Rows:
+class QueryRows:
     """The query rows of one attention call, by kind.
 
     A row that a generation reads after its prompt, or that an answer has in the same
@@ -254,7 +252,7 @@ class Rows:
     @classmethod
     def of(
         cls, prompt: Prompt, call: AttentionCall, *, width: int, step: int
-    ) -> "Rows":
+    ) -> "QueryRows":
         """Say what an attention call's rows are.
 
         Args:
@@ -311,22 +309,9 @@ def attend_from(
     Returns:
         What each head returns in these rows.
     """
-    parts: dict[str, Any] = call.pattern_inputs(token_mask)
+    parts = call.rows(slice(first, None), token_mask=token_mask)
     queries, keys = parts.pop("queries"), parts.pop("keys")
     values = call.values[:, :, : keys.shape[2]]
-    if first:
-        mask, tokens, sinks = parts["mask"], parts["token_mask"], parts["sink_logits"]
-        if mask is None:
-            place = torch.arange(keys.shape[2], device=keys.device)
-            mask = (place <= place[first : queries.shape[2], None])[None, None]
-            if tokens is not None:
-                mask = mask & tokens[:, None, None]
-        else:
-            mask = mask[:, :, first:]
-        if sinks is not None and sinks.shape[2] != 1:
-            sinks = sinks[:, :, first:]
-        parts |= {"mask": mask, "sink_logits": sinks}
-        queries = queries[:, :, first:]
     unchanged: Callable[[PatternBlock], Tensor] = lambda block: block.weights  # noqa: E731
     return mix_values(
         queries,

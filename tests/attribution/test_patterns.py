@@ -10,8 +10,8 @@ from eah_interp.attribution import (
     HeadPatterns,
     pose,
     read_patterns,
+    runs,
     score_broadcast,
-    visit,
 )
 from eah_interp.errors import SettingsError, UnsupportedError
 from eah_interp.interventions.donation import column_priority, layer_seed
@@ -300,7 +300,7 @@ def test_only_the_asked_rows_of_the_asked_heads_are_made(monkeypatch):
         made.append(tuple(queries.shape[:3]))
         return pattern_blocks(queries, keys, **options)
 
-    monkeypatch.setattr(visit, "pattern_blocks", watched)
+    monkeypatch.setattr(runs, "pattern_blocks", watched)
     encoding = encode("llava")
     read_patterns(share_model("llava"), encoding, heads=HEADS, query=(-1, -4))
     n_items = len(encoding["input_ids"])

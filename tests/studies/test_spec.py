@@ -159,9 +159,9 @@ def test_every_kind_of_the_interventions_can_be_written(load):
 
 @pytest.mark.parametrize("package", ["yaml", "pydantic"])
 def test_without_its_packages_the_extra_is_named(load, monkeypatch, package):
-    from eah_interp.studies import schema
+    from eah_interp.studies import study_file
 
-    for made in (schema.make_base, schema.make_study_schema):
+    for made in (study_file.make_base, study_file.make_study_schema):
         made.cache_clear()
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(ExtraMissingError, match=r"eah-interp\[eval\]"):
