@@ -15,7 +15,7 @@ from eah_interp.interventions import EAH
 from eah_interp.lvlm import LVLM
 from eah_interp.report.reading import PLAIN, compare_with, list_model, list_versions
 from eah_interp.report.tables import say_settings
-from eah_interp.toy import draw_scenes
+from eah_interp.toy.scenes import draw_scenes
 
 
 @dataclass(frozen=True, kw_only=True)

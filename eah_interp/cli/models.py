@@ -9,7 +9,7 @@ from rich.text import Text
 
 from eah_interp.testing import FAMILIES
 from eah_interp.testing.support import read_support
-from eah_interp.toy import TOYS, toy_path
+from eah_interp.toy.model import TOYS, toy_path
 
 
 def list_models() -> dict[str, Any]:

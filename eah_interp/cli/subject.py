@@ -7,7 +7,9 @@ from eah_interp.errors import InputError
 from eah_interp.lvlm.images import read_image
 from eah_interp.lvlm.inputs import DEFAULT_PROMPT
 from eah_interp.report.reading import Question, Subject, ask_for
-from eah_interp.toy import GROUPS, OBJECTS, draw_scene, group_of, questions_for
+from eah_interp.toy.language import questions_for
+from eah_interp.toy.scenes import draw_scene
+from eah_interp.toy.world import GROUPS, OBJECTS, group_of
 
 
 def choose_subject(

@@ -14,8 +14,8 @@ from eah_interp.interventions.intervention import (
     check_indices,
 )
 from eah_interp.interventions.point import PatchPoint, RowIndex
-from eah_interp.kernels import (
-    PatternBlock,
+from eah_interp.kernels.patterns import PatternBlock
+from eah_interp.kernels.replacements import (
     hide_columns,
     previous_pattern,
     uniform_pattern,

@@ -19,7 +19,8 @@ from eah_interp.interventions.intervention import (
     find_layers,
 )
 from eah_interp.interventions.point import PatchPoint, RowIndex
-from eah_interp.kernels import PatternBlock, redistribute_pattern, sink_values
+from eah_interp.kernels.patterns import PatternBlock
+from eah_interp.kernels.replacements import redistribute_pattern, sink_values
 from eah_interp.lvlm.anatomy import Anatomy, AttentionSite, envoy_at, walk_sites
 from eah_interp.lvlm.prompt import prompt_of_worker
 

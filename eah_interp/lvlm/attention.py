@@ -15,13 +15,12 @@ from torch import Tensor, nn
 
 from eah_interp._types import ColumnMask, Donors, HeadMask, HeadOutputs
 from eah_interp.errors import ModelError, UnsupportedError
-from eah_interp.kernels import (
+from eah_interp.kernels.broadcast import (
     broadcast_keys,
     broadcast_queries,
     changed_heads,
-    mix_values,
 )
-from eah_interp.kernels.patterns import PatternBlock
+from eah_interp.kernels.patterns import PatternBlock, mix_values
 
 # ---- What an attention call gets besides queries and keys: masks and biases.
 

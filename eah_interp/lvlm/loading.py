@@ -176,7 +176,7 @@ def load(
     """
     kind, _, which = str(name_or_path or _TOY).partition(":")
     if kind == _TOY and not isinstance(name_or_path, Path):
-        from eah_interp.toy import TOYS, toy_path
+        from eah_interp.toy.model import TOYS, toy_path
 
         wanted: Any = which or TOYS[0]
         name_or_path = toy_path(wanted)  # refuses names it does not know

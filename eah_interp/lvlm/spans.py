@@ -20,8 +20,8 @@ from eah_interp._types import ColumnMask
 from eah_interp.errors import InputError, ModelError, UnsupportedError
 from eah_interp.lvlm.layouts import grids
 from eah_interp.lvlm.layouts.grids import Box as Box
+from eah_interp.lvlm.layouts.grids import EncodedImage, Layout
 from eah_interp.lvlm.layouts.grids import ImagePart as ImagePart
-from eah_interp.lvlm.layouts.grids import Layout, Picture
 from eah_interp.lvlm.layouts.table import LAYOUTS
 
 PER_PICTURE = ("image_grid_thw", "image_sizes")
@@ -192,7 +192,7 @@ def find_spans(
             if image_sizes is not None:
                 _check_number({"image_sizes": image_sizes}, at_least=index + 1)
                 size = image_sizes[index]
-            picture = Picture(
+            picture = EncodedImage(
                 index, config, encoding, processor, size, row_ids, positions
             )
             span = _cut_span(picture, lay_out, row=row, image=len(spans))
@@ -208,7 +208,11 @@ def find_spans(
 
 
 def _cut_span(
-    picture: Picture, lay_out: Callable[[Picture], Layout], *, row: int, image: int
+    picture: EncodedImage,
+    lay_out: Callable[[EncodedImage], Layout],
+    *,
+    row: int,
+    image: int,
 ) -> ImageSpan:
     """Cut the first picture off the remaining image tokens of a row."""
     layout = lay_out(picture)

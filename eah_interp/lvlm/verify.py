@@ -18,7 +18,7 @@ from nnsight.intervention.source import STATE
 from torch import Tensor, nn
 
 from eah_interp.errors import ModelError
-from eah_interp.kernels import broadcast_pattern
+from eah_interp.kernels.broadcast import broadcast_pattern
 from eah_interp.lvlm.anatomy import (
     Anatomy,
     AttentionSite,

@@ -15,7 +15,7 @@ from eah_interp.attribution import (
 )
 from eah_interp.errors import SettingsError, UnsupportedError
 from eah_interp.interventions.donation import column_priority, layer_seed
-from eah_interp.kernels import pattern_blocks
+from eah_interp.kernels.patterns import pattern_blocks
 from eah_interp.testing import random_image, tiny_lvlm, tiny_processor
 from tests.oracle import oracle_scores
 from tests.oracle_forward import OracleEAH, oracle_logits

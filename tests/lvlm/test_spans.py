@@ -430,7 +430,7 @@ def test_internvl_without_the_pictures_size_places_the_thumbnail_alone():
 
 
 def test_internvl_tiles_that_the_processor_would_not_have_cut_are_refused():
-    with pytest.raises(InputError, match="expected 2 tiles for picture 0"):
+    with pytest.raises(InputError, match="expected 2 tiles for image 0"):
         locate("internvl", [[paint(96, 64)]], image_sizes=[(32, 64)])
 
 
