@@ -112,7 +112,7 @@ def chair(
         bar.expect(2)
         bar.step("importing pandas and torch")
         from eah_interp.benchmarks.chair import score_captions
-        from eah_interp.benchmarks.ground_truth import (
+        from eah_interp.benchmarks.chair_files import (
             read_captions,
             read_ground_truth,
         )

@@ -1,4 +1,4 @@
-"""What a study asks: pictures with prompts, and what is true of them."""
+"""What a study asks: images with prompts, and what is true of them."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -9,7 +9,7 @@ from eah_interp.benchmarks.pope_files import read_pope_questions
 from eah_interp.errors import InputError, SettingsError
 
 Task = Literal["yes_no", "caption"]
-"""A question to be answered with yes or no, or a picture to be described."""
+"""A question to be answered with yes or no, or an image to be described."""
 
 
 TOY = "toy:"
@@ -17,7 +17,7 @@ TOY = "toy:"
 
 @dataclass(frozen=True)
 class Item:
-    """One picture with one prompt.
+    """One image with one prompt.
 
     Attributes:
         id: Its name in the results; no two items share one.
@@ -27,8 +27,8 @@ class Item:
         label: What a yes/no question's answer should be.
         kind: How the question was chosen: POPE's `random`, `popular`, `adversarial`.
         object: The object that is asked for.
-        truth: The objects that are in the picture, where that is known.
-        cluster: Items of one picture share it; intervals resample pictures.
+        truth: The objects that are in the image, where that is known.
+        cluster: Items of one image share it; intervals resample images.
     """
 
     id: str
@@ -52,7 +52,7 @@ class Item:
 
 
 def open_image(image: str) -> Any:
-    """Open an item's picture.
+    """Open an item's image.
 
     Args:
         image: A file, or `toy:test:17`.
@@ -190,18 +190,18 @@ def caption_items(
     prompt: str = "Describe the image.",
     limit: int | None = None,
 ) -> tuple[Item, ...]:
-    """List pictures to be described.
+    """List images to be described.
 
     Args:
         images: A folder, or files.
         prompt: What is asked.
-        limit: Only so many first pictures, by name in a folder.
+        limit: Only so many first images, by name in a folder.
 
     Returns:
         The items.
 
     Raises:
-        InputError: If there is no picture.
+        InputError: If there is no image.
     """
     kinds = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
     if isinstance(images, str | Path):
@@ -210,7 +210,7 @@ def caption_items(
     else:
         files = [Path(image) for image in images]
     if not files:
-        msg = f"no pictures in {images}: expected {', '.join(sorted(kinds))}"
+        msg = f"no images in {images}: expected {', '.join(sorted(kinds))}"
         raise InputError(msg)
     return tuple(
         Item(

@@ -348,7 +348,7 @@ def read_condition(entry: Any, *, seed: int) -> tuple[Condition, ...]:
         >>> [c.name for c in read_condition({"sweep": {"layers": [0, 1]}}, seed=0)]
         ['EAH layers=0', 'EAH layers=1']
     """
-    if entry == "baseline":
+    if entry == BASELINE.name:
         return (BASELINE,)
     if isinstance(entry, str) and entry in KINDS:
         entry = {"kind": entry}

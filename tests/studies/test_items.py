@@ -1,4 +1,4 @@
-"""Claims about items: each has a name and a picture, and a bad list is refused."""
+"""Claims about items: each has a name and an image, and a bad list is refused."""
 
 import json
 from collections import Counter
@@ -24,7 +24,7 @@ def test_every_toy_scene_is_asked_a_yes_and_a_no_by_each_sampling_and_described(
     check_items(items)
 
 
-def test_a_toy_item_s_picture_is_its_scene():
+def test_a_toy_item_s_image_is_its_scene():
     from eah_interp.toy import draw_scene
 
     drawn = open_image(toy_items(2)[-1].image)
@@ -120,12 +120,12 @@ def test_a_study_s_questions_name_their_images_and_only_the_first_may_do(tmp_pat
         pope_items(tmp_path / "none.json", tmp_path)
 
 
-def test_pictures_of_a_folder_are_described_in_the_order_of_their_names(tmp_path):
+def test_images_of_a_folder_are_described_in_the_order_of_their_names(tmp_path):
     for name in ("b.png", "a.jpg", "notes.txt"):
         Image.new("RGB", (2, 2)).save(tmp_path / name, format="PNG")
     assert [item.id for item in caption_items(tmp_path)] == ["a/caption", "b/caption"]
     assert len(caption_items(tmp_path, limit=1)) == 1
-    with pytest.raises(InputError, match="no pictures in"):
+    with pytest.raises(InputError, match="no images in"):
         caption_items(tmp_path / "nowhere")
 
 

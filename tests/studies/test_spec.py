@@ -99,7 +99,7 @@ def test_all_errors_are_named_at_once(load):
 
 def test_files_are_found_beside_the_study_file(load, tmp_path):
     text = GOOD.replace("source: toy", "source: pope").replace(
-        "n_scenes: 2", "questions: q.json\n  images: pictures"
+        "n_scenes: 2", "questions: q.json\n  images: images"
     )
     with pytest.raises(
         InputError, match=f"pope: cannot read questions from {tmp_path}"
@@ -107,7 +107,7 @@ def test_files_are_found_beside_the_study_file(load, tmp_path):
         load(text)
     line = '{"question_id": 1, "image": "a.jpg", "text": "Dog?", "label": "no"}'
     (tmp_path / "q.json").write_text(line)
-    assert load(text).items[0].image == str(tmp_path / "pictures" / "a.jpg")
+    assert load(text).items[0].image == str(tmp_path / "images" / "a.jpg")
     with pytest.raises(InputError, match="cannot read the study file"):
         StudyFile.load(tmp_path / "none.yaml")
 

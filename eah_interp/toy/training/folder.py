@@ -193,7 +193,7 @@ def measure_folder(
     Returns:
         Metrics by kind of question, of all questions ("all"), and of the captions.
     """
-    from eah_interp.benchmarks import run_toy_benchmark
+    from eah_interp.benchmarks.toy import run_toy_benchmark
     from eah_interp.lvlm import load
 
     scenes = draw_scenes(range(n_scenes), split=split, world=world)
