@@ -10,7 +10,8 @@ import pandas as pd
 
 from eah_interp.attribution import HeadAttribution
 from eah_interp.attribution.results import largest
-from eah_interp.benchmarks import ChairScore, PopeScore
+from eah_interp.benchmarks.chair import ChairScore
+from eah_interp.benchmarks.pope import PopeScore
 from eah_interp.cli.app import save_figure, write_json
 from eah_interp.errors import UnsupportedError
 from eah_interp.files import save_bytes

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from eah_interp.studies.progress import StudyProgress
     from eah_interp.studies.study_file import StudyFile
     from eah_interp.studies.summary import StudySummary
+    from eah_interp.tables import Table as StudyTable
 
 
 def _columns(*names: str, right: Sequence[int] = (), header: bool = True) -> Table:
@@ -45,7 +46,7 @@ def _columns(*names: str, right: Sequence[int] = (), header: bool = True) -> Tab
 
 
 def lay_out(
-    table: Grid, *, columns: Mapping[str, str] | None = None
+    table: "Grid | StudyTable", *, columns: Mapping[str, str] | None = None
 ) -> Iterator[RenderableType]:
     """Lay out a table of a page: its caption, its cells and its notes.
 
