@@ -258,7 +258,7 @@ def pose(
         ['Yes - No']
     """
     words = _check_objects(objects, metric, captioned=caption is not None)
-    if isinstance(images, Encoding):  # it may know how large the pictures were
+    if isinstance(images, Encoding):  # it may know how large the images were
         encoding = images
     elif isinstance(images, Mapping):
         encoding = Encoding(images)

@@ -47,7 +47,7 @@ class DirectEffects:
         heads: Direct effect of each head.
         blocks: Direct effect of every other component: MLPs, experts.
         embedding: Direct effect of what enters the first layer.
-        between: Direct effect of what is added between layers (DeepStack's pictures).
+        between: Direct effect of what is added between layers (DeepStack's images).
         bias: Direct effect of constants: biases of output projections and norms.
         sources: Direct effect of each head by the position that it read; None where
             it was not asked for.

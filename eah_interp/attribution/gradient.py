@@ -371,7 +371,7 @@ def approximate_heads(
         source: The run that activations are taken from: `"plain"`, or an
             intervention's settings.
         target: The run that they are put into, likewise.
-        source_images: Other pictures for the source, whose tokens stand where those
+        source_images: Other images for the source, whose tokens stand where those
             of `images` do.
         source_prompts: Other prompts for the source, of the same length.
         what: `"output"`: what the head returns. `"pattern"`: the source's attention

@@ -222,7 +222,7 @@ def logit_lens(
     patch: Intervention | None = None,
     **asked: Unpack[Ask],
 ) -> LogitLens:
-    """Read an object off the residual stream of every layer, at answer and picture.
+    """Read an object off the residual stream of every layer, at answer and image.
 
     The stream that enters the first layer and that leaves each layer is put through
     the model's own final norm, unembedding, and whatever it does to logits after that

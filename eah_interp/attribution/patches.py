@@ -1,4 +1,4 @@
-"""Effects of image tokens, on the picture: the result of `attribute_patches`."""
+"""Effects of image tokens, on the image: the result of `attribute_patches`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -212,22 +212,22 @@ class PictureAttribution(Result):
         sign: Sign = "both",
         image: int = 0,
     ) -> tuple[Float[Tensor, "row column"], ...]:
-        """Lay one target's effects out as the patches lie in the picture.
+        """Lay one target's effects out as the patches lie in the image.
 
         Args:
             target: Which target.
             heads: Layers and heads; all when None.
             run: Plain, patched, or the change.
             sign: As for `summed`.
-            image: Which picture of the target's row.
+            image: Which image of the target's row.
 
         Returns:
-            A grid for each part of the picture (`spans[row][image].parts`: the whole,
+            A grid for each part of the image (`spans[row][image].parts`: the whole,
             crops, tiles); NaN where a patch shows padding only.
 
         Raises:
-            UnsupportedError: If image tokens have no place in the picture.
-            SettingsError: If a target, head, run or picture does not exist.
+            UnsupportedError: If image tokens have no place in the image.
+            SettingsError: If a target, head, run or image does not exist.
         """
         values = self.summed(target, heads=heads, run=run, sign=sign)
         columns = self.columns[target].tolist()
@@ -235,14 +235,14 @@ class PictureAttribution(Result):
         return lay_out(self.span(target, image=image), by_column)
 
     def span(self, target: int, *, image: int = 0) -> ImageSpan:
-        """Return where a picture of a target's row is.
+        """Return where an image of a target's row is.
 
         Raises:
-            SettingsError: If the row has no such picture.
+            SettingsError: If the row has no such image.
         """
         spans = self.spans[self.targets[target].row]
         if not 0 <= image < len(spans):
-            msg = f"picture {image} does not exist: expected 0 to {len(spans) - 1}"
+            msg = f"image {image} does not exist: expected 0 to {len(spans) - 1}"
             raise SettingsError(msg)
         return spans[image]
 
@@ -256,22 +256,22 @@ class PictureAttribution(Result):
         number: int = 0,
         outlined: Sequence[int] = (),
     ) -> "Figure":
-        """Draw one target's effects on the picture, plain, patched and the change.
+        """Draw one target's effects on the image, plain, patched and the change.
 
         Args:
-            image: The original picture.
+            image: The original image.
             target: Which target.
             heads: Layers and heads; all when None.
             sign: As for `summed`.
-            number: Which picture of the target's row it is.
+            number: Which image of the target's row it is.
             outlined: Positions of image tokens to outline, such as vision sinks.
 
         Returns:
             A matplotlib figure.
 
         Raises:
-            UnsupportedError: If image tokens have no known place in the picture.
-            SettingsError: If a target, head or picture does not exist.
+            UnsupportedError: If image tokens have no known place in the image.
+            SettingsError: If a target, head or image does not exist.
             ExtraMissingError: If matplotlib is not installed.
         """
         from eah_interp.viz import plot_picture
@@ -287,7 +287,7 @@ class PictureAttribution(Result):
         )
 
 
-# ---- Which patches of the picture move an object's logit, through which heads.
+# ---- Which patches of the image move an object's logit, through which heads.
 
 
 Method = Literal["contribution", "attention_gradient"]

@@ -143,7 +143,7 @@ def patch_heads(
     "Investigating Gender Bias in Language Models Using Causal Mediation Analysis",
     2020). `source=EAH()` puts what the broadcast made of a head into the plain run,
     `source="plain", target=EAH()` takes it back out, and `source_images` puts another
-    picture's head in.
+    image's head in.
 
     Many heads share a forward pass, which starts at the first layer that changes; the
     vision tower does not run again. Donors of an EAH run are those it chose by itself,
@@ -156,7 +156,7 @@ def patch_heads(
         source: The run that activations are taken from: `"plain"`, or an
             intervention's settings.
         target: The run that they are put into, likewise.
-        source_images: Other pictures for the source (or a `Case`), whose tokens stand
+        source_images: Other images for the source (or a `Case`), whose tokens stand
             where those of `images` do.
         source_prompts: Other prompts for the source, of the same length.
         heads: `(layer, head)`, `"L3H7"`, or another component, `"L3.mlp"`; every
@@ -248,7 +248,7 @@ def patch_heads(
 def _head_source(
     taken: Recording, into: Recording, what: What
 ) -> Callable[[int, AttentionCall], Tensor]:
-    """Say what a head becomes, given its layer and the attention call of that row."""
+    """Compute what a head becomes, given its layer and its row's attention call."""
     if what == "output":
         return given_by(taken).heads
 

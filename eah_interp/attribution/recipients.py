@@ -159,7 +159,7 @@ class BroadcastGame:
     def worth(
         self, coalitions: Sequence[Coalition]
     ) -> Float[Tensor, "coalition target"]:
-        """Say what each target is where exactly these players receive."""
+        """Compute each target where exactly these players receive."""
         new = [each for each in dict.fromkeys(coalitions) if each not in self.known]
         if new:
             found = in_batches(
@@ -195,7 +195,7 @@ class BroadcastGame:
 
 
 def _changes(run: Recording, layer: int, head: int) -> bool:
-    """Say whether a broadcast gives a head another pattern than its own."""
+    """Tell whether a broadcast gives a head another pattern than its own."""
     assert isinstance(run.patch, EAH)
     done = run.learned[layer]
     if not bool(done.patched[0]):

@@ -324,7 +324,7 @@ class EAH(Intervention):
         return replace(self, seed=self.seed[item])
 
     def report(self, learned: dict[int, Any]) -> "EAHPatch":
-        """Say who donated in each layer."""
+        """Collect who donated in each layer."""
         return EAHPatch(self, tuple(learned.values()))
 
 

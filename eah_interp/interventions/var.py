@@ -150,7 +150,7 @@ class VAR(Intervention):
         return find_layers(self.layers, anatomy)
 
     def check_fits(self, *, n_heads: int, d_model: int) -> None:
-        """See that the sink dimensions exist."""
+        """Check that the sink dimensions exist."""
         del n_heads
         beyond = [dim for dim in self.sink_dims if dim >= d_model]
         if beyond:

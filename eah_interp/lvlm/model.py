@@ -161,7 +161,7 @@ class LVLM(TransformersModel):
 
         Args:
             encoding: What `encode` returned. A processor's own output does not know
-                how large the pictures were, so where the processor crops, what its
+                how large the images were, so where the processor crops, what its
                 grids show is unknown.
 
         Returns:

@@ -46,7 +46,7 @@ class Prompt:
         return self.token_mask & self.prompt_mask
 
     def limit(self, prompt_mask: ColumnMask | None) -> "Prompt":
-        """Say which tokens are the prompt; the rest was written after it.
+        """Mark which tokens are the prompt; the rest was written after it.
 
         Raises:
             InputError: If there is not a flag for each token.
@@ -66,7 +66,7 @@ class Prompt:
 
         Args:
             call: The call.
-            generated: How many tokens were read since the prompt; no pictures.
+            generated: How many tokens were read since the prompt; no images.
 
         Raises:
             InputError: If they cannot be.
@@ -221,7 +221,7 @@ def _fit(mask: Tensor, call: AttentionCall, *, new: Tensor) -> Tensor:
     return torch.nn.functional.pad(mask, (0, missing))[:, -n_keys:]
 
 
-# ---- What a forward pass's query rows are: pictures, words, the prompt, the answer.
+# ---- What a forward pass's query rows are: images, words, the prompt, the answer.
 
 
 RowMask = Bool[Tensor, "batch query"]
@@ -253,7 +253,7 @@ class QueryRows:
     def of(
         cls, prompt: Prompt, call: AttentionCall, *, width: int, step: int
     ) -> "QueryRows":
-        """Say what an attention call's rows are.
+        """Sort an attention call's query rows by kind.
 
         Args:
             prompt: The tokens, as wide as the call's keys.

@@ -335,7 +335,7 @@ def _replace_pattern(
 
 
 def check_rows(pattern: Tensor, tokens: ColumnMask) -> None:
-    """See that a prefill has the rows and tokens that the hooks were made for.
+    """Check that a prefill has the rows and tokens that the hooks were made for.
 
     Raises:
         InputError: If it has others.
