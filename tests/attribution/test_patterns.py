@@ -272,7 +272,7 @@ def test_what_was_not_read_is_refused(found):
         found.row("L1H3", query=-2)
     with pytest.raises(SettingsError, match="item 2 does not exist"):
         found.row("L1H3", item=2)
-    with pytest.raises(SettingsError, match="picture 1 does not exist"):
+    with pytest.raises(SettingsError, match="image 1 does not exist"):
         found.span(0, image=1)
     with pytest.raises(SettingsError, match="run='change' is not there"):
         found.find_run("change")
