@@ -73,6 +73,7 @@ class EAH(Intervention):
     """
 
     kind: ClassVar[str] = "eah"
+    reads_images: ClassVar[bool] = True
 
     layers: tuple[int, ...] = (1,)
     definition: Definition = "visible"

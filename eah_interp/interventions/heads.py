@@ -78,6 +78,11 @@ such as 'L3H7', each once, got ()
         return self.how == "mean"
 
     @property
+    def reads_images(self) -> bool:  # type: ignore[override]
+        """Whether it acts on image columns."""
+        return self.how in ("uniform", "knockout")
+
+    @property
     def pairs(self) -> tuple[tuple[int, int], ...]:
         """The heads as `(layer, head)`."""
         return cast("tuple[tuple[int, int], ...]", self.heads)

@@ -42,6 +42,9 @@ class Intervention:
     reads_stream: ClassVar[bool] = False
     """Whether it learns it from the residual stream that enters the layer."""
 
+    reads_images: ClassVar[bool] = False
+    """Whether it acts on image columns, so that a prompt without any is a mistake."""
+
     steps: Steps = "all"
 
     def __post_init__(self) -> None:

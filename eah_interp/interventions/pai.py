@@ -43,6 +43,7 @@ class PAI(Intervention):
     """
 
     kind: ClassVar[str] = "pai"
+    reads_images: ClassVar[bool] = True
 
     alpha: float = 0.2
     layers: Layers = "2:"

@@ -76,6 +76,7 @@ class VAR(Intervention):
     """
 
     kind: ClassVar[str] = "var"
+    reads_images: ClassVar[bool] = True
     needs_prompt: ClassVar[bool] = True
     reads_stream: ClassVar[bool] = True
 

@@ -346,6 +346,15 @@ def _check_masks(
                 f"for each key, {(shape[0], shape[2])}"
             )
             raise InputError(msg)
+    check_image_columns(image_mask)
+
+
+def check_image_columns(image_mask: ColumnMask) -> None:
+    """Check that every batch item has image tokens.
+
+    Raises:
+        InputError: If one has none.
+    """
     if is_abstract(image_mask):  # in nnsight's scan there are no numbers to count
         return
     counts = image_mask.sum(-1).tolist()
@@ -353,8 +362,9 @@ def _check_masks(
         if count == 0:
             msg = (
                 f"the image mask selects no tokens: expected at least 1, got 0 of "
-                f"{shape[2]} in batch item {item}; pass an image, or input_ids that "
-                "contain the model's image token id"
+                f"{image_mask.shape[-1]} in batch item {item}; pass an image, or "
+                "input_ids that contain the model's image token id (image_token_id= of "
+                "load and wrap names another)"
             )
             raise InputError(msg)
 
