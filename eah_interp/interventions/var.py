@@ -166,7 +166,8 @@ class VAR(Intervention):
         assert stream is not None
         with torch.no_grad():
             values = sink_values(stream, self.sink_dims)
-            return (values >= self.tau) & point.rows.prompt
+            # Rows past the prompt's are guesses of assisted decoding: no columns of it.
+            return ((values >= self.tau) & point.rows.prompt)[:, : point.width]
 
     def apply_at(self, point: PatchPoint) -> None:
         """Move attention in the text rows of one layer."""

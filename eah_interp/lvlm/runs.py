@@ -236,6 +236,25 @@ def check_promises(interleaver: Any, passes: list[ForwardPass]) -> None:
                 raise UnsupportedError(msg)
 
 
+def wants_attentions(model: Any) -> bool:
+    """Whether the running run was asked to return attention maps, wherever it was."""
+    inputs = getattr(model.interleaver, INPUTS, None) or {}
+    config = model.config
+    asked = (
+        inputs,
+        vars(inputs.get("generation_config") or model._module.generation_config or 0)
+        if hasattr(model._module, "generation_config")
+        else {},
+        {"output_attentions": getattr(config, "output_attentions", False)},
+        {
+            "output_attentions": getattr(
+                config.get_text_config(decoder=True), "output_attentions", False
+            )
+        },
+    )
+    return any(place.get("output_attentions") for place in asked)
+
+
 def check_mode(model: Any) -> None:
     """Refuse a model in training mode, where a patch does not do what it says.
 
