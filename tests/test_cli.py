@@ -15,7 +15,6 @@ from typer.testing import CliRunner
 import eah_interp as eah
 from eah_interp.cli import app
 from eah_interp.cli.options import PatchOptions
-from eah_interp.cli.subject import choose_subject
 from eah_interp.cli.tables import tabulate_density
 from eah_interp.report.inspection import judge
 from eah_interp.report.reading import (
@@ -24,8 +23,10 @@ from eah_interp.report.reading import (
     object_token,
     read_next_token,
 )
+from eah_interp.report.subjects import choose_subject
 from eah_interp.testing import FAMILIES, random_image, tiny_folder
-from eah_interp.toy import TOYS, ask_for, draw_scene, prompt_for, toy_path
+from eah_interp.toy import TOYS, draw_scene, prompt_for, toy_path
+from eah_interp.toy.language import ask_for
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = ("demo", "report", "ask", "sinks", "models")

@@ -12,15 +12,16 @@ from torch import Tensor
 from eah_interp._types import ColumnMask
 from eah_interp.attribution.results import Result, register
 from eah_interp.attribution.runs import (
-    Visit,
-    check_patch,
     check_unedited,
     open_question,
+    score_run,
     visit_layers,
 )
+from eah_interp.attribution.sides import check_broadcast
 from eah_interp.errors import SettingsError, UnsupportedError
 from eah_interp.interventions.eah import EAH
-from eah_interp.kernels import ColumnScores
+from eah_interp.interventions.point import PatchPoint
+from eah_interp.kernels.sinks import ColumnScores
 from eah_interp.lvlm.spans import ImageSpan
 
 if TYPE_CHECKING:
@@ -203,7 +204,7 @@ def score_broadcast(
     """
     check_unedited(model)
     settings = EAH() if eah is None else eah
-    check_patch(model, settings)
+    check_broadcast(model, settings)
     chosen = tuple(sorted(set(settings.layers if layers is None else layers)))
     for layer in chosen:
         model.anatomy.site(layer)
@@ -214,11 +215,11 @@ def score_broadcast(
     for side in (None, settings):
         found: list[ColumnScores] = []
 
-        def look(visit: Visit, found: list[ColumnScores] = found) -> None:
-            found.append(visit.score(settings))
+        def look(point: PatchPoint, found: list[ColumnScores] = found) -> None:
+            found.append(score_run(point, settings.definition))
 
         donors = visit_layers(
-            model, encoding, look, layers=chosen, eah=side, prompt_mask=prompt_mask
+            model, encoding, look, layers=chosen, patch=side, prompt_mask=prompt_mask
         )
         runs.append(_stack(found, float(settings.beta or 0)))
         columns = [one.columns for one in found]

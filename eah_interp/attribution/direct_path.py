@@ -19,19 +19,16 @@ from torch import Tensor, nn
 
 from eah_interp.attribution.cases import Case
 from eah_interp.attribution.readouts import Places, Readout, TargetValues, keep_logits
-from eah_interp.attribution.runs import donate_rows, read_rows
+from eah_interp.attribution.runs import read_places
 from eah_interp.errors import ModelError
-from eah_interp.interventions.donation import apply_patch, plan_patch
-from eah_interp.interventions.eah import EAH, EAHPatch, LayerPatch
+from eah_interp.interventions.donation import donors_by_layer
+from eah_interp.interventions.intervene import attention_calls
+from eah_interp.interventions.intervention import Intervention
 from eah_interp.lvlm.anatomy import (
     Anatomy,
-    attention_operation,
     block_paths,
     norm_paths,
-    walk_sites,
 )
-from eah_interp.lvlm.attention import AttentionCall
-from eah_interp.lvlm.prompt import prompt_of_worker
 
 _LOOSE = {torch.float16: 2e-2, torch.bfloat16: 5e-2}
 
@@ -270,7 +267,7 @@ class DirectRun:
         heads: Direct effect of each head, by layer, `[target head]`.
         blocks: Direct effect of every other component, by path, `[target]`.
         embedding: Direct effect of what enters the first layer.
-        between: Direct effect of what is added between layers (DeepStack's pictures).
+        between: Direct effect of what is added between layers (DeepStack's images).
         bias: Direct effect of constants.
         slopes: What a unit of a head's output does to each target, by layer: one
             tensor `[place head d_value]` for each target's pass.
@@ -278,7 +275,7 @@ class DirectRun:
         rows: The patterns at the places, by layer, `[place head key]`.
         head_values: The values of each layer, `[batch kv_head key d_value]`.
         places: The places.
-        patch: Who donated, in a patched run.
+        donors: Who donated in each layer that EAH patched, on the CPU.
     """
 
     values: TargetValues
@@ -292,7 +289,7 @@ class DirectRun:
     rows: dict[int, Tensor]
     head_values: dict[int, Tensor]
     places: Places
-    patch: EAHPatch | None
+    donors: dict[int, Tensor]
 
     def mix(self, layer: int, rows: Tensor) -> Float[Tensor, "place head d_value"]:
         """Mix this run's values by rows of any pattern."""
@@ -304,7 +301,7 @@ class DirectRun:
     def credit(
         self, layer: int, outputs: Float[Tensor, "place head d_value"]
     ) -> Float[Tensor, "target head"]:
-        """Say what head outputs at the places would do to each target in this run."""
+        """Compute what head outputs at the places would do to each target here."""
         effect = (self.slopes[layer] * outputs.float()).sum(-1)  # target place head
         return torch.stack(
             [effect[t, own].sum(0) for t, own in enumerate(self.places.of_targets)]
@@ -325,8 +322,17 @@ class DirectRun:
         return torch.stack(split)
 
 
-def run_direct(model: Any, case: Case, eah: EAH | None) -> DirectRun:
+def run_direct(
+    model: Any, case: Case, patch: Intervention | None, *, with_rows: bool = True
+) -> DirectRun:
     """Run a case with everything frozen but the direct paths, and read their slopes.
+
+    Args:
+        model: An LVLM.
+        case: The inputs and the readout.
+        patch: Settings of a patched run.
+        with_rows: Whether the patterns at the places are kept, which effects by
+            position need.
 
     Raises:
         ModelError: If a layer's heads do not write into the residual stream directly.
@@ -335,28 +341,25 @@ def run_direct(model: Any, case: Case, eah: EAH | None) -> DirectRun:
     kept, read_at = keep_logits(model, case.readout.positions)
     rows: dict[int, Tensor] = {}
     head_values: dict[int, Tensor] = {}
-    patches: list[LayerPatch] = []
-    where = {"items": places.items, "positions": places.positions}
+    learned: dict[int, Any] = {}
     with (
         torch.enable_grad(),
         open_direct_path(model) as path,
         model.trace(**case.inputs, **kept, use_cache=False),
     ):
-        prompt = prompt_of_worker(model).limit(case.prompt_mask)
-        for site in walk_sites(model.anatomy):
-            operation = attention_operation(model, site)
-            call = AttentionCall.parse(operation.inputs).detach()
-            tokens = prompt.fit(call)
-            block = read_rows(call, tokens, **where)
-            rows[site.layer] = block.weights[:, :, 0]
-            if eah is not None and site.layer in eah.layers:
-                patch = plan_patch(eah, call, tokens, layer=site.layer)
-                apply_patch(eah, operation, call, tokens, patch)
-                rows[site.layer] = donate_rows(eah, block, patch, tokens, **where)
-                patches.append(patch)
-            head_values[site.layer] = call.values
+        for point in attention_calls(
+            model, patch, prompt_mask=case.prompt_mask, detached=True
+        ):
+            layer, operation = point.layer, point.operation
+            if with_rows:
+                rows[layer] = read_places(
+                    point, items=places.items, positions=places.positions
+                )
+            if point.settings is not None:
+                learned[layer] = point.kept
+            head_values[layer] = point.call.values
             output = operation.output
-            operation.output = (path.cut(site.layer, output[0]), *output[1:])
+            operation.output = (path.cut(layer, output[0]), *output[1:])
         final = model.output.logits.save()
     values = case.readout.values(path.logits(final), places=read_at)
     run = DirectRun(
@@ -371,7 +374,7 @@ def run_direct(model: Any, case: Case, eah: EAH | None) -> DirectRun:
         rows=rows,
         head_values=head_values,
         places=places,
-        patch=None if eah is None else EAHPatch(eah, tuple(patches)),
+        donors=donors_by_layer(learned),
     )
     _read_slopes(run, path, values, case.readout, read_at)
     return run
@@ -455,7 +458,7 @@ def _effect(
     *,
     shape: tuple[int, int],
 ) -> Tensor:
-    """Say what a thing that was written does to targets; it may be a constant."""
+    """Compute what something written does to targets; it may be a constant."""
     if slope is None:
         return torch.zeros(len(targets), device=written.device)
     effect = written.detach().float() * slope.float()

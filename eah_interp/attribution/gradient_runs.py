@@ -3,7 +3,7 @@
 import contextlib
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,11 +15,11 @@ from eah_interp._types import HeadOutputs
 from eah_interp.attribution.cases import Case
 from eah_interp.attribution.readouts import Places, Readout, TargetValues, keep_logits
 from eah_interp.attribution.replay import Replay, in_batches
-from eah_interp.attribution.runs import Recording, donate_rows, read_rows
+from eah_interp.attribution.runs import Recording, read_places
 from eah_interp.errors import EAHError, UnsupportedError
-from eah_interp.interventions.donation import apply_patch, plan_patch
-from eah_interp.interventions.eah import EAH
-from eah_interp.lvlm.anatomy import attention_operation, walk_sites
+from eah_interp.interventions.donation import donors_by_layer
+from eah_interp.interventions.intervene import attention_calls
+from eah_interp.interventions.intervention import Intervention
 from eah_interp.lvlm.attention import AttentionCall
 from eah_interp.lvlm.prompt import prompt_of_worker
 
@@ -71,7 +71,9 @@ class GradientRun:
         return by_layer
 
 
-def run_with_gradients(model: Any, case: Case, eah: EAH | None) -> GradientRun:
+def run_with_gradients(
+    model: Any, case: Case, patch: Intervention | None
+) -> GradientRun:
     """Run one item and keep the graph from the first attention call's output on.
 
     The vision tower, the embedding and the first layer's queries, keys and values get
@@ -80,28 +82,17 @@ def run_with_gradients(model: Any, case: Case, eah: EAH | None) -> GradientRun:
     Args:
         model: An LVLM that `check_gradients` took.
         case: One item.
-        eah: Settings of a patched run.
+        patch: Settings of a patched run.
     """
     kept, read_at = keep_logits(model, case.readout.positions)
-    done = Recording(case, eah, torch.zeros(0))
+    done = Recording(case, patch, torch.zeros(0))
     heads: dict[int, Tensor] = {}
     with with_gradients(model), model.trace(**case.inputs, **kept, use_cache=False):
-        prompt = prompt_of_worker(model).limit(case.prompt_mask)
-        for site in walk_sites(model.anatomy):
-            operation = attention_operation(model, site)
-            call = AttentionCall.parse(operation.inputs)
-            done.calls[site.layer] = call.detach()
-            done.prompt = prompt.fit(call)
-            if eah is not None and site.layer in eah.layers:
-                patch = plan_patch(eah, call, done.prompt, layer=site.layer)
-                apply_patch(eah, operation, call, done.prompt, patch)
-                done.patches[site.layer] = patch
-            output = operation.output
-            heads[site.layer] = output[0]
-            if not output[0].requires_grad:
-                heads[site.layer] = output[0].detach().requires_grad_()
-                operation.output = (heads[site.layer], *output[1:])
-            done.heads[site.layer] = heads[site.layer].detach()
+        done.prompt = prompt_of_worker(model).limit(case.prompt_mask)
+        for point in attention_calls(model, patch, prompt_mask=case.prompt_mask):
+            heads[point.layer] = begin_graph(point.operation)
+            point.call = point.call.detach()
+            done.keep(point, heads[point.layer].detach())
         final = model.output.logits.save()
     with torch.enable_grad():
         values = case.readout.values(final, places=read_at)
@@ -109,9 +100,19 @@ def run_with_gradients(model: Any, case: Case, eah: EAH | None) -> GradientRun:
     return GradientRun(done, values, heads)
 
 
+def begin_graph(operation: Any) -> HeadOutputs:
+    """Read what an attention call returns; where it has no graph, one begins there."""
+    output = operation.output
+    heads: Tensor = output[0]
+    if not heads.requires_grad:
+        heads = heads.detach().requires_grad_()
+        operation.output = (heads, *output[1:])
+    return heads
+
+
 @contextlib.contextmanager
 def with_gradients(model: Any) -> Iterator[None]:
-    """Let graphs grow from what is made to require gradients, not from weights.
+    """Grow graphs from what is made to require gradients, not from weights.
 
     So no graph is kept before the first head output, nor for any weight. The weights
     are as they were afterwards.
@@ -177,7 +178,7 @@ def check_gradients(model: Any) -> None:
 
 
 def _quantised(module: nn.Module) -> str:
-    """Say how a module's weights are quantised; nothing if they are not."""
+    """Name how a module's weights are quantised; nothing if they are not."""
     for parameter in module.parameters(recurse=False):
         if not parameter.is_floating_point() or parameter.element_size() < 2:
             return str(parameter.dtype).removeprefix("torch.")
@@ -320,13 +321,9 @@ class _Layer:
     outputs: Tensor
 
 
-@dataclass
-class _Pass:
-    layers: list[_Layer] = field(default_factory=list)
-    donors: dict[int, Tensor] = field(default_factory=dict)
-
-
-def run_attention_gradient(model: Any, case: Case, eah: EAH | None) -> SourceRun:
+def run_attention_gradient(
+    model: Any, case: Case, patch: Intervention | None
+) -> SourceRun:
     """Multiply each read row of each pattern by the gradient of the targets.
 
     The gradient with respect to `A[x, y]` of a head is that with respect to its output
@@ -337,7 +334,7 @@ def run_attention_gradient(model: Any, case: Case, eah: EAH | None) -> SourceRun
     Args:
         model: An LVLM.
         case: The inputs and the readout.
-        eah: Settings of a patched run; what is donated is part of the gradient's
+        patch: Settings of a patched run; what is donated is part of the gradient's
             path, the choice of the donor is not.
 
     Returns:
@@ -346,31 +343,22 @@ def run_attention_gradient(model: Any, case: Case, eah: EAH | None) -> SourceRun
     places = Places.of(case.readout)
     kept, read_at = keep_logits(model, case.readout.positions)
     where = {"items": places.items, "positions": places.positions}
-    done = _Pass()
+    layers: list[_Layer] = []
+    learned: dict[int, Any] = {}
     with with_gradients(model):
         with model.trace(**case.inputs, **kept, use_cache=False):
-            prompt = prompt_of_worker(model).limit(case.prompt_mask)
-            for site in walk_sites(model.anatomy):
-                operation = attention_operation(model, site)
-                call = AttentionCall.parse(operation.inputs)
-                tokens = prompt.fit(call)
-                block = read_rows(call.detach(), tokens, **where)
-                rows = block.weights[:, :, 0]
-                if eah is not None and site.layer in eah.layers:
-                    patch = plan_patch(eah, call, tokens, layer=site.layer)
-                    apply_patch(eah, operation, call, tokens, patch)
-                    rows = donate_rows(eah, block, patch, tokens, **where)
-                    done.donors[site.layer] = patch.donors.cpu()
-                output = operation.output
-                heads = output[0]
-                if not heads.requires_grad:  # the first layer: the graph begins here
-                    heads = heads.detach().requires_grad_()
-                    operation.output = (heads, *output[1:])
-                done.layers.append(_Layer(rows, call.values.detach(), heads))
+            for point in attention_calls(model, patch, prompt_mask=case.prompt_mask):
+                heads = begin_graph(point.operation)
+                point.call = point.call.detach()
+                with torch.no_grad():
+                    rows = read_places(point, **where)
+                if point.settings is not None:
+                    learned[point.layer] = point.kept
+                layers.append(_Layer(rows, point.call.values, heads))
             final = model.output.logits.save()
         values = case.readout.values(final, places=read_at)
-        sources = _read_gradients(done.layers, values, case.readout, places)
-    return SourceRun(values.detach().cpu(), sources, done.donors)
+        sources = _read_gradients(layers, values, case.readout, places)
+    return SourceRun(values.detach().cpu(), sources, donors_by_layer(learned))
 
 
 def _read_gradients(

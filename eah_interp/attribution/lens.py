@@ -1,19 +1,18 @@
 """The logit lens: what each layer's residual stream would say of an object."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import pandas as pd
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from eah_interp.attribution.cases import Case, as_case
+from eah_interp.attribution.cases import Ask, Case, as_case, asks
 from eah_interp.attribution.readouts import MetricName, Readout, Target, TargetValues
 from eah_interp.attribution.results import Result, label_targets, register
-from eah_interp.attribution.runs import check_patch
 from eah_interp.attribution.unembedding import (
     StreamRun,
     Unembedding,
@@ -21,7 +20,7 @@ from eah_interp.attribution.unembedding import (
     trace_streams,
 )
 from eah_interp.errors import SettingsError
-from eah_interp.interventions.eah import EAH
+from eah_interp.interventions.intervention import Intervention
 from eah_interp.lvlm.spans import ImageSpan
 
 if TYPE_CHECKING:
@@ -77,7 +76,7 @@ class LogitLens(Result):
     positions: Int[Tensor, "target place"]
     spans: tuple[tuple[ImageSpan, ...], ...]
     plain: LensReading
-    patch: EAH | None
+    patch: Intervention | None
     patched: LensReading | None
     donors: dict[int, Tensor]
 
@@ -214,18 +213,16 @@ LOGITS_AT_ONCE = 2**25
 """How many logits are held at a time: 128 MiB of float32."""
 
 
+@asks
 def logit_lens(
     model: Any,
     images: object,
     prompts: object = None,
     *,
-    objects: Sequence[str] = (),
-    metric: MetricName = "logit",
-    caption: str | Sequence[str] | None = None,
-    synonyms: Mapping[str, Sequence[str]] | None = None,
-    patch: EAH | None = None,
+    patch: Intervention | None = None,
+    **asked: Unpack[Ask],
 ) -> LogitLens:
-    """Read an object off the residual stream of every layer, at answer and picture.
+    """Read an object off the residual stream of every layer, at answer and image.
 
     The stream that enters the first layer and that leaves each layer is put through
     the model's own final norm, unembedding, and whatever it does to logits after that
@@ -241,12 +238,9 @@ def logit_lens(
         model: An LVLM.
         images: An image or images; a ready-made encoding; or a `Case` of `pose`.
         prompts: A prompt or prompts; "Describe the image." when None.
-        objects: The words, such as `["boat", "fish"]`.
-        metric: `"logit"`, `"logit_diff"` of two objects, or `"yes_no"`.
-        caption: An answer; objects are then read wherever it names them, and at the
-            image tokens.
-        synonyms: Other words for an object, by object.
-        patch: EAH settings of a second, patched run.
+        patch: Settings of a second, patched run: `EAH()`, or any intervention.
+        **asked: What is read: `objects`, `metric`, `caption` and `synonyms`, as for
+            `pose`.
 
     Returns:
         Logit, rank and probability by target, layer and position, on the CPU.
@@ -268,23 +262,15 @@ def logit_lens(
         ['image']
     """
     if patch is not None:
-        check_patch(model, patch)
-    if metric == "log_prob":
+        model.check(patch)
+    if asked.get("metric") == "log_prob":
         msg = (
             "the lens reads one position at a time, and a log-probability of a whole "
             'word several: expected metric="logit", "logit_diff" or "yes_no"; the '
             "result has the probability of the first token"
         )
         raise SettingsError(msg)
-    case = as_case(
-        model,
-        images,
-        prompts,
-        objects=objects,
-        metric=metric,
-        caption=caption,
-        synonyms=synonyms,
-    )
+    case = as_case(model, images, prompts, **asked)
     _check_positions(case.readout)
     spans = model.spans(case.encoding)
     places = list_places(case.readout, spans)
@@ -337,7 +323,7 @@ def _check_positions(readout: Readout) -> None:
 
 
 def _read_run(
-    model: Any, case: Case, eah: EAH | None, places: Tensor
+    model: Any, case: Case, patch: Intervention | None, places: Tensor
 ) -> tuple[LensReading, dict[int, Tensor]]:
     """Run a case, and read every target at its places after every layer."""
     readout = case.readout
@@ -348,7 +334,7 @@ def _read_run(
     )
     where = torch.zeros_like(places)
     where[there] = inverse
-    run = trace_streams(model, case, eah, items=pairs[:, 0], positions=pairs[:, 1])
+    run = trace_streams(model, case, patch, items=pairs[:, 0], positions=pairs[:, 1])
     end = _find_end(model, case, run, where)
     shape = (len(readout.targets), len(run.points), places.shape[1])
     reading = LensReading(

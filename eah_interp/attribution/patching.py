@@ -1,15 +1,15 @@
 """Exact patching: a head of one run put into another, and what it does to an object."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, Unpack, get_args
 
 import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from eah_interp.attribution.cases import as_case
+from eah_interp.attribution.cases import Ask, as_case, asks
 from eah_interp.attribution.nodes import NodeName, find_nodes, grid_of_heads, list_nodes
 from eah_interp.attribution.readouts import MetricName, Target, TargetValues
 from eah_interp.attribution.replay import (
@@ -30,7 +30,7 @@ from eah_interp.attribution.sides import (
     take_item,
 )
 from eah_interp.errors import SettingsError
-from eah_interp.interventions.eah import EAH
+from eah_interp.interventions.intervention import Intervention
 from eah_interp.lvlm.attention import AttentionCall
 
 if TYPE_CHECKING:
@@ -53,8 +53,8 @@ class HeadPatching(Result):
         what: What of each node was patched.
         source: Where it was taken from: a run, `"zero"` or `"mean"`.
         target: The run that it was put into.
-        source_patch: EAH settings of the source; None for a plain run.
-        target_patch: EAH settings of the target; None for a plain run.
+        source_patch: Settings of the source; None for a plain run.
+        target_patch: Settings of the target; None for a plain run.
         patches: What was patched each time: `L3H7`, `L3.mlp`, or `L3H7+L4H0` together.
         values: The targets in the target run, before any patch.
         source_values: The targets in the source run; None for ablations.
@@ -66,8 +66,8 @@ class HeadPatching(Result):
     what: What
     source: str
     target: str
-    source_patch: EAH | None
-    target_patch: EAH | None
+    source_patch: Intervention | None
+    target_patch: Intervention | None
     patches: tuple[str, ...]
     values: TargetValues
     source_values: TargetValues | None
@@ -119,6 +119,7 @@ class HeadPatching(Result):
         return plot_heads({panel: grid}, layers=layers, title=title)
 
 
+@asks
 def patch_heads(
     model: Any,
     images: object,
@@ -128,15 +129,12 @@ def patch_heads(
     target: Side = "plain",
     source_images: object = None,
     source_prompts: object = None,
-    objects: Sequence[str] = (),
-    metric: MetricName = "logit",
-    caption: str | Sequence[str] | None = None,
-    synonyms: Mapping[str, Sequence[str]] | None = None,
     heads: Sequence[NodeName] | None = None,
     what: What = "output",
     together: bool = False,
     batch_size: int = 64,
     progress: bool = False,
+    **asked: Unpack[Ask],
 ) -> HeadPatching:
     """Put each head of one run into another, and measure what becomes of an object.
 
@@ -145,7 +143,7 @@ def patch_heads(
     "Investigating Gender Bias in Language Models Using Causal Mediation Analysis",
     2020). `source=EAH()` puts what the broadcast made of a head into the plain run,
     `source="plain", target=EAH()` takes it back out, and `source_images` puts another
-    picture's head in.
+    image's head in.
 
     Many heads share a forward pass, which starts at the first layer that changes; the
     vision tower does not run again. Donors of an EAH run are those it chose by itself,
@@ -155,15 +153,12 @@ def patch_heads(
         model: An LVLM.
         images: An image or images; a ready-made encoding; or a `Case` of `pose`.
         prompts: A prompt or prompts; "Describe the image." when None.
-        source: The run that activations are taken from: `"plain"`, or EAH settings.
+        source: The run that activations are taken from: `"plain"`, or an
+            intervention's settings.
         target: The run that they are put into, likewise.
-        source_images: Other pictures for the source (or a `Case`), whose tokens stand
+        source_images: Other images for the source (or a `Case`), whose tokens stand
             where those of `images` do.
         source_prompts: Other prompts for the source, of the same length.
-        objects: The words, such as `["boat", "fish"]`.
-        metric: What is read; see `pose`.
-        caption: An answer; objects are then read wherever it names them.
-        synonyms: Other words for an object, by object.
         heads: `(layer, head)`, `"L3H7"`, or another component, `"L3.mlp"`; every
             head of every layer when None.
         what: `"output"`: what the head returns. `"pattern"`: the source's attention
@@ -173,6 +168,8 @@ def patch_heads(
         batch_size: Most patched copies in one forward pass; halved, with a warning,
             when memory runs out.
         progress: Whether to show a bar.
+        **asked: What is read: `objects`, `metric`, `caption` and `synonyms`, as for
+            `pose`.
 
     Returns:
         Effects by target and patch, on the CPU.
@@ -206,12 +203,6 @@ def patch_heads(
     if blocks and what != "output":
         msg = f'{blocks[0]} has no {what}: expected heads, or what="output"'
         raise SettingsError(msg)
-    asked = {
-        "objects": objects,
-        "metric": metric,
-        "caption": caption,
-        "synonyms": synonyms,
-    }
     case = as_case(model, images, prompts, **asked)
     other = case
     if source_images is not None or source_prompts is not None:
@@ -257,7 +248,7 @@ def patch_heads(
 def _head_source(
     taken: Recording, into: Recording, what: What
 ) -> Callable[[int, AttentionCall], Tensor]:
-    """Say what a head becomes, given its layer and the attention call of that row."""
+    """Compute what a head becomes, given its layer and its row's attention call."""
     if what == "output":
         return given_by(taken).heads
 
@@ -275,25 +266,23 @@ def _head_source(
 # ---- Ablation: what becomes of an object when a head returns nothing, or its mean.
 
 
-Ablation = Literal["zero", "mean"]
+AblationMode = Literal["zero", "mean"]
 """What a head returns instead: nothing; or its mean over the item's positions."""
 
 
+@asks
 def ablate_heads(
     model: Any,
     images: object,
     prompts: object = None,
     *,
-    how: Ablation = "zero",
+    how: AblationMode = "zero",
     target: Side = "plain",
-    objects: Sequence[str] = (),
-    metric: MetricName = "logit",
-    caption: str | Sequence[str] | None = None,
-    synonyms: Mapping[str, Sequence[str]] | None = None,
     heads: Sequence[NodeName] | None = None,
     together: bool = False,
     batch_size: int = 64,
     progress: bool = False,
+    **asked: Unpack[Ask],
 ) -> HeadPatching:
     """Ablate each head, and measure what becomes of an object.
 
@@ -307,17 +296,16 @@ def ablate_heads(
         images: An image or images; a ready-made encoding; or a `Case` of `pose`.
         prompts: A prompt or prompts; "Describe the image." when None.
         how: What the head returns instead.
-        target: The run in which heads are ablated: `"plain"`, or EAH settings.
-        objects: The words, such as `["boat", "fish"]`.
-        metric: What is read; see `pose`.
-        caption: An answer; objects are then read wherever it names them.
-        synonyms: Other words for an object, by object.
+        target: The run in which heads are ablated: `"plain"`, or an
+            intervention's settings.
         heads: `(layer, head)`, `"L3H7"`, or another component, `"L3.mlp"`; every
             head of every layer when None.
         together: Ablate all of them at once, instead of one at a time.
         batch_size: Most copies in one forward pass; halved, with a warning, when
             memory runs out.
         progress: Whether to show a bar.
+        **asked: What is read: `objects`, `metric`, `caption` and `synonyms`, as for
+            `pose`.
 
     Returns:
         Effects by target and ablation (ablated minus not), on the CPU.
@@ -338,21 +326,13 @@ def ablate_heads(
         >>> found.source, found.effects.shape
         ('zero', torch.Size([1, 2]))
     """
-    if how not in get_args(Ablation):
-        msg = f"how must be one of {', '.join(get_args(Ablation))}, got {how!r}"
+    if how not in get_args(AblationMode):
+        msg = f"how must be one of {', '.join(get_args(AblationMode))}, got {how!r}"
         raise SettingsError(msg)
     check_batch_size(batch_size)
     check_side(model, target, name="target")
     nodes = find_nodes(model, heads)
-    case = as_case(
-        model,
-        images,
-        prompts,
-        objects=objects,
-        metric=metric,
-        caption=caption,
-        synonyms=synonyms,
-    )
+    case = as_case(model, images, prompts, **asked)
     variants = [nodes] if together else [(node,) for node in nodes]
     effects, values = [], []
     for item, indices, (settings,) in split_items(case, target):
@@ -384,7 +364,7 @@ def ablate_heads(
     )
 
 
-def _average(run: Recording, how: Ablation) -> Given:
+def _average(run: Recording, how: AblationMode) -> Given:
     """Set nodes to nothing, or to their mean over a run's positions."""
     assert run.prompt is not None
     tokens = run.prompt.token_mask[0]

@@ -13,14 +13,16 @@ from eah_interp._types import ColumnMask, Definition
 from eah_interp.attribution.nodes import NodeName, find_nodes
 from eah_interp.attribution.results import Result, name_head, register
 from eah_interp.attribution.runs import (
-    Visit,
-    check_patch,
     check_unedited,
     open_question,
+    read_rows,
+    score_run,
     visit_layers,
 )
 from eah_interp.errors import SettingsError, UnsupportedError
 from eah_interp.interventions.eah import EAH
+from eah_interp.interventions.intervention import Intervention
+from eah_interp.interventions.point import PatchPoint
 from eah_interp.lvlm.prompt import Prompt
 from eah_interp.lvlm.spans import ImageSpan, lay_out
 
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
 # ---- What some heads attend to in one run.
 
 
-Run = Literal["plain", "patched"]
+RunName = Literal["plain", "patched"]
 """Which run."""
 
 
@@ -75,7 +77,7 @@ class HeadPatterns(Result):
     images: ColumnMask
     padding: ColumnMask
     plain: PatternRun
-    patch: EAH | None
+    patch: Intervention | None
     patched: PatternRun | None
     donors: dict[int, Tensor]
     sinks_by: EAH
@@ -86,9 +88,9 @@ class HeadPatterns(Result):
         return tuple(name_head(layer, head) for layer, head in self.heads)
 
     @property
-    def runs(self) -> dict[Run, PatternRun]:
+    def runs(self) -> dict[RunName, PatternRun]:
         """The runs that there are, by name."""
-        runs: dict[Run, PatternRun] = {"plain": self.plain}
+        runs: dict[RunName, PatternRun] = {"plain": self.plain}
         return runs if self.patched is None else runs | {"patched": self.patched}
 
     def frame(self) -> pd.DataFrame:
@@ -148,7 +150,7 @@ class HeadPatterns(Result):
 
     def row(
         self, head: str | tuple[int, int], *, item: int = 0, query: int = -1,
-        run: Run = "plain",
+        run: RunName = "plain",
     ) -> Float[Tensor, " key"]:  # fmt: skip
         """Return one row of one head.
 
@@ -170,39 +172,39 @@ class HeadPatterns(Result):
         *,
         item: int = 0,
         query: int = -1,
-        run: Run = "plain",
+        run: RunName = "plain",
         image: int = 0,
     ) -> tuple[Float[Tensor, "row column"], ...]:
-        """Lay one row's attention out as the patches lie in the picture.
+        """Lay one row's attention out as the patches lie in the image.
 
         Args:
             head: Such as `"L1H3"`.
             item: Which batch item.
             query: The row's position.
             run: Plain or patched.
-            image: Which picture of the item.
+            image: Which image of the item.
 
         Returns:
-            A grid for each part of the picture (`spans[item][image].parts`: the whole,
+            A grid for each part of the image (`spans[item][image].parts`: the whole,
             crops, tiles); NaN where a patch shows padding only.
 
         Raises:
-            UnsupportedError: If image tokens have no place in the picture.
-            SettingsError: If an item, head, row, run or picture is not there.
+            UnsupportedError: If image tokens have no place in the image.
+            SettingsError: If an item, head, row, run or image is not there.
         """
         row = self.row(head, item=item, query=query, run=run)
         span = self.span(item, image=image)
         return lay_out(span, {column: float(row[column]) for column in span.columns})
 
     def span(self, item: int, *, image: int = 0) -> ImageSpan:
-        """Return where a picture of an item is.
+        """Return where an image of an item is.
 
         Raises:
-            SettingsError: If there is no such item or picture.
+            SettingsError: If there is no such item or image.
         """
         spans = self.spans[self.find_item(item)]
         if not 0 <= image < len(spans):
-            msg = f"picture {image} does not exist: expected 0 to {len(spans) - 1}"
+            msg = f"image {image} does not exist: expected 0 to {len(spans) - 1}"
             raise SettingsError(msg)
         return spans[image]
 
@@ -233,7 +235,7 @@ class HeadPatterns(Result):
         return known.index(wanted)
 
     def find_item(self, item: int) -> int:
-        """See that a batch item is there.
+        """Check that a batch item is there.
 
         Raises:
             SettingsError: If it is not.
@@ -267,7 +269,7 @@ class HeadPatterns(Result):
         query: int = -1,
         number: int = 0,
     ) -> "Figure":
-        """Draw the heads' attention on the picture, their vision sinks outlined.
+        """Draw the heads' attention on the image, their vision sinks outlined.
 
         The arguments are `viz.plot_attention`'s.
         """
@@ -292,7 +294,7 @@ def read_patterns(
     *,
     heads: Sequence[NodeName],
     query: int | Sequence[int] | Literal["all"] = -1,
-    patch: EAH | None = None,
+    patch: Intervention | None = None,
     definition: Definition | None = None,
     beta: float | None = None,
 ) -> HeadPatterns:
@@ -312,7 +314,7 @@ def read_patterns(
         query: Position or positions that attend, padding counted; negative ones count
             from the end. `-1`, the prompt's last token, says what the first word of the
             answer is read from. `"all"` keeps whole patterns of these heads.
-        patch: EAH settings of a second, patched run.
+        patch: Settings of a second, patched run: `EAH()`, or any intervention.
         definition: Of a vision sink; the patch's, or `"visible"`, when None.
         beta: Its threshold; the definition's own when None.
 
@@ -342,7 +344,7 @@ def read_patterns(
         raise SettingsError(msg)
     named = tuple((node.layer, int(node.head or 0)) for node in asked)
     if patch is not None:
-        check_patch(model, patch)
+        model.check(patch)
     settings = _choose_settings(patch, definition, beta)
     encoding, prompt_mask = open_question(model, images, prompts)
     positions = _find_positions(query, int(encoding["input_ids"].shape[1]))
@@ -365,9 +367,9 @@ def read_patterns(
 
 
 def _choose_settings(
-    patch: EAH | None, definition: Definition | None, beta: float | None
+    patch: Intervention | None, definition: Definition | None, beta: float | None
 ) -> EAH:
-    if definition is None and patch is not None:
+    if definition is None and isinstance(patch, EAH):
         definition = patch.definition
         beta = patch.beta if beta is None else beta
     return EAH(definition=definition or "visible", beta=beta)
@@ -394,7 +396,7 @@ class _Read:
     donors: dict[int, Tensor]
 
 
-def _run(model: Any, asked: _Asked, eah: EAH | None) -> _Read:
+def _run(model: Any, asked: _Asked, patch: Intervention | None) -> _Read:
     """Run a model once, and read the heads at their layers.
 
     Raises:
@@ -404,22 +406,22 @@ def _run(model: Any, asked: _Asked, eah: EAH | None) -> _Read:
     sinks: dict[tuple[int, int], Tensor] = {}
     prompts: list[Prompt] = []
 
-    def look(visit: Visit) -> None:
-        own = [head for layer, head in asked.heads if layer == visit.layer]
-        read = visit.rows(asked.positions, own)
-        found = visit.score(asked.settings)
+    def look(point: PatchPoint) -> None:
+        own = [head for layer, head in asked.heads if layer == point.layer]
+        read = read_rows(point, asked.positions, own).cpu()
+        found = score_run(point, asked.settings.definition, heads=own)
         marked = found.sinks(float(asked.settings.beta or 0)).cpu()
         for index, head in enumerate(own):
-            rows[visit.layer, head] = read[:, index]
-            sinks[visit.layer, head] = marked[:, head]
-        prompts.append(visit.prompt)
+            rows[point.layer, head] = read[:, index]
+            sinks[point.layer, head] = marked[:, head]
+        prompts.append(point.prompt)
 
     donors = visit_layers(
         model,
         asked.encoding,
         look,
         layers=sorted({layer for layer, _ in asked.heads}),
-        eah=eah,
+        patch=patch,
         prompt_mask=asked.prompt_mask,
     )
     widths = {row.shape[-1] for row in rows.values()}
@@ -444,7 +446,7 @@ def _run(model: Any, asked: _Asked, eah: EAH | None) -> _Read:
 def _find_positions(
     query: int | Sequence[int] | Literal["all"], width: int
 ) -> list[int]:
-    """Say which positions are meant, counted from the front.
+    """Find which positions are meant, counted from the front.
 
     Raises:
         SettingsError: If one does not exist, is named twice, or there is none.

@@ -16,15 +16,16 @@ from tqdm import tqdm
 from eah_interp._types import HeadMask
 from eah_interp.attribution.nodes import Node
 from eah_interp.attribution.readouts import keep_logits
-from eah_interp.attribution.runs import Recording, widen, widen_patch, widen_prompt
+from eah_interp.attribution.runs import Recording, widen, widen_prompt
 from eah_interp.errors import (
     ModelError,
     SettingsError,
     UnsupportedError,
     is_out_of_memory,
 )
-from eah_interp.interventions.donation import apply_patch
-from eah_interp.interventions.eah import EAH, LayerPatch
+from eah_interp.interventions.eah import EAH
+from eah_interp.interventions.intervention import Intervention
+from eah_interp.interventions.point import PatchPoint
 from eah_interp.lvlm.anatomy import attention_operation, envoy_at, walk_sites
 from eah_interp.lvlm.attention import AttentionCall
 from eah_interp.lvlm.inputs import repeat_rows
@@ -49,13 +50,13 @@ class Replay:
 
     Attributes:
         recording: The item.
-        reuses_pictures: Whether the vision tower is left out: the decoder is called
+        reuses_images: Whether the vision tower is left out: the decoder is called
             with what it was called with.
         skips_layers: Whether layers before the first change are left out.
     """
 
     recording: Recording
-    reuses_pictures: bool
+    reuses_images: bool
     skips_layers: bool
 
     def run(
@@ -75,7 +76,7 @@ class Replay:
             n_rows: How many copies.
             start: No layer before this one is changed.
             at_calls: What is done at the attention calls of layers, by layer, after
-                EAH.
+                the patch.
             patching: How rows are patched; as the recorded run was, when None.
             blocks: What becomes of other components' outputs, by path.
 
@@ -90,7 +91,7 @@ class Replay:
         at_calls = at_calls or {}
         patching = Patching.of(recording) if patching is None else patching
         with (
-            _replaced(model, recording, n_rows, decoder=self.reuses_pictures),
+            _replaced(model, recording, n_rows, decoder=self.reuses_images),
             _changed_blocks(model, blocks or {}),
             model.trace(**self._inputs(n_rows), **kept, use_cache=False),
         ):
@@ -99,7 +100,7 @@ class Replay:
                 envoy.skip(widen(recording.leaving[layer], n_rows))
             for site in walk_sites(model.anatomy):
                 layer = site.layer
-                patched = layer >= start and layer in patching.patches
+                patched = layer >= start and layer in patching.learned
                 if not patched and layer not in at_calls:
                     continue
                 operation = attention_operation(model, site)
@@ -113,7 +114,7 @@ class Replay:
         return values.view(n_rows, -1)
 
     def _inputs(self, n_rows: int) -> dict[str, Any]:
-        if not self.reuses_pictures:
+        if not self.reuses_images:
             copies = repeat_rows(self.recording.case.encoding, [0] * n_rows)
             return {k: v for k, v in copies.items() if k != "labels"}
         ids = self.recording.case.encoding["input_ids"]
@@ -148,8 +149,8 @@ def prepare_replay(model: Any, recording: Recording) -> Replay:
     starts = sorted({(last + 1) // 2, last})
     allowed = _TOLERANCE.get(model._module.dtype, _COARSE)
     allowed *= float(recording.values.abs().max().clamp(min=1.0))
-    for pictures, layers in _WAYS:
-        replay = Replay(recording, reuses_pictures=pictures, skips_layers=layers)
+    for images, layers in _WAYS:
+        replay = Replay(recording, reuses_images=images, skips_layers=layers)
         try:
             found = max(
                 float(
@@ -175,7 +176,7 @@ def prepare_replay(model: Any, recording: Recording) -> Replay:
 
 
 _WAYS = ((True, True), (True, False), (False, True), (False, False))
-"""Whether pictures are reused and layers skipped, the cheapest way first."""
+"""Whether images are reused and layers skipped, the cheapest way first."""
 
 
 _BREAKS = (RuntimeError, ValueError, TypeError, LookupError, AttributeError)
@@ -184,39 +185,43 @@ _BREAKS = (RuntimeError, ValueError, TypeError, LookupError, AttributeError)
 
 @dataclass(frozen=True)
 class Patching:
-    """How the rows of a replay are patched by EAH.
+    """How the rows of a replay are patched.
 
     Attributes:
-        eah: The settings; None for no patch.
-        patches: Who donates to the item, by layer.
-        recipients: Which heads of each row receive, `[row head]`, by layer; those of
-            the settings where there is no mask.
+        patch: The settings; None for no patch.
+        learned: What they learned from the item's prompt, by layer: of EAH, who
+            donates.
+        recipients: Of EAH, which heads of each row receive, `[row head]`, by layer;
+            those of the settings where there is no mask.
         prompt: The item's tokens.
     """
 
-    eah: EAH | None
-    patches: dict[int, LayerPatch]
+    patch: Intervention | None
+    learned: dict[int, Any]
     recipients: dict[int, HeadMask]
     prompt: Prompt | None
 
     @classmethod
     def of(cls, recording: Recording) -> "Patching":
         """Patch every row as a recorded run was patched."""
-        return cls(recording.eah, recording.patches, {}, recording.prompt)
+        return cls(recording.patch, recording.learned, {}, recording.prompt)
 
     def apply(self, operation: Any, call: AttentionCall, layer: int) -> None:
         """Patch one layer's attention call."""
-        assert self.eah is not None
+        assert self.patch is not None
         assert self.prompt is not None
         n_rows = call.queries.shape[0]
-        apply_patch(
-            self.eah,
+        point = PatchPoint.at(
             operation,
             call,
             widen_prompt(self.prompt, n_rows),
-            widen_patch(self.patches[layer], n_rows),
-            recipients=self.recipients.get(layer),
+            layer=layer,
+            kept=self.patch.repeat(self.learned[layer], n_rows),
         )
+        if isinstance(self.patch, EAH) and layer in self.recipients:
+            self.patch.apply_at(point, recipients=self.recipients[layer])
+        else:
+            self.patch.apply_at(point)
 
 
 @contextlib.contextmanager

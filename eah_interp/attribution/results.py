@@ -13,7 +13,7 @@ from torch import Tensor
 from eah_interp.attribution.readouts import Target
 from eah_interp.errors import ExtraMissingError, InputError, SettingsError
 from eah_interp.files import make_folder, save_bytes
-from eah_interp.interventions.eah import EAH
+from eah_interp.interventions.intervention import known_kinds
 from eah_interp.lvlm.spans import ImagePart, ImageSpan
 
 Kind = TypeVar("Kind", bound="Result")
@@ -22,9 +22,7 @@ Kind = TypeVar("Kind", bound="Result")
 FRAME, TENSORS, FIELDS = "frame.parquet", "tensors.parquet", "result.json"
 
 
-_KINDS: dict[str, type[Any]] = {
-    kind.__name__: kind for kind in (EAH, ImagePart, ImageSpan)
-}
+_KINDS: dict[str, type[Any]] = {kind.__name__: kind for kind in (ImagePart, ImageSpan)}
 
 
 class Result:
@@ -35,7 +33,7 @@ class Result:
     """
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Let results of this kind be loaded by name."""
+        """Register a kind of result, so that it is loaded by name."""
         super().__init_subclass__(**kwargs)
         _KINDS[cls.__name__] = cls
 
@@ -103,7 +101,7 @@ class Result:
 
 
 def register(kind: type[Any]) -> type[Any]:
-    """Let a dataclass be part of saved results."""
+    """Register a dataclass as part of saved results."""
     _KINDS[kind.__name__] = kind
     return kind
 
@@ -141,7 +139,8 @@ def _unpack(node: Any, flat: Mapping[str, Tensor]) -> Any:
         return values.to(dtype).view(node["shape"])
     if "mapping" in node:
         return {key: _unpack(value, flat) for key, value in node["mapping"]}
-    kind = _KINDS.get(node["class"])
+    settings = {kind.__name__: kind for kind in known_kinds().values()}
+    kind = _KINDS.get(node["class"]) or settings.get(node["class"])
     if kind is None:
         msg = f"a saved result names {node['class']!r}, which is no part of results"
         raise InputError(msg)

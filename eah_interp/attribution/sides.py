@@ -1,6 +1,5 @@
 """The two sides of a patch: which runs they are, for each item of a batch."""
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -8,64 +7,52 @@ import torch
 from torch import Tensor
 
 from eah_interp.attribution.cases import Case, pose
-from eah_interp.attribution.runs import check_patch
 from eah_interp.errors import InputError, SettingsError
 from eah_interp.interventions.eah import EAH
+from eah_interp.interventions.intervention import Intervention
 from eah_interp.lvlm.spans import image_mask
 
-Side = EAH | Literal["plain"]
-"""A run of the same item: as the model is, or patched by EAH."""
+Side = Intervention | Literal["plain"]
+"""A run of the same item: as the model is, or patched."""
 
 
 def check_side(model: Any, side: object, *, name: str) -> None:
-    """Refuse a run that is neither plain nor patched by settings that fit.
+    """Check that a run is plain, or patched by settings that fit.
 
     Raises:
         SettingsError: If it is something else, or a layer or head does not exist.
         ModelError: If a layer has no heads.
     """
-    if isinstance(side, EAH):
-        check_patch(model, side)
+    if isinstance(side, Intervention):
+        model.check(side)
     elif side != "plain":
-        msg = f'{name} must be "plain" or EAH settings, got {side!r}'
+        msg = (
+            f'{name} must be "plain" or an intervention\'s settings, such as '
+            f"eah.EAH(), got {side!r}"
+        )
         raise SettingsError(msg)
 
 
-def settings_of_item(side: Side, item: int, n_items: int) -> EAH | None:
-    """Say how one item of a batch is patched when it is run alone.
-
-    Args:
-        side: Which run of the batch.
-        item: Which item.
-        n_items: How many there are.
-
-    Returns:
-        Settings that give the item the patch it would have had in its batch; None
-        where it would have had none.
+def check_broadcast(model: Any, eah: object) -> None:
+    """Check that settings are EAH's, and fit: other methods broadcast nothing.
 
     Raises:
-        InputError: If there is not one seed for each item.
-
-    Example:
-        >>> settings_of_item(EAH(donor="random", seed=(5, 6)), 1, 2).seed
-        6
-        >>> settings_of_item(EAH(items="first"), 1, 2) is None
-        True
+        SettingsError: If they are not, or a layer or head does not exist.
+        ModelError: If a layer has no heads.
     """
-    if side == "plain":
-        return None
-    seeds = side.seed
-    if not isinstance(seeds, int):
-        if len(seeds) != n_items:
-            msg = f"expected a seed for each of {n_items} items, got {len(seeds)}"
-            raise InputError(msg)
-        side = dataclasses.replace(side, seed=seeds[item])
-    return None if side.items == "first" and item > 0 else side
+    if not isinstance(eah, EAH):
+        msg = (
+            f"this divides a broadcast among the heads that receive it, and "
+            f"{eah!r} broadcasts nothing: expected EAH settings; patch_heads and "
+            "attribute_heads take any intervention"
+        )
+        raise SettingsError(msg)
+    model.check(eah)
 
 
 def split_items(
     case: Case, *sides: Side
-) -> list[tuple[int, list[int], list[EAH | None]]]:
+) -> list[tuple[int, list[int], list[Intervention | None]]]:
     """List the items that have targets: indices of these, and settings of each run.
 
     Raises:
@@ -76,7 +63,10 @@ def split_items(
         (
             item,
             [index for index, row in enumerate(rows) if row == item],
-            [settings_of_item(side, item, case.n_items) for side in sides],
+            [
+                None if side == "plain" else side.of_item(item, case.n_items)
+                for side in sides
+            ],
         )
         for item in sorted(set(rows))
     ]
@@ -90,12 +80,12 @@ def take_item(case: Case, item: int) -> Case:
 def pose_alike(
     model: Any, case: Case, images: object, prompts: object, **asked: Any
 ) -> Case:
-    """Ask of other pictures or prompts what a case asks of its own.
+    """Ask of other images or prompts what a case asks of its own.
 
     Args:
         model: An LVLM.
         case: The case.
-        images: Other pictures; or a `Case`, whose inputs are taken.
+        images: Other images; or a `Case`, whose inputs are taken.
         prompts: Other prompts.
         **asked: What the case was posed with.
 
@@ -104,12 +94,12 @@ def pose_alike(
 
     Raises:
         InputError: If their positions do not correspond to the case's.
-        SettingsError: If pictures come with a ready-made case, which does not say
+        SettingsError: If images come with a ready-made case, which does not say
             how they are to be encoded.
     """
     if isinstance(images, Case):
         other = images
-    elif asked == {"objects": (), "metric": "logit", "caption": None, "synonyms": None}:
+    elif not asked:
         msg = (
             "images is a case, so the source is a case too: pose it with the same "
             "objects, and pass it as source_images"
@@ -122,7 +112,7 @@ def pose_alike(
 
 
 def check_same_places(model: Any, case: Case, other: Case) -> None:
-    """See that two cases' positions correspond: one's activation fits the other.
+    """Check that two cases' positions correspond: one's activation fits the other.
 
     Raises:
         InputError: If items, tokens, padding or images are not at the same places.
@@ -135,7 +125,7 @@ def check_same_places(model: Any, case: Case, other: Case) -> None:
         if one != two:
             msg = (
                 f"the source has {two} {what}, the target {one}: expected the same, "
-                "so that positions correspond; use pictures of one size and prompts "
+                "so that positions correspond; use images of one size and prompts "
                 "of one length"
             )
             raise InputError(msg)
@@ -149,7 +139,7 @@ def check_same_places(model: Any, case: Case, other: Case) -> None:
             msg = (
                 f"source and target have their {what} at different places, first at "
                 f"position {place} of item {row}: expected the same, so that positions "
-                "correspond; use pictures of one size and prompts of one length"
+                "correspond; use images of one size and prompts of one length"
             )
             raise InputError(msg)
 
@@ -176,10 +166,10 @@ def name_side(side: Side, *, pictured: bool = False) -> str:
 
     Example:
         >>> name_side("plain"), name_side(EAH()), name_side("plain", pictured=True)
-        ('plain', 'EAH', 'plain, another picture')
+        ('plain', 'EAH', 'plain, another image')
     """
-    name = "EAH" if isinstance(side, EAH) else side
-    return f"{name}, another picture" if pictured else name
+    name = type(side).__name__ if isinstance(side, Intervention) else side
+    return f"{name}, another image" if pictured else name
 
 
 def gather(parts: Sequence[tuple[list[int], Tensor]], n_targets: int) -> Tensor:

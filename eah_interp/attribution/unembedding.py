@@ -16,11 +16,9 @@ from torch import Tensor, nn
 from eah_interp.attribution.cases import Case
 from eah_interp.attribution.readouts import keep_logits
 from eah_interp.errors import ModelError
-from eah_interp.interventions.donation import apply_patch, plan_patch
-from eah_interp.interventions.eah import EAH
-from eah_interp.lvlm.anatomy import attention_operation, walk_sites
-from eah_interp.lvlm.attention import AttentionCall
-from eah_interp.lvlm.prompt import prompt_of_worker
+from eah_interp.interventions.donation import donors_by_layer
+from eah_interp.interventions.intervene import attention_calls
+from eah_interp.interventions.intervention import Intervention
 
 Logits = Float[Tensor, "place vocab"]
 
@@ -169,7 +167,7 @@ class StreamRun:
 def trace_streams(
     model: Any,
     case: Case,
-    eah: EAH | None,
+    patch: Intervention | None,
     *,
     items: Int[Tensor, " place"],
     positions: Int[Tensor, " place"],
@@ -179,7 +177,7 @@ def trace_streams(
     Args:
         model: An LVLM.
         case: The inputs, and where logits are read.
-        eah: Settings of a patched run.
+        patch: Settings of a patched run.
         items: The batch item of each place.
         positions: Its position.
 
@@ -220,20 +218,19 @@ def trace_streams(
         ),
         *(layer.register_forward_hook(leave) for layer in layers),
     ]
+    # A plain run stops at no attention call; layers=() walks past all of them.
+    patched = () if patch is None else [site.layer for site in model.check(patch)]
+    learned: dict[int, Any] = {}
     try:
         with model.trace(**case.inputs, **kept, use_cache=False):
-            prompt = prompt_of_worker(model).limit(case.prompt_mask)
-            for site in walk_sites(model.anatomy):
-                if eah is not None and site.layer in eah.layers:
-                    operation = attention_operation(model, site)
-                    call = AttentionCall.parse(operation.inputs)
-                    tokens = prompt.fit(call)
-                    patch = plan_patch(eah, call, tokens, layer=site.layer)
-                    apply_patch(eah, operation, call, tokens, patch)
-                    done.donors[site.layer] = patch.donors.cpu()
+            for point in attention_calls(
+                model, patch, layers=patched, prompt_mask=case.prompt_mask
+            ):
+                learned[point.layer] = point.kept
             final = model.output.logits.save()
     finally:
         for handle in handles:
             handle.remove()
     done.final = take_read(final)
+    done.donors = donors_by_layer(learned)
     return done

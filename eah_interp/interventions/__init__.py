@@ -1,14 +1,14 @@
 """What to change at a hook point, inside any `with model.trace(...)`."""
 
+from eah_interp.interventions.donation import LayerPatch as LayerPatch
 from eah_interp.interventions.eah import EAH as EAH
 from eah_interp.interventions.eah import EAHPatch as EAHPatch
-from eah_interp.interventions.eah import LayerPatch as LayerPatch
 from eah_interp.interventions.heads import Ablation as Ablation
-from eah_interp.interventions.intervene import Patch as Patch
 from eah_interp.interventions.intervene import donors_of_run as donors_of_run
 from eah_interp.interventions.intervene import edit as edit
 from eah_interp.interventions.intervene import intervene as intervene
 from eah_interp.interventions.intervention import Intervention as Intervention
+from eah_interp.interventions.intervention import Patch as Patch
 from eah_interp.interventions.pai import PAI as PAI
 from eah_interp.interventions.sinks import SinkMap as SinkMap
 from eah_interp.interventions.sinks import score_sinks as score_sinks

@@ -1,32 +1,41 @@
-"""EAH and its rivals as activation patches, inside any nnsight trace."""
+"""EAH as an activation patch: one head's pattern, given to the others of its layer."""
 
-import dataclasses
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal, get_args
 
+import torch
 from torch import Tensor
 
 from eah_interp._types import (
+    ColumnMask,
     Definition,
     Densities,
     DonorRule,
     Donors,
     HeadColumnScores,
+    HeadMask,
     Steps,
 )
-from eah_interp.errors import SettingsError
-from eah_interp.kernels import DEFAULT_BETA, ColumnScores, HeadZero
-
-# ---- The settings of an EAH broadcast: what is patched, and who donates.
-
+from eah_interp.errors import InputError, SettingsError, UnsupportedError
+from eah_interp.interventions.donation import (
+    LayerPatch,
+    layer_seed,
+    make_pattern,
+    score_call,
+)
+from eah_interp.interventions.intervention import Intervention, check_indices
+from eah_interp.interventions.point import PatchPoint, RowIndex
+from eah_interp.kernels.patterns import PatternBlock
+from eah_interp.kernels.sinks import DEFAULT_BETA, ColumnScores, HeadZero, choose_donors
+from eah_interp.lvlm.anatomy import Anatomy, AttentionSite
 
 Items = Literal["all", "first"]
 """Which batch items are patched; `"first"` is the released file's accident."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class EAH:
+class EAH(Intervention):
     """Settings of EAH: broadcast one head's pattern to others in shallow layers.
 
     Source: Zhang et al., arXiv:2411.09968; `docs/method.md` says how the three
@@ -63,6 +72,8 @@ class EAH:
 (0, 1], got 2.0
     """
 
+    kind: ClassVar[str] = "eah"
+
     layers: tuple[int, ...] = (1,)
     definition: Definition = "visible"
     beta: float | None = None
@@ -75,8 +86,9 @@ class EAH:
     head_0: HeadZero = "eligible"
 
     def __post_init__(self) -> None:
+        # Not super(): a class that travelled to a server as source has no cell for it.
+        Intervention.__post_init__(self)
         _check_choice("definition", self.definition, Definition)
-        _check_choice("steps", self.steps, Steps)
         _check_choice("items", self.items, Items)
         _check_choice("head_0", self.head_0, HeadZero)
         if isinstance(self.donor, bool) or not isinstance(self.donor, int):
@@ -84,9 +96,9 @@ class EAH:
         elif self.donor < 0:
             msg = f"donor head must be 0 or more, got {self.donor}"
             raise SettingsError(msg)
-        object.__setattr__(self, "layers", _indices("layers", self.layers))
+        object.__setattr__(self, "layers", check_indices("layers", self.layers))
         if self.recipients != "all":
-            chosen = _indices("recipients", self.recipients)
+            chosen = check_indices("recipients", self.recipients)
             object.__setattr__(self, "recipients", chosen)
         if not isinstance(self.seed, int):
             object.__setattr__(self, "seed", tuple(int(s) for s in self.seed))
@@ -132,36 +144,6 @@ class EAH:
         }
         return cls(**{**released, **changes})
 
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "EAH":
-        """Make settings from a mapping, as JSON gives it back.
-
-        Raises:
-            SettingsError: If a key is unknown.
-        """
-        known = {item.name for item in dataclasses.fields(cls)}
-        unknown = sorted(set(values) - known)
-        if unknown:
-            msg = (
-                f"unknown settings {', '.join(unknown)}: expected "
-                f"{', '.join(sorted(known))}"
-            )
-            raise SettingsError(msg)
-        lists: dict[str, Any] = {
-            k: tuple(v) if isinstance(v, list) else v for k, v in values.items()
-        }
-        return cls(**lists)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Write the settings as a mapping that JSON can hold.
-
-        Example:
-            >>> EAH.from_dict(EAH.paper(gamma=0.2).to_dict()) == EAH.paper(gamma=0.2)
-            True
-        """
-        values = dataclasses.asdict(self)
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
-
     @property
     def needs_scores(self) -> bool:
         """Whether the choice of donor depends on sink densities."""
@@ -177,15 +159,18 @@ class EAH:
         """Whether the donated pattern is no head's own, so that it must be built."""
         return self.donor in ("mean", "uniform", "shuffled")
 
-    def check_fits(self, *, n_heads: int) -> None:
-        """See that heads named in the settings exist in a model.
+    @property
+    def needs_prompt(self) -> bool:  # type: ignore[override]
+        """Whether its donors are chosen from the prompt."""
+        return self.needs_scores
 
-        Args:
-            n_heads: Query heads of a layer.
+    def find_sites(self, anatomy: Anatomy) -> list[AttentionSite]:
+        """Find the layers to patch."""
+        return [anatomy.site(layer) for layer in self.layers]
 
-        Raises:
-            SettingsError: If one does not.
-        """
+    def check_fits(self, *, n_heads: int, d_model: int = 0) -> None:
+        """Check that heads named in the settings exist in a model."""
+        del d_model
         named = [] if self.recipients == "all" else list(self.recipients)
         if isinstance(self.donor, int):
             named.append(self.donor)
@@ -194,51 +179,153 @@ class EAH:
             msg = f"heads {beyond} do not exist: the model has heads 0 to {n_heads - 1}"
             raise SettingsError(msg)
 
+    def check_late_start(self, step: int) -> None:
+        """Check that it patches every step, from donors that need no scores."""
+        if self.steps == "prefill":
+            msg = (
+                f'called at step {step}, but steps="prefill" patches the prompt, which '
+                'step 0 reads; call it at step 0, or use steps="all"'
+            )
+            raise UnsupportedError(msg)
+        if self.needs_scores:
+            msg = (
+                f"called first at step {step}, but the {self.donor} donor is chosen "
+                "from the prompt, which step 0 reads; call it from step 0 on, as in "
+                "`for _ in tracer.iter[:]`, or name a head, as in EAH(donor=0)"
+            )
+            raise UnsupportedError(msg)
 
-def _check_choice(name: str, value: object, choices: Any, more: str = "") -> None:
-    if value not in get_args(choices):
-        listed = ", ".join(get_args(choices))
-        msg = f"{name} must be one of {listed}{more}, got {value!r}"
-        raise SettingsError(msg)
+    def learn(self, point: PatchPoint, stream: Tensor | None) -> LayerPatch:
+        """Score the layer, if the donor rule asks for it, and choose donors."""
+        del stream
+        scores = None
+        if self.needs_scores:
+            scores = score_call(point.call, point.prompt, definition=self.definition)
+        queries = point.call.queries
+        return self.choose_donors(
+            scores,
+            (queries.shape[0], queries.shape[1]),
+            layer=point.layer,
+            device=queries.device,
+        )
 
+    def choose_donors(
+        self,
+        scores: ColumnScores | None,
+        batch_heads: tuple[int, int],
+        *,
+        layer: int,
+        device: torch.device,
+    ) -> LayerPatch:
+        """Choose the donors of a layer from its scores, or without where none count.
 
-def _indices(name: str, values: object) -> tuple[int, ...]:
-    if isinstance(values, int):
-        values = (values,)
-    if not isinstance(values, tuple | list | range) or not values:
-        msg = f"{name} must be a non-empty tuple of indices, got {values!r}"
-        raise SettingsError(msg)
-    for value in values:
-        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-            msg = f"{name} must be indices of 0 or more, got {value!r}"
-            raise SettingsError(msg)
-    if len(set(values)) != len(values):
-        msg = f"{name} must not repeat an index, got {tuple(values)}"
-        raise SettingsError(msg)
-    return tuple(sorted(values))
+        Args:
+            scores: The layer's scores; None where `needs_scores` is false.
+            batch_heads: How many batch items and query heads there are.
+            layer: The decoder layer, for its own random draws.
+            device: Where the donors are wanted.
 
+        Returns:
+            Who donates in each item, and which items are patched.
+        """
+        density = None if scores is None else scores.density(float(self.beta or 0.0))
+        n_batch, n_heads = batch_heads
+        items = torch.arange(n_batch, device=device)
+        wanted = items == 0 if self.items == "first" else items >= 0
+        if not self.has_donor_head:
+            nobody = torch.full((n_batch,), -1, device=device)
+            return LayerPatch(layer, nobody, wanted, density, scores)
+        rule: Any = "densest" if self.donor == "shuffled" else self.donor
+        unscored = torch.zeros(n_batch, n_heads, device=device)
+        donors = choose_donors(
+            unscored if density is None else density,
+            rule=rule,
+            gamma=self.gamma,
+            seed=layer_seed(self, layer),
+            head_0=self.head_0,
+        ).masked_fill(~wanted, -1)
+        return LayerPatch(layer, donors, donors >= 0, density, scores)
 
-# ---- What an intervention reports back: donors, densities and scores by layer.
+    def apply_at(
+        self, point: PatchPoint, *, recipients: HeadMask | None = None
+    ) -> None:
+        """Give the recipients of one layer what is donated.
 
+        Args:
+            point: The attention call; an answer's rows that follow the prompt in the
+                same forward pass are left alone where only the prefill is patched.
+            recipients: The heads that receive in each item; those of the settings
+                when None.
+        """
+        patch: LayerPatch = point.kept
+        if recipients is None:
+            recipients = self.recipient_mask(point.call.queries)
+        rows = None
+        asked = point.prompt.prompt_mask
+        if self.steps == "prefill" and asked is not None:
+            rows = asked[:, : point.call.queries.shape[2]]
+        if not self.remakes_pattern:
+            point.broadcast(patch.donors, recipients=recipients, rows=rows)
+            return
+        make = self.donated(patch, image_mask=point.image_mask)
 
-@dataclass(frozen=True)
-class LayerPatch:
-    """What EAH did in one layer.
+        def change(block: PatternBlock, rows: RowIndex) -> Tensor:
+            del rows
+            return make(block)
 
-    Attributes:
-        layer: The decoder layer, counted from 0.
-        donors: Donor head of each batch item; -1 where nothing was patched. Under
-            the `"mean"` and `"uniform"` controls, which have no donor head, -1.
-        patched: Which batch items were patched.
-        density: Sink density of each head; None where no score was needed.
-        scores: Each column's score; None where no score was needed.
-    """
+        point.attend(point.mark(patch.patched, recipients, rows), change=change)
 
-    layer: int
-    donors: Donors
-    patched: Tensor
-    density: Densities | None
-    scores: ColumnScores | None
+    def recipient_mask(self, heads: Tensor) -> HeadMask | None:
+        """Mark the heads that receive; None for all.
+
+        Args:
+            heads: Any tensor `[batch head ...]` of the layer.
+        """
+        if self.recipients == "all":
+            return None
+        mask = torch.zeros(heads.shape[1], dtype=torch.bool, device=heads.device)
+        mask[list(self.recipients)] = True
+        return mask.expand(heads.shape[0], -1)
+
+    def donated(
+        self, patch: LayerPatch, *, image_mask: ColumnMask
+    ) -> Callable[[PatternBlock], Tensor]:
+        """Make the map from a block of the model's pattern to the donated one."""
+        seed = layer_seed(self, patch.layer)
+        return make_pattern(self.donor, patch, image_mask=image_mask, seed=seed)
+
+    def repeat(self, kept: LayerPatch, n_rows: int) -> LayerPatch:
+        """Repeat one item's donor for every row of a batch of copies."""
+        return replace(
+            kept.without_scores(),
+            donors=kept.donors.expand(n_rows),
+            patched=kept.patched.expand(n_rows),
+        )
+
+    def of_item(self, item: int, n_items: int) -> "EAH | None":
+        """Find the settings that give an item alone the patch it has in its batch.
+
+        Raises:
+            InputError: If there is not one seed for each item.
+
+        Example:
+            >>> EAH(donor="random", seed=(5, 6)).of_item(1, 2).seed
+            6
+            >>> EAH(items="first").of_item(1, 2) is None
+            True
+        """
+        if self.items == "first" and item > 0:
+            return None
+        if isinstance(self.seed, int):
+            return self
+        if len(self.seed) != n_items:
+            msg = f"expected a seed for each of {n_items} items, got {len(self.seed)}"
+            raise InputError(msg)
+        return replace(self, seed=self.seed[item])
+
+    def report(self, learned: dict[int, Any]) -> "EAHPatch":
+        """Collect who donated in each layer."""
+        return EAHPatch(self, tuple(learned.values()))
 
 
 @dataclass(frozen=True)
@@ -301,3 +388,10 @@ class EAHPatch:
             msg = f"layers {named} were patched: name one, as in patch[{first}]"
             raise SettingsError(msg)
         return self.layers[0]
+
+
+def _check_choice(name: str, value: object, choices: Any, more: str = "") -> None:
+    if value not in get_args(choices):
+        listed = ", ".join(get_args(choices))
+        msg = f"{name} must be one of {listed}{more}, got {value!r}"
+        raise SettingsError(msg)

@@ -11,11 +11,11 @@ from torch import Tensor
 from eah_interp.errors import SettingsError
 from eah_interp.interventions.intervention import (
     Intervention,
-    PatchPoint,
     check_indices,
 )
-from eah_interp.kernels import (
-    PatternBlock,
+from eah_interp.interventions.point import PatchPoint, RowIndex
+from eah_interp.kernels.patterns import PatternBlock
+from eah_interp.kernels.replacements import (
     hide_columns,
     previous_pattern,
     uniform_pattern,
@@ -33,7 +33,7 @@ class Ablation(Intervention):
     """Settings of an ablation: which heads, and what they do instead.
 
     `"zero"`: they return nothing. `"mean"`: at every position what they returned on
-    average over this item's prompt (pictures and words, no padding), which leaves the
+    average over this item's prompt (images and words, no padding), which leaves the
     stream nearer to what later layers are used to; the mean is of the item alone, so
     it does not depend on its batch. The others keep the head's values and replace its
     pattern: `"uniform"` spreads every row evenly over the image columns that it sees
@@ -92,7 +92,7 @@ such as 'L3H7', each once, got ()
         return [anatomy.site(layer) for layer in self.layers]
 
     def check_fits(self, *, n_heads: int, d_model: int) -> None:
-        """See that the heads exist."""
+        """Check that the heads exist."""
         del d_model
         beyond = [f"L{layer}H{head}" for layer, head in self.pairs if head >= n_heads]
         if beyond:
@@ -120,23 +120,23 @@ such as 'L3H7', each once, got ()
         where = point.rows_of(self.steps)[:, :, None] & chosen
         image = point.image_mask
 
-        def uniform(block: PatternBlock, rows: slice) -> Tensor:
+        def uniform(block: PatternBlock, rows: RowIndex) -> Tensor:
             del rows
             seen = image[:, : block.weights.shape[-1]]
             return uniform_pattern(
                 block.weights, image_mask=seen, visible=block.visible
             )
 
-        def previous(block: PatternBlock, rows: slice) -> Tensor:
+        def previous(block: PatternBlock, rows: RowIndex) -> Tensor:
             own = point.rows.own[rows]
             return previous_pattern(block.weights, visible=block.visible, own=own)
 
-        def hidden(rows: slice, logits: Tensor) -> Tensor:
+        def hidden(rows: RowIndex, logits: Tensor) -> Tensor:
             del rows
             return hide_columns(logits, image[:, : logits.shape[-1]])
 
-        def elsewhere(block: PatternBlock, rows: slice) -> Tensor:
-            # A row that sees pictures only has had every column hidden.
+        def elsewhere(block: PatternBlock, rows: RowIndex) -> Tensor:
+            # A row that sees images only has had every column hidden.
             del rows
             words = ~image[:, None, None, : block.weights.shape[-1]]
             return block.weights * (block.visible & words)

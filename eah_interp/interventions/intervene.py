@@ -1,7 +1,7 @@
-"""Interventions at attention calls, in the trace that they are called in."""
+"""One loop over attention calls: patched as they come, in the trace it is called in."""
 
 import contextlib
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator
 from typing import Any, overload
 
 import nnsight
@@ -11,125 +11,20 @@ from torch import Tensor
 
 from eah_interp._types import ColumnMask, Donors
 from eah_interp.errors import ModelError, UnsupportedError
-from eah_interp.interventions.donation import apply_patch, patched_items, plan_patch
-from eah_interp.interventions.eah import EAH, EAHPatch, LayerPatch
-from eah_interp.interventions.intervention import Intervention, PatchPoint
-from eah_interp.lvlm.anatomy import AttentionSite, attention_operation, envoy_at
+from eah_interp.interventions.donation import LayerPatch
+from eah_interp.interventions.eah import EAH, EAHPatch
+from eah_interp.interventions.intervention import Intervention, Patch
+from eah_interp.interventions.point import PatchPoint
+from eah_interp.lvlm.anatomy import (
+    AttentionSite,
+    attention_operation,
+    check_settings,
+    envoy_at,
+    walk_sites,
+)
 from eah_interp.lvlm.attention import AttentionCall
-from eah_interp.lvlm.prompt import Rows, memory_of_worker, prompt_of_worker
+from eah_interp.lvlm.prompt import memory_of_worker, prompt_of_worker
 from eah_interp.lvlm.runs import PatchedCall, patches_of_run, promise
-
-
-@dataclass(frozen=True)
-class Patch:
-    """What an intervention did in a forward pass.
-
-    Attributes:
-        settings: The settings.
-        layers: The layers that it was at, in order.
-        learned: What it learned from the prompt, by layer: VAR's sink tokens, `[batch,
-            position]`; a mean ablation's means, `[batch, 1, head, d_value]`.
-    """
-
-    settings: Intervention
-    layers: tuple[int, ...]
-    learned: dict[int, Tensor]
-
-
-def patch_run(
-    model: Any,
-    settings: Intervention,
-    sites: list[AttentionSite],
-    *,
-    image_mask: ColumnMask | None = None,
-    prompt_mask: ColumnMask | None = None,
-) -> Patch:
-    """Patch the forward pass of the trace it is called in; see `intervene`.
-
-    Args:
-        model: The traced model.
-        settings: What to do.
-        sites: Where.
-        image_mask: As for `intervene`.
-        prompt_mask: As for `intervene`.
-
-    Returns:
-        What was done, saved.
-
-    Raises:
-        UnsupportedError: If it comes too late.
-    """
-    memory = memory_of_worker()
-    promise(model.interleaver, memory, settings)
-    whole = prompt_of_worker(model, image_mask=image_mask).limit(prompt_mask)
-    learned: dict[int, Tensor] = {}
-    for site in sites:
-        operation = PatchedCall(attention_operation(model, site), layer=site.layer)
-        key = (site.layer, settings)
-        is_first = key not in memory.learned
-        if is_first and operation.step > 0:
-            _check_late_start(settings, step=operation.step)
-        wants_stream = is_first and settings.reads_stream
-        stream = _read_stream(model, site) if wants_stream else None
-        call = AttentionCall.parse(operation.inputs)
-        operation.check_rows(call.queries.shape[0])
-        prompt = whole.fit(call, generated=operation.step)
-        point = PatchPoint(
-            layer=site.layer,
-            operation=operation,
-            call=call,
-            prompt=prompt,
-            rows=Rows.of(
-                prompt, call, width=whole.image_mask.shape[1], step=operation.step
-            ),
-            step=operation.step,
-            kept=memory.learned.get(key),
-        )
-        if is_first:
-            memory.learned[key] = settings.learn(point, stream)
-            point.kept = memory.learned[key]
-        if point.kept is not None:
-            learned[site.layer] = point.kept
-        if is_first or settings.steps == "all":
-            settings.apply_at(point)
-    memory.steps[settings] = memory.steps.get(settings, 0) + 1
-    result = Patch(settings, tuple(site.layer for site in sites), learned)
-    # A stored edit that runs under a plain `generate` has no trace to return to.
-    with contextlib.suppress(ValueError):
-        nnsight.save(result)
-    return result
-
-
-def _check_late_start(settings: Intervention, *, step: int) -> None:
-    if settings.steps == "prefill" or settings.needs_prompt:
-        name = type(settings).__name__
-        msg = (
-            f"{name} was called first at step {step}, but it needs the prompt, which "
-            "step 0 reads; call it from step 0 on, as in `for _ in tracer.iter[:]`"
-        )
-        raise UnsupportedError(msg)
-
-
-def _read_stream(model: Any, site: AttentionSite) -> Tensor:
-    """Read what enters a decoder layer."""
-    envoy = envoy_at(model, site.layer_path)
-    worker = Mediator.current("a decoder layer")
-    location = f"{envoy.path}.input"
-    if worker.occurrence(location) > worker.wanted(location):
-        msg = (
-            f"layer {site.layer} has already begun: intervene before anything is read "
-            "from this layer or a later one"
-        )
-        raise UnsupportedError(msg)
-    stream = envoy.input
-    if not isinstance(stream, Tensor) or stream.ndim != 3:
-        got = tuple(stream.shape) if isinstance(stream, Tensor) else type(stream)
-        msg = (
-            f"{site.layer_path} takes no residual stream [batch, position, d_model]: "
-            f"got {got}; sink tokens cannot be found in this model"
-        )
-        raise ModelError(msg)
-    return stream
 
 
 @overload
@@ -201,43 +96,111 @@ def intervene(
         >>> patch.donors.shape, patch.density.shape
         (torch.Size([1]), torch.Size([1, 4]))
     """
-    eah = EAH() if eah is None else eah
+    settings = EAH() if eah is None else eah
     memory = memory_of_worker()
-    sites = find_sites(model, eah)
-    if isinstance(eah, Intervention):
-        return patch_run(
-            model, eah, sites, image_mask=image_mask, prompt_mask=prompt_mask
-        )
-    promise(model.interleaver, memory, eah)
+    sites = check_settings(model, settings)
+    promise(model.interleaver, memory, settings)
     whole = prompt_of_worker(model, image_mask=image_mask).limit(prompt_mask)
-    done = []
+    done: dict[int, Any] = {}
     for site in sites:
         operation = PatchedCall(attention_operation(model, site), layer=site.layer)
-        key = (site.layer, eah)
-        is_prefill = key not in memory.donors
-        if is_prefill and operation.step > 0:
-            check_late_start(eah, step=operation.step)
+        key = (site.layer, settings)
+        is_first = key not in memory.learned
+        if is_first and operation.step > 0:
+            settings.check_late_start(operation.step)
+        stream = None
+        if is_first and settings.reads_stream:
+            stream = _read_stream(model, site)
         call = AttentionCall.parse(operation.inputs)
         operation.check_rows(call.queries.shape[0])
-        # Each pass after the prompt's reads one token.
-        prompt = whole.fit(call, generated=operation.step)
-        if is_prefill:
-            patch = plan_patch(eah, call, prompt, layer=site.layer)
-            memory.donors[key] = patch.donors
+        point = PatchPoint.at(
+            operation, call, whole, layer=site.layer, step=operation.step
+        )
+        if is_first:
+            point.kept = settings.learn(point, stream)
+            # Later steps need who donates, and not the scores that decided it.
+            memory.learned[key] = settings.repeat(point.kept, call.queries.shape[0])
         else:
-            donors = memory.donors[key]
-            patch = LayerPatch(
-                site.layer, donors, patched_items(eah, donors), None, None
-            )
-        if is_prefill or eah.steps == "all":
-            apply_patch(eah, operation, call, prompt, patch)
-        done.append(patch)
-    memory.steps[eah] = memory.steps.get(eah, 0) + 1
-    result = EAHPatch(eah, tuple(done))
+            point.kept = memory.learned[key]
+        if is_first or settings.steps == "all":
+            settings.apply_at(point)
+        done[site.layer] = point.kept
+    memory.steps[settings] = memory.steps.get(settings, 0) + 1
+    result: EAHPatch | Patch = settings.report(done)
     # A stored edit that runs under a plain `generate` has no trace to return to.
     with contextlib.suppress(ValueError):
         nnsight.save(result)
     return result
+
+
+def attention_calls(
+    model: Any,
+    settings: Intervention | None = None,
+    *,
+    layers: Collection[int] | None = None,
+    prompt_mask: ColumnMask | None = None,
+    detached: bool = False,
+) -> Iterator[PatchPoint]:
+    """Walk the attention calls of the trace it is called in, patched as they come.
+
+    What looks at a whole run, plain or patched, looks at it by this loop. Between two
+    calls, the point's `operation` may be read and written. It keeps no account of who
+    patched what, as `intervene` does: nothing else should patch the same run.
+
+    Args:
+        model: The traced model.
+        settings: What is done to the run; None for a plain one.
+        layers: Layers to stop at, beside those that are patched; all when None. After
+            the last of them the walk ends.
+        prompt_mask: As for `intervene`.
+        detached: Whether calls are cut off the graph of what made them.
+
+    Yields:
+        Each call: `call` as the model made it, `operation` as it is now, patched.
+    """
+    whole = prompt_of_worker(model).limit(prompt_mask)
+    found = [] if settings is None else check_settings(model, settings)
+    patched = {site.layer for site in found}
+    for site in walk_sites(model.anatomy):
+        if layers is not None and site.layer > max(layers, default=-1):
+            return
+        here = site.layer in patched
+        if layers is not None and not here and site.layer not in layers:
+            continue
+        wanted = settings is not None and here and settings.reads_stream
+        stream = _read_stream(model, site) if wanted else None
+        operation = attention_operation(model, site)
+        call = AttentionCall.parse(operation.inputs)
+        if detached:
+            call = call.detach()
+        point = PatchPoint.at(operation, call, whole, layer=site.layer)
+        if settings is not None and here:
+            point.kept = settings.learn(point, stream)
+            settings.apply_at(point)
+            point.settings = settings
+        yield point
+
+
+def _read_stream(model: Any, site: AttentionSite) -> Tensor:
+    """Read what enters a decoder layer."""
+    envoy = envoy_at(model, site.layer_path)
+    worker = Mediator.current("a decoder layer")
+    location = f"{envoy.path}.input"
+    if worker.occurrence(location) > worker.wanted(location):
+        msg = (
+            f"layer {site.layer} has already begun: intervene before anything is read "
+            "from this layer or a later one"
+        )
+        raise UnsupportedError(msg)
+    stream = envoy.input
+    if not isinstance(stream, Tensor) or stream.ndim != 3:
+        got = tuple(stream.shape) if isinstance(stream, Tensor) else type(stream)
+        msg = (
+            f"{site.layer_path} takes no residual stream [batch, position, d_model]: "
+            f"got {got}; sink tokens cannot be found in this model"
+        )
+        raise ModelError(msg)
+    return stream
 
 
 def edit(model: Any, eah: EAH | Intervention | None = None) -> Any:
@@ -265,7 +228,7 @@ def edit(model: Any, eah: EAH | Intervention | None = None) -> Any:
         True
     """
     eah = EAH() if eah is None else eah
-    find_sites(model, eah)
+    check_settings(model, eah)
     if eah.steps == "prefill":
         with model.edit() as (_, edited):
             intervene(edited, eah)
@@ -300,54 +263,10 @@ def donors_of_run(model: Any) -> dict[int, Donors]:
         {1: tensor([2])}
     """
     return {
-        layer: donors
+        layer: kept.donors
         for memory in patches_of_run(model)
-        for (layer, _), donors in sorted(
-            memory.donors.items(), key=lambda known: known[0][0]
+        for (layer, _), kept in sorted(
+            memory.learned.items(), key=lambda known: known[0][0]
         )
+        if isinstance(kept, LayerPatch)
     }
-
-
-def find_sites(model: Any, eah: EAH | Intervention) -> list[AttentionSite]:
-    """Find the attention of the layers to patch, in a whole model.
-
-    Raises:
-        ModelError: If the model is only a part of one, or a layer has no attention.
-        SettingsError: If a layer or head does not exist.
-    """
-    anatomy = getattr(model, "anatomy", None)
-    if anatomy is None:
-        where = getattr(model, "path", type(model).__name__)
-        msg = (
-            f"expected a model of eah_interp.load or eah_interp.wrap, got {where}: "
-            "pass the whole model, not one of its modules"
-        )
-        raise ModelError(msg)
-    if isinstance(eah, Intervention):
-        config = model.config.get_text_config(decoder=True)
-        eah.check_fits(n_heads=anatomy.n_heads, d_model=config.hidden_size)
-        return eah.find_sites(anatomy)
-    sites = [anatomy.site(layer) for layer in eah.layers]
-    eah.check_fits(n_heads=anatomy.n_heads)
-    return sites
-
-
-def check_late_start(eah: EAH, *, step: int) -> None:
-    """See that a patch can begin after the prompt was read.
-
-    Raises:
-        UnsupportedError: If it is a patch of the prompt, or takes its donors from it.
-    """
-    if eah.steps == "prefill":
-        msg = (
-            f'called at step {step}, but steps="prefill" patches the prompt, which '
-            'step 0 reads; call it at step 0, or use steps="all"'
-        )
-        raise UnsupportedError(msg)
-    if eah.needs_scores:
-        msg = (
-            f"called first at step {step}, but the {eah.donor} donor is chosen from "
-            "the prompt, which step 0 reads; call it from step 0 on, as in "
-            "`for _ in tracer.iter[:]`, or name a head, as in EAH(donor=0)"
-        )
-        raise UnsupportedError(msg)

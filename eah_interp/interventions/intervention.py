@@ -3,142 +3,16 @@
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar, get_args
 
-import torch
-from jaxtyping import Bool
 from torch import Tensor
 
-from eah_interp._types import ColumnMask, HeadOutputs, Steps
-from eah_interp.errors import SettingsError
-from eah_interp.kernels import PatternBlock
+from eah_interp._types import Steps
+from eah_interp.errors import SettingsError, UnsupportedError
+from eah_interp.interventions.point import PatchPoint
 from eah_interp.lvlm.anatomy import Anatomy, AttentionSite
-from eah_interp.lvlm.attention import AttentionCall
-from eah_interp.lvlm.prompt import Prompt, Rows, attend_from, first_row
-from eah_interp.lvlm.runs import PatchedCall
-
-# ---- One attention call while an intervention is at it.
-
-
-RowHeads = Bool[Tensor, "batch query head"]
-"""Which heads are changed in which query rows."""
-
-
-ChangeRows = Callable[[slice, Tensor], Tensor]
-"""From some query rows, counted in the whole call, and their weights or logits."""
-
-
-@dataclass
-class PatchPoint:
-    """One attention call in one forward pass, and what is known about it.
-
-    Attributes:
-        layer: The decoder layer.
-        operation: The call in nnsight.
-        call: The same, taken apart.
-        prompt: Its key columns: pictures, padding.
-        rows: Its query rows, by kind.
-        step: Which forward pass of the run this is, counted from 0.
-        kept: What the intervention learned from the prompt in this layer.
-        returned: What the call returned, once it was read.
-    """
-
-    layer: int
-    operation: PatchedCall
-    call: AttentionCall
-    prompt: Prompt
-    rows: Rows
-    step: int
-    kept: Tensor | None = None
-    returned: Any = None
-
-    def columns(self, prompt_mask: Bool[Tensor, "batch position"]) -> ColumnMask:
-        """Make a mask of the prompt's tokens as wide as the call's keys.
-
-        Args:
-            prompt_mask: `[batch, position]`; what came later is False.
-        """
-        prompt = Prompt(prompt_mask, prompt_mask)
-        return prompt.fit(self.call, generated=self.step).image_mask
-
-    @property
-    def image_mask(self) -> ColumnMask:
-        """True at key columns that hold image tokens."""
-        return self.prompt.image_mask
-
-    @property
-    def output(self) -> HeadOutputs:
-        """What the call returns."""
-        output: HeadOutputs = self._returned[0]
-        return output
-
-    @property
-    def _returned(self) -> tuple[Any, ...]:
-        # Read once: whoever reads it patches it, and nobody may after that.
-        if self.returned is None:
-            self.returned = self.operation.output
-        returned: tuple[Any, ...] = self.returned
-        return returned
-
-    def rows_of(self, steps: Steps) -> Bool[Tensor, "batch query"]:
-        """Mark the rows of the prompt, or these and the answer's."""
-        if steps == "prefill":
-            return self.rows.prompt
-        return self.rows.prompt | self.rows.answer
-
-    def replace(self, new: Tensor, where: RowHeads) -> None:
-        """Write some heads' outputs in some rows.
-
-        Args:
-            new: `[batch query head d_value]`, or its last rows.
-            where: True where they are written.
-        """
-        own = self.output
-        start = own.shape[1] - new.shape[1]
-        chosen = where[:, start:, :, None]
-        mixed = torch.where(chosen, new.to(own.dtype), own[:, start:])
-        whole = mixed if start == 0 else torch.cat([own[:, :start], mixed], 1)
-        self.operation.output = (whole, *self._returned[1:])
-
-    def attend(
-        self,
-        where: RowHeads,
-        *,
-        change: Callable[[PatternBlock, slice], Tensor] | None = None,
-        change_logits: ChangeRows | None = None,
-    ) -> None:
-        """Attend anew in some rows, with changed weights, and write what comes of it.
-
-        Args:
-            where: True at the heads and rows that are written; rows before the first
-                of them are not computed.
-            change: From a block of the pattern, and its rows in the whole call.
-            change_logits: From rows in the whole call, and their logits.
-        """
-        first = first_row(where.any(-1))
-        if first == where.shape[1]:
-            return
-
-        def moved(rows: slice) -> slice:
-            return slice(rows.start + first, rows.stop + first)
-
-        def weights(block: PatternBlock) -> Tensor:
-            return block.weights if change is None else change(block, moved(block.rows))
-
-        def logits(rows: slice, given: Tensor) -> Tensor:
-            return given if change_logits is None else change_logits(moved(rows), given)
-
-        new = attend_from(
-            self.call,
-            first,
-            token_mask=self.prompt.token_mask,
-            change=weights,
-            change_logits=logits,
-        )
-        self.replace(new, where)
-
 
 Layers = tuple[int, ...] | str
 """Decoder layers, counted from 0; or a slice of them: `"2:"`, `":-1"`, `":"`."""
@@ -186,26 +60,65 @@ class Intervention:
         raise NotImplementedError
 
     def check_fits(self, *, n_heads: int, d_model: int) -> None:
-        """See that what the settings name exists in a model.
+        """Check that what the settings name exists in a model.
 
         Raises:
             SettingsError: If not.
         """
         raise NotImplementedError
 
-    def learn(self, point: PatchPoint, stream: Tensor | None) -> Tensor | None:
+    def learn(self, point: PatchPoint, stream: Tensor | None) -> Any:
         """Learn what later steps need, while the prompt is read.
 
         Args:
             point: The attention call.
             stream: What entered the layer, if the settings read it.
+
+        Returns:
+            A tensor whose first axis is the batch, or None.
         """
         del point, stream
         return None
 
     def apply_at(self, point: PatchPoint) -> None:
-        """Change one attention call."""
+        """Change one attention call, by the methods of `PatchPoint`."""
         raise NotImplementedError
+
+    def repeat(self, kept: Any, n_rows: int) -> Any:
+        """Repeat what was learned from one item for every row of a batch of copies."""
+        return kept if kept is None else kept.expand(n_rows, *kept.shape[1:])
+
+    def of_item(self: Settings, item: int, n_items: int) -> Settings | None:
+        """Find the settings that give an item alone the patch it has in its batch.
+
+        Returns:
+            These settings; None where the item would not be patched.
+        """
+        del item, n_items
+        return self
+
+    def report(self, learned: dict[int, Any]) -> Any:
+        """Report what was done in a forward pass.
+
+        Args:
+            learned: What was learned from the prompt, by layer, in order.
+        """
+        known = {k: value for k, value in learned.items() if value is not None}
+        return Patch(self, tuple(learned), known)
+
+    def check_late_start(self, step: int) -> None:
+        """Check that a patch can begin after the prompt was read.
+
+        Raises:
+            UnsupportedError: If it patches the prompt, or learns from it.
+        """
+        if self.steps == "prefill" or self.needs_prompt:
+            msg = (
+                f"{type(self).__name__} was called first at step {step}, but it needs "
+                "the prompt, which step 0 reads; call it from step 0 on, as in "
+                "`for _ in tracer.iter[:]`"
+            )
+            raise UnsupportedError(msg)
 
     @classmethod
     def from_dict(cls: type[Settings], values: Mapping[str, Any]) -> Settings:
@@ -236,6 +149,40 @@ class Intervention:
         return {k: _lists(v) for k, v in dataclasses.asdict(self).items()}
 
 
+@dataclass(frozen=True)
+class Patch:
+    """What an intervention did in a forward pass.
+
+    Attributes:
+        settings: The settings.
+        layers: The layers that it was at, in order.
+        learned: What it learned from the prompt, by layer: VAR's sink tokens, `[batch,
+            position]`; a mean ablation's means, `[batch, 1, head, d_value]`.
+    """
+
+    settings: Intervention
+    layers: tuple[int, ...]
+    learned: dict[int, Tensor]
+
+
+def known_kinds() -> dict[str, type[Intervention]]:
+    """List the kinds of intervention that have been imported, by their name in files.
+
+    Example:
+        >>> import eah_interp.interventions
+        >>> known_kinds()["pai"].__name__
+        'PAI'
+    """
+    found: dict[str, type[Intervention]] = {}
+    pending: list[type[Intervention]] = [Intervention]
+    while pending:
+        kind = pending.pop()
+        pending.extend(kind.__subclasses__())
+        if isinstance(getattr(kind, "kind", None), str):
+            found[kind.kind] = kind
+    return found
+
+
 def find_layers(layers: Layers, anatomy: Anatomy) -> list[AttentionSite]:
     """Find layers by index, or those of a slice that have attention to change.
 
@@ -257,7 +204,7 @@ def find_layers(layers: Layers, anatomy: Anatomy) -> list[AttentionSite]:
 
 
 def check_layers(layers: object) -> Layers:
-    """See that layers are indices or a slice, and put indices in order.
+    """Check that layers are indices or a slice, and put indices in order.
 
     Raises:
         SettingsError: If they are not.
@@ -271,7 +218,7 @@ def check_layers(layers: object) -> Layers:
 
 
 def check_indices(name: str, values: object) -> tuple[int, ...]:
-    """See that indices are there, 0 or more, and not repeated; put them in order.
+    """Check that indices are there, 0 or more, and not repeated; put them in order.
 
     Raises:
         SettingsError: If not.
@@ -290,7 +237,7 @@ def check_indices(name: str, values: object) -> tuple[int, ...]:
 def check_number(
     name: str, value: object, *, least: float, most: float = math.inf
 ) -> float:
-    """See that a number is in its range.
+    """Check that a number is in its range.
 
     Raises:
         SettingsError: If it is not.

@@ -8,12 +8,12 @@ from torch import Tensor
 from eah_interp.interventions.intervention import (
     Intervention,
     Layers,
-    PatchPoint,
     check_layers,
     check_number,
     find_layers,
 )
-from eah_interp.kernels import boost_scores
+from eah_interp.interventions.point import PatchPoint, RowIndex
+from eah_interp.kernels.replacements import boost_scores
 from eah_interp.lvlm.anatomy import Anatomy, AttentionSite
 
 
@@ -85,7 +85,7 @@ class PAI(Intervention):
         if self.steps == "all":
             rows = rows | point.rows.answer
 
-        def boosted(part: slice, logits: Tensor) -> Tensor:
+        def boosted(part: RowIndex, logits: Tensor) -> Tensor:
             image = point.image_mask[:, : logits.shape[-1]]
             chosen = rows[:, part]
             return boost_scores(logits, image, alpha=self.alpha, rows=chosen)

@@ -14,10 +14,8 @@ from eah_interp._types import ColumnMask, Definition
 from eah_interp.errors import SettingsError
 from eah_interp.interventions.donation import score_call
 from eah_interp.interventions.eah import EAH
-from eah_interp.kernels import choose_donors, dense_heads
-from eah_interp.lvlm.anatomy import attention_operation, walk_sites
-from eah_interp.lvlm.attention import AttentionCall
-from eah_interp.lvlm.prompt import prompt_of_worker
+from eah_interp.interventions.intervene import attention_calls
+from eah_interp.kernels.sinks import choose_donors, dense_heads
 from eah_interp.lvlm.spans import ImageSpan
 
 if TYPE_CHECKING:
@@ -155,34 +153,29 @@ def score_sinks(
         >>> sinks.density.shape, len(sinks.top(3))
         (torch.Size([1, 3, 4]), 3)
     """
-    eah = EAH(definition=definition, beta=beta)
-    if layers is None:
-        sites = list(walk_sites(model.anatomy))
-    else:
-        sites = [model.anatomy.site(layer) for layer in sorted(set(layers))]
+    beta = float(EAH(definition=definition, beta=beta).beta or 0)
+    wanted = sorted(model.anatomy.sites if layers is None else set(layers))
+    for layer in wanted:
+        model.anatomy.site(layer)
     encoding: Mapping[str, Any]
     encoding = images if isinstance(images, Mapping) else model.encode(images, prompts)
     scored: list[Any] = []
     with torch.no_grad(), model.trace(**encoding) as tracer:
         scored = nnsight.save([])
-        prompt = prompt_of_worker(model)
-        for site in sites:
-            call = AttentionCall.parse(attention_operation(model, site).inputs)
-            found = score_call(eah, call, prompt.fit(call))
-            scored.append(
-                (found.density(float(eah.beta or 0)), found.sinks(float(eah.beta or 0)))
-            )
+        for point in attention_calls(model, layers=wanted):
+            found = score_call(point.call, point.prompt, definition=definition)
+            scored.append((found.density(beta), found.sinks(beta)))
             columns = nnsight.save(found.columns)
         tracer.stop()
     density = torch.stack([pair[0].cpu() for pair in scored], 1)
     donors = torch.stack([choose_donors(layer) for layer in density.unbind(1)], 1)
     return SinkMap(
-        layers=tuple(site.layer for site in sites),
+        layers=tuple(wanted),
         density=density,
         sinks=torch.stack([pair[1].cpu() for pair in scored], 1),
         columns=columns.cpu(),
         donors=donors,
         spans=model.spans(encoding),
         definition=definition,
-        beta=float(eah.beta or 0),
+        beta=beta,
     )

@@ -13,13 +13,14 @@ from eah_interp.errors import SettingsError
 from eah_interp.interventions.intervention import (
     Intervention,
     Layers,
-    PatchPoint,
     check_indices,
     check_layers,
     check_number,
     find_layers,
 )
-from eah_interp.kernels import PatternBlock, redistribute_pattern, sink_values
+from eah_interp.interventions.point import PatchPoint, RowIndex
+from eah_interp.kernels.patterns import PatternBlock
+from eah_interp.kernels.replacements import redistribute_pattern, sink_values
 from eah_interp.lvlm.anatomy import Anatomy, AttentionSite, envoy_at, walk_sites
 from eah_interp.lvlm.prompt import prompt_of_worker
 
@@ -149,7 +150,7 @@ class VAR(Intervention):
         return find_layers(self.layers, anatomy)
 
     def check_fits(self, *, n_heads: int, d_model: int) -> None:
-        """See that the sink dimensions exist."""
+        """Check that the sink dimensions exist."""
         del n_heads
         beyond = [dim for dim in self.sink_dims if dim >= d_model]
         if beyond:
@@ -174,7 +175,7 @@ class VAR(Intervention):
         if self.lone_sinks == "kept":
             rows = rows & (sinks & point.image_mask).any(-1, keepdim=True)
 
-        def moved(block: PatternBlock, part: slice) -> Tensor:
+        def moved(block: PatternBlock, part: RowIndex) -> Tensor:
             del part
             width = block.weights.shape[-1]
             return redistribute_pattern(

@@ -301,6 +301,34 @@ def resolve_anatomy(model: nn.Module, *, image_token: int | None = None) -> Anat
     )
 
 
+def check_settings(model: Any, settings: Any) -> list[AttentionSite]:
+    """Check that an intervention's settings fit a model, before any forward pass.
+
+    Args:
+        model: A whole model, as `load` and `wrap` make it.
+        settings: What says in which layers and heads it acts.
+
+    Returns:
+        The attention of the layers that it changes, in the order of a forward pass.
+
+    Raises:
+        ModelError: If the model is only a part of one, or a layer has no attention.
+        SettingsError: If a layer or head does not exist.
+    """
+    anatomy = getattr(model, "anatomy", None)
+    if anatomy is None:
+        where = getattr(model, "path", type(model).__name__)
+        msg = (
+            f"expected a model of eah_interp.load or eah_interp.wrap, got {where}: "
+            "pass the whole model, not one of its modules"
+        )
+        raise ModelError(msg)
+    config = model.config.get_text_config(decoder=True)
+    settings.check_fits(n_heads=anatomy.n_heads, d_model=config.hidden_size)
+    sites: list[AttentionSite] = settings.find_sites(anatomy)
+    return sites
+
+
 def envoy_at(root: Any, path: str) -> Any:
     """Walk a dotted path from nnsight's root envoy to a module's envoy."""
     for part in path.split("."):

@@ -6,7 +6,7 @@ FlashAttention and Flex alike.
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,13 +15,12 @@ from torch import Tensor, nn
 
 from eah_interp._types import ColumnMask, Donors, HeadMask, HeadOutputs
 from eah_interp.errors import ModelError, UnsupportedError
-from eah_interp.kernels import (
+from eah_interp.kernels.broadcast import (
     broadcast_keys,
     broadcast_queries,
     changed_heads,
-    mix_values,
 )
-from eah_interp.kernels.patterns import PatternBlock
+from eah_interp.kernels.patterns import PatternBlock, mix_values
 
 # ---- What an attention call gets besides queries and keys: masks and biases.
 
@@ -169,7 +168,7 @@ class AttentionCall:
         )
 
     def pattern_inputs(self, token_mask: ColumnMask | None = None) -> dict[str, Any]:
-        """Say what `kernels.pattern_blocks` needs to rebuild this call's pattern."""
+        """Collect what `kernels.pattern_blocks` needs to rebuild this pattern."""
         n_rows, n_keys = self.queries.shape[2], self.keys.shape[2]
         mask, tokens = self.mask, token_mask
         if isinstance(mask, Tensor) and mask.ndim == 2:
@@ -200,6 +199,27 @@ class AttentionCall:
             "softcap": self.options.get("softcap"),
             "sink_logits": self._sink_logits(),
         }
+
+    def rows(
+        self,
+        rows: slice | Tensor,
+        *,
+        token_mask: ColumnMask | None = None,
+        heads: Sequence[int] | None = None,
+    ) -> dict[str, Any]:
+        """Collect what `kernels.pattern_blocks` needs to rebuild some query rows.
+
+        Args:
+            rows: Consecutive rows, or positions; the same in each batch item.
+            token_mask: False at padding.
+            heads: Query heads, each with its keys; None for all.
+        """
+        parts = self.pattern_inputs(token_mask)
+        n_rows = parts["queries"].shape[2]
+        # All rows stay causal without a mask: their blocks then read fewer keys.
+        if not (isinstance(rows, slice) and rows.indices(n_rows) == (0, n_rows, 1)):
+            parts = _take_rows(parts, rows)
+        return parts if heads is None else _take_heads(parts, list(heads))
 
     def _is_causal(self) -> bool:
         given = self.options.get("is_causal")
@@ -304,6 +324,44 @@ class AttentionCall:
     def _scale(self) -> float | None:
         scale = self.options.get("scaling")
         return None if scale is None else float(scale)
+
+
+def _take_rows(parts: dict[str, Any], rows: slice | Tensor) -> dict[str, Any]:
+    """Take query rows out of what a pattern is computed from."""
+    queries, keys, mask, tokens = (
+        parts[name] for name in ("queries", "keys", "mask", "token_mask")
+    )
+    rows = rows.to(queries.device) if isinstance(rows, Tensor) else rows
+    if mask is None:
+        place = torch.arange(keys.shape[2], device=keys.device)
+        mask = (place <= place[: queries.shape[2]][rows, None])[None, None]
+        if tokens is not None:
+            mask = mask & tokens[:, None, None]
+    else:
+        mask = mask[:, :, rows]
+    sink = parts["sink_logits"]
+    if sink is not None and sink.shape[2] > 1:
+        sink = sink[:, :, rows]
+    return parts | {
+        "queries": queries[:, :, rows],
+        "mask": mask,
+        "token_mask": None,  # in the mask
+        "sink_logits": sink,
+    }
+
+
+def _take_heads(parts: dict[str, Any], heads: list[int]) -> dict[str, Any]:
+    """Take query heads out of what a pattern is computed from, keys with them."""
+    queries, keys = parts["queries"], parts["keys"]
+    groups = queries.shape[1] // keys.shape[1]
+    taken = parts | {
+        "queries": queries[:, heads],
+        "keys": keys[:, [head // groups for head in heads]],
+    }
+    for name in ("mask", "sink_logits"):
+        if parts[name] is not None and parts[name].shape[1] > 1:
+            taken[name] = parts[name][:, heads]
+    return taken
 
 
 class Ungrouped:

@@ -7,8 +7,13 @@ from nnsight import TransformersModel
 from torch import nn
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
-from eah_interp.errors import InputError, UnsupportedError
-from eah_interp.lvlm.anatomy import Anatomy, resolve_anatomy
+from eah_interp.errors import InputError, SettingsError, UnsupportedError
+from eah_interp.lvlm.anatomy import (
+    Anatomy,
+    AttentionSite,
+    check_settings,
+    resolve_anatomy,
+)
 from eah_interp.lvlm.inputs import (
     DEFAULT_PROMPT,
     Encoding,
@@ -156,7 +161,7 @@ class LVLM(TransformersModel):
 
         Args:
             encoding: What `encode` returned. A processor's own output does not know
-                how large the pictures were, so where the processor crops, what its
+                how large the images were, so where the processor crops, what its
                 grids show is unknown.
 
         Returns:
@@ -171,6 +176,27 @@ class LVLM(TransformersModel):
             image_sizes=getattr(encoding, "image_sizes", None),
             processor=self.processor,
         )
+
+    def check(self, settings: Any) -> list[AttentionSite]:
+        """Check that an intervention's settings fit this model, without running it.
+
+        Args:
+            settings: `EAH`, `PAI`, or any other intervention.
+
+        Returns:
+            Where it acts, layer by layer.
+
+        Raises:
+            ModelError: If a layer has no attention to patch.
+            SettingsError: If a layer or head does not exist, or these are no settings.
+        """
+        if not hasattr(settings, "find_sites"):
+            msg = (
+                "a patch is an intervention's settings, such as eah.EAH() or eah.PAI()"
+                f": got {settings!r}"
+            )
+            raise SettingsError(msg)
+        return check_settings(self, settings)
 
     # -- running ---------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ from jaxtyping import Bool
 from nnsight.intervention.interleaver import Mediator
 from torch import Tensor
 
-from eah_interp._types import ColumnMask, Donors, HeadOutputs
+from eah_interp._types import ColumnMask, HeadOutputs
 from eah_interp.errors import InputError, UnsupportedError
 from eah_interp.kernels.patterns import PatternBlock, is_abstract, mix_values
 from eah_interp.lvlm.attention import AttentionCall
@@ -46,7 +46,7 @@ class Prompt:
         return self.token_mask & self.prompt_mask
 
     def limit(self, prompt_mask: ColumnMask | None) -> "Prompt":
-        """Say which tokens are the prompt; the rest was written after it.
+        """Mark which tokens are the prompt; the rest was written after it.
 
         Raises:
             InputError: If there is not a flag for each token.
@@ -66,7 +66,7 @@ class Prompt:
 
         Args:
             call: The call.
-            generated: How many tokens were read since the prompt; no pictures.
+            generated: How many tokens were read since the prompt; no images.
 
         Raises:
             InputError: If they cannot be.
@@ -87,15 +87,13 @@ class Memory:
 
     Attributes:
         prompt: The prompt, once it is known.
-        donors: Donor heads of the prefill, by layer and settings.
-        learned: What other interventions learned from it, by layer and settings.
+        learned: What interventions learned from it, by layer and settings.
         steps: At how many forward passes each settings were called.
         chosen: The settings that were called at steps of the caller's choice.
     """
 
     prompt: Prompt | None = None
-    donors: dict[Any, Donors] = field(default_factory=dict)
-    learned: dict[Any, Tensor | None] = field(default_factory=dict)
+    learned: dict[Any, Any] = field(default_factory=dict)
     steps: dict[Any, int] = field(default_factory=dict)
     chosen: set[Any] = field(default_factory=set)
 
@@ -223,7 +221,7 @@ def _fit(mask: Tensor, call: AttentionCall, *, new: Tensor) -> Tensor:
     return torch.nn.functional.pad(mask, (0, missing))[:, -n_keys:]
 
 
-# ---- What a forward pass's query rows are: pictures, words, the prompt, the answer.
+# ---- What a forward pass's query rows are: images, words, the prompt, the answer.
 
 
 RowMask = Bool[Tensor, "batch query"]
@@ -231,7 +229,7 @@ RowMask = Bool[Tensor, "batch query"]
 
 
 @dataclass(frozen=True)
-class Rows:
+class QueryRows:
     """The query rows of one attention call, by kind.
 
     A row that a generation reads after its prompt, or that an answer has in the same
@@ -254,8 +252,8 @@ class Rows:
     @classmethod
     def of(
         cls, prompt: Prompt, call: AttentionCall, *, width: int, step: int
-    ) -> "Rows":
-        """Say what an attention call's rows are.
+    ) -> "QueryRows":
+        """Sort an attention call's query rows by kind.
 
         Args:
             prompt: The tokens, as wide as the call's keys.
@@ -311,22 +309,9 @@ def attend_from(
     Returns:
         What each head returns in these rows.
     """
-    parts: dict[str, Any] = call.pattern_inputs(token_mask)
+    parts = call.rows(slice(first, None), token_mask=token_mask)
     queries, keys = parts.pop("queries"), parts.pop("keys")
     values = call.values[:, :, : keys.shape[2]]
-    if first:
-        mask, tokens, sinks = parts["mask"], parts["token_mask"], parts["sink_logits"]
-        if mask is None:
-            place = torch.arange(keys.shape[2], device=keys.device)
-            mask = (place <= place[first : queries.shape[2], None])[None, None]
-            if tokens is not None:
-                mask = mask & tokens[:, None, None]
-        else:
-            mask = mask[:, :, first:]
-        if sinks is not None and sinks.shape[2] != 1:
-            sinks = sinks[:, :, first:]
-        parts |= {"mask": mask, "sink_logits": sinks}
-        queries = queries[:, :, first:]
     unchanged: Callable[[PatternBlock], Tensor] = lambda block: block.weights  # noqa: E731
     return mix_values(
         queries,

@@ -88,7 +88,7 @@ class PatchedCall:
             self.output = (output[0], *self.output[1:])
 
     def check_rows(self, n_rows: int) -> None:
-        """See that this worker reads the rows of its own invoke, and no others.
+        """Check that this worker reads the rows of its own invoke, and no others.
 
         Raises:
             UnsupportedError: If they cannot be told apart.
@@ -146,7 +146,7 @@ def promise(interleaver: Any, memory: Memory, settings: Any) -> None:
 
 
 def check_promises(interleaver: Any, result: Any, *, cached: bool) -> None:
-    """See that a generation was patched in the forward passes that were asked for.
+    """Check that a generation was patched in the forward passes that were asked for.
 
     Args:
         interleaver: nnsight's interleaver, after the run.
@@ -224,7 +224,7 @@ def _reads_once(model: Any, settings: dict[str, Any]) -> bool:
 
 
 def stoppable(model: Any, function: Any) -> Callable[..., Any]:
-    """Let `tracer.stop()` end a run before the layers of stored edits.
+    """Allow `tracer.stop()` to end a run before the layers of stored edits.
 
     nnsight takes an edit that still waits for its layer for one that missed it.
 

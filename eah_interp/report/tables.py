@@ -8,7 +8,7 @@ import pandas as pd
 from torch import Tensor
 
 from eah_interp.attribution import HeadAttribution
-from eah_interp.attribution.patches import Run
+from eah_interp.attribution.patches import RunOrChange as Run
 from eah_interp.attribution.results import largest
 from eah_interp.interventions import EAH, SinkMap
 from eah_interp.report.inspection import (

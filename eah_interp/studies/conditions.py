@@ -9,8 +9,7 @@ from typing import Any
 from eah_interp.errors import SettingsError
 from eah_interp.interventions import EAH, PAI, VAR, Ablation, Intervention, edit
 from eah_interp.interventions.donation import seed_items
-from eah_interp.interventions.intervene import find_sites
-from eah_interp.kernels import DEFAULT_BETA
+from eah_interp.kernels.sinks import DEFAULT_BETA
 
 KINDS: dict[str, type[EAH] | type[Intervention]] = {
     "eah": EAH,
@@ -69,7 +68,7 @@ class Condition:
             ModelError: If a layer has no heads.
         """
         if self.patch is not None:
-            find_sites(model, self.patch)
+            model.check(self.patch)
 
     def apply(self, model: Any, *, seeds: Sequence[int]) -> Any:
         """Make the patched twin for a batch.

@@ -9,14 +9,9 @@ from torch import Tensor
 from eah_interp._types import ColumnMask
 from eah_interp.errors import InputError, SettingsError, UnsupportedError
 from eah_interp.interventions import EAH, EAHPatch, LayerPatch
-from eah_interp.interventions.donation import choose_patch, donate_pattern
-from eah_interp.kernels import (
-    PatternBlock,
-    broadcast_keys,
-    broadcast_queries,
-    find_visible,
-    score_columns,
-)
+from eah_interp.kernels.broadcast import broadcast_keys, broadcast_queries
+from eah_interp.kernels.patterns import PatternBlock, find_visible
+from eah_interp.kernels.sinks import score_columns
 from eah_interp.lvlm.spans import image_mask, image_token_id
 from eah_interp.transformer_lens.bridges import (
     find_attention,
@@ -74,8 +69,7 @@ def project_patch(
         visible=visible,
         definition=eah.definition,
     )
-    patch = choose_patch(
-        eah,
+    patch = eah.choose_donors(
         scores if eah.needs_scores else None,
         (pattern.shape[0], pattern.shape[1]),
         layer=layer,
@@ -253,6 +247,13 @@ def eah_hooks(
         torch.Size([1])
     """
     eah = EAH() if eah is None else eah
+    if not isinstance(eah, EAH):
+        msg = (
+            f"these hooks write patterns of EAH, and {eah!r} is none of its settings: "
+            "TransformerLens has hooks of its own for ablations, and nnsight takes "
+            "every intervention (eah_interp.intervene)"
+        )
+        raise SettingsError(msg)
     tokens, images = read_masks(bridge, inputs)
     hooks = EAHHooks(eah)
     for layer in eah.layers:
@@ -315,8 +316,8 @@ def _replace_pattern(
                         definition=eah.definition,
                     )
             batch_heads = (pattern.shape[0], pattern.shape[1])
-            hooks.patches[layer] = choose_patch(
-                eah, scores, batch_heads, layer=layer, device=pattern.device
+            hooks.patches[layer] = eah.choose_donors(
+                scores, batch_heads, layer=layer, device=pattern.device
             )
         elif eah.steps != "all":
             return None
@@ -334,7 +335,7 @@ def _replace_pattern(
 
 
 def check_rows(pattern: Tensor, tokens: ColumnMask) -> None:
-    """See that a prefill has the rows and tokens that the hooks were made for.
+    """Check that a prefill has the rows and tokens that the hooks were made for.
 
     Raises:
         InputError: If it has others.
@@ -359,5 +360,9 @@ def _new_pattern(
     width = pattern.shape[-1]
     wide = torch.nn.functional.pad(images, (0, width - images.shape[1]))
     block = PatternBlock(slice(0, pattern.shape[2]), pattern.float(), visible)
-    new = donate_pattern(eah, block, patch, image_mask=wide.to(pattern.device))
-    return new.to(pattern.dtype)
+    new = eah.donated(patch, image_mask=wide.to(pattern.device))(block)
+    heads = patch.patched[:, None].expand(pattern.shape[:2])
+    recipients = eah.recipient_mask(pattern)
+    if recipients is not None:
+        heads = heads & recipients
+    return torch.where(heads[:, :, None, None], new, block.weights).to(pattern.dtype)

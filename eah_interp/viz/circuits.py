@@ -11,7 +11,8 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from eah_interp.attribution.patterns import HeadPatterns, Run
+from eah_interp.attribution.patterns import HeadPatterns
+from eah_interp.attribution.patterns import RunName as Run
 from eah_interp.errors import InputError, SettingsError
 from eah_interp.lvlm.spans import Box, ImageSpan
 from eah_interp.viz.widgets import Widget

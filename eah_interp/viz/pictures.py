@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageEnhance
 
-from eah_interp.attribution.patches import PictureAttribution, Run
+from eah_interp.attribution.patches import PictureAttribution
+from eah_interp.attribution.patches import RunOrChange as Run
 from eah_interp.attribution.patterns import HeadPatterns
 from eah_interp.errors import UnsupportedError
 from eah_interp.lvlm.spans import Box, ImagePart, ImageSpan
