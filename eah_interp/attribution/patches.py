@@ -17,7 +17,13 @@ from eah_interp.attribution.gradient_runs import (
     run_attention_gradient,
 )
 from eah_interp.attribution.readouts import MetricName, Target, TargetValues
-from eah_interp.attribution.results import Result, largest, list_heads, register
+from eah_interp.attribution.results import (
+    Result,
+    check_target,
+    largest,
+    list_heads,
+    register,
+)
 from eah_interp.errors import InputError, SettingsError
 from eah_interp.interventions.intervention import Intervention
 from eah_interp.lvlm.spans import ImageSpan, lay_out
@@ -158,10 +164,7 @@ class PictureAttribution(Result):
         Raises:
             SettingsError: If a target, head or run does not exist.
         """
-        if not 0 <= target < len(self.targets):
-            last = len(self.targets) - 1
-            msg = f"target {target} does not exist: expected 0 to {last}"
-            raise SettingsError(msg)
+        check_target(self.targets, target)
         if sign not in get_args(Sign):
             msg = f"sign must be one of {', '.join(get_args(Sign))}, got {sign!r}"
             raise SettingsError(msg)
@@ -256,33 +259,43 @@ class PictureAttribution(Result):
         number: int = 0,
         outlined: Sequence[int] = (),
     ) -> "Figure":
-        """Draw one target's effects on the picture, plain, patched and the change.
+        """Draw one target's effects on the image, plain, patched and the change.
+
+        Colour is opaque at the largest effect and clear at zero, on one scale for all
+        panels. Where a model looks at an image several times (an overview and crops),
+        each way has a row of panels.
 
         Args:
-            image: The original picture.
+            image: The original image.
             target: Which target.
             heads: Layers and heads; all when None.
             sign: As for `summed`.
-            number: Which picture of the target's row it is.
+            number: Which image of the target's row it is.
             outlined: Positions of image tokens to outline, such as vision sinks.
 
         Returns:
             A matplotlib figure.
 
         Raises:
-            UnsupportedError: If image tokens have no known place in the picture.
-            SettingsError: If a target, head or picture does not exist.
+            UnsupportedError: If image tokens have no known place in the image.
+            SettingsError: If a target, head or image does not exist.
             ExtraMissingError: If matplotlib is not installed.
         """
-        from eah_interp.viz import plot_picture
+        from eah_interp.viz.overlays import plot_effects
 
-        return plot_picture(
-            self,
+        check_target(self.targets, target)
+        runs = get_args(RunOrChange) if self.patched is not None else ("plain",)
+        what = "effect on"
+        if self.method == "attention_gradient":
+            what = "attention x gradient of"
+        return plot_effects(
             image,
-            target=target,
-            heads=heads,
-            sign=sign,
-            number=number,
+            self.span(target, image=number).parts,
+            grids={
+                run: self.picture(target, heads=heads, run=run, sign=sign, image=number)
+                for run in runs
+            },
+            label=f"{what} {self.targets[target].label} (logit)",
             outlined=outlined,
         )
 

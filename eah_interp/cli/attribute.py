@@ -87,7 +87,6 @@ def attribute(
         from eah_interp.cli.effects import attribute_objects
         from eah_interp.lvlm.images import read_image
         from eah_interp.viz.figures import make_figure
-        from eah_interp.viz.heads import plot_targets
 
         for option, out in (("--figure", figure), ("--picture", picture)):
             check_output(out, suffixes=FIGURES, option=option)
@@ -116,7 +115,7 @@ def attribute(
         if save is not None:
             result.found.save(save)
         if figure is not None:
-            save_figure(plot_targets(result.found), figure)
+            save_figure(result.found.plot_targets(), figure)
         if picture is not None and result.patches is not None:
             save_figure(result.patches.plot(read_image(image)), picture)
     if options.json:

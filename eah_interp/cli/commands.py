@@ -220,7 +220,7 @@ def sinks(
         bar.step("importing torch and transformers")
         from eah_interp.cli.sinks import find_sinks
         from eah_interp.lvlm.images import read_image
-        from eah_interp.viz.figures import make_figure, plot_sink_map
+        from eah_interp.viz.figures import make_figure
 
         check_output(out, suffixes=FIGURES)
         if out is not None:
@@ -239,7 +239,7 @@ def sinks(
             bar=bar,
         )
         if out is not None:
-            save_figure(plot_sink_map(result.sink_map, donors=result.donor_heads), out)
+            save_figure(result.sink_map.plot(donors=result.donor_heads), out)
     if options.json:
         show_json(result.to_dict())
         return

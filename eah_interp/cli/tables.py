@@ -330,7 +330,7 @@ def save_demo(found: Inspection, folder: Path) -> Saved:
         ExtraMissingError: If matplotlib is not installed.
         SettingsError: If the folder cannot be written to.
     """
-    from eah_interp.viz import plot_sink_map, plot_sinks
+    from eah_interp.viz import plot_sinks
 
     names = ("report.html", "result.json", "sinks.png", "picture.png")
     page, result, sinks, picture = (folder / name for name in names)
@@ -338,7 +338,7 @@ def save_demo(found: Inspection, folder: Path) -> Saved:
         (write_json(record_inspection(found, command="demo")) + "\n").encode(), result
     )
     write_report(found, page)
-    save_figure(plot_sink_map(found.sink_map, donors=found.donors), sinks)
+    save_figure(found.sink_map.plot(donors=found.donors), sinks)
     patch = found.asked[-1].reading.patches[PATCHED]
     columns = {d.title: d.columns for d in list_donor_sinks(patch, found.sink_map)}
     try:

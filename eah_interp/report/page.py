@@ -27,7 +27,7 @@ from eah_interp.report.tables import (
     tabulate_patches,
     tabulate_yes_no,
 )
-from eah_interp.tables import Grid
+from eah_interp.tables import Table
 from eah_interp.viz.figures import COLUMN_WIDTH
 from eah_interp.viz.page import (
     Drawing,
@@ -65,10 +65,8 @@ def draw_picture(found: Inspection) -> Drawing:
 
 def draw_density(found: Inspection) -> Drawing:
     """Draw the sink density of every head."""
-    from eah_interp.viz import plot_sink_map
-
     prompt = found.asked[-1].question.prompt
-    figure = plot_sink_map(found.sink_map, donors=found.donors)
+    figure = found.sink_map.plot(donors=found.donors)
     text = (
         f'Sink density by layer and head, in the unpatched model: "{prompt}". Brighter '
         "is denser; a dot marks the densest head of a layer, a frame the donor."
@@ -101,8 +99,6 @@ def draw_donors(found: Inspection) -> Iterator[Drawing]:
 
 def draw_heads(explained: Explained) -> Drawing:
     """Draw the direct effects of every head on every target."""
-    from eah_interp.viz import plot_targets
-
     heads = explained.heads
     names = ", ".join(target.label for target in heads.targets)
     text = (
@@ -111,14 +107,12 @@ def draw_heads(explained: Explained) -> Drawing:
         "each line of panels has its own scale."
     )
     tables = [t for n in range(len(heads.targets)) for t in tabulate_maps(heads, n)]
-    source = embed_figure(plot_targets(heads))
+    source = embed_figure(heads.plot_targets())
     return Drawing(source=source, text=text, tables=tuple(tables), wide=True)
 
 
 def draw_places(found: Inspection, explained: Explained) -> Iterator[Drawing]:
     """Draw on the picture where heads read the first targets."""
-    from eah_interp.viz import plot_picture
-
     picture = explained.picture
     if picture is None:
         return
@@ -136,11 +130,11 @@ def draw_places(found: Inspection, explained: Explained) -> Iterator[Drawing]:
                 name = part.name if len(grids) > 1 else "patches"
                 caption = f"{target.label}, {title}, {name}, in logits"
                 tables.append(tabulate_patches(grid, caption=caption))
-        source = embed_photo(plot_picture(picture, image, target=number))
+        source = embed_photo(picture.plot(image, target=number))
         yield Drawing(source=source, text=text, tables=tuple(tables), wide=True)
 
 
-def _tabulate_sinks(found: Inspection, sinks: DonorSinks) -> Iterator[Grid]:
+def _tabulate_sinks(found: Inspection, sinks: DonorSinks) -> Iterator[Table]:
     """Lay out a donor's column scores as the patches lie in the picture."""
     if not found.span.spatial:
         raise UnsupportedError("image tokens stand for no places in the picture")
@@ -150,7 +144,7 @@ def _tabulate_sinks(found: Inspection, sinks: DonorSinks) -> Iterator[Grid]:
             (str(row), *(_write(sinks, column, column in chosen) for column in line))
             for row, line in enumerate(part.columns)
         )
-        yield Grid(
+        yield Table(
             caption=f"Donor L{sinks.layer}H{sinks.head}: score of each "
             f"patch ({part.name})",
             header=("row", *map(str, range(len(part.columns[0])))),
@@ -188,8 +182,6 @@ RUN_TITLES = {"plain": "before EAH", "patched": "after EAH"}
 
 def draw_broadcast(found: Inspection) -> Iterator[Drawing]:
     """Draw every head of the first patched layer, before and after the broadcast."""
-    from eah_interp.viz import plot_donors
-
     if found.broadcast is None:
         return
     scores = found.broadcast.scores
@@ -203,7 +195,7 @@ def draw_broadcast(found: Inspection) -> Iterator[Drawing]:
     for name, run in scores.runs.items():
         ratio, sinks = run.ratio[0, 0][:, judged], run.sinks[0, 0][:, judged]
         tables.append(
-            Grid(
+            Table(
                 caption=f"Layer {layer}, {RUN_TITLES[name]}: score / sink threshold",
                 header=("head", *map(str, positions)),
                 rows=tuple(
@@ -221,19 +213,17 @@ def draw_broadcast(found: Inspection) -> Iterator[Drawing]:
         "head, a cell for each image token. Purple is a vision sink, orange is none; "
         "at the right the head's sink density; a frame marks the donor."
     )
-    source = embed_figure(plot_donors(scores))
+    source = embed_figure(scores.plot())
     yield Drawing(source=source, text=text, tables=tuple(tables))
 
 
 def draw_attention(found: Inspection) -> Iterator[Drawing]:
     """Draw where the donor and a recipient look, if image tokens have places."""
-    from eah_interp.viz import plot_attention
-
     patterns = found.broadcast.patterns if found.broadcast else None
     if patterns is None:
         return
     try:
-        figure = plot_attention(patterns, shrink(found.subject.image))
+        figure = patterns.plot(shrink(found.subject.image))
     except UnsupportedError:
         return
     parts, tables = patterns.span(0).parts, []
@@ -242,7 +232,7 @@ def draw_attention(found: Inspection) -> Iterator[Drawing]:
             grids = patterns.picture(head, run=run)
             for part, grid in zip(parts, grids, strict=True):
                 tables.append(
-                    Grid(
+                    Table(
                         caption=f"{name}, {RUN_TITLES[run]}, {part.name}: "
                         "attention in %",
                         header=("row", *map(str, range(grid.shape[1]))),
@@ -264,15 +254,13 @@ def draw_attention(found: Inspection) -> Iterator[Drawing]:
 
 def draw_logits(found: Inspection) -> Iterator[Drawing]:
     """Draw the logits of the objects that are split by heads."""
-    from eah_interp.viz import list_logits, plot_logits
-
     logits = {one.object for one in found.caption.objects} if found.caption else set()
     for one in found.explained:
         labels = {target.label for target in one.heads.targets}
         if not labels <= logits:
             continue
         there = [name for name in found.subject.present if name in labels]
-        table = list_logits(one.heads, present=there)
+        table = one.heads.list_logits(present=there)
         rows = tuple(
             (
                 row["object"],
@@ -281,7 +269,7 @@ def draw_logits(found: Inspection) -> Iterator[Drawing]:
             )
             for row in table.to_dict("records")
         )
-        grid = Grid(
+        grid = Table(
             caption="Logits that are split by heads below",
             header=("object", "there", "without EAH", "with EAH", "change"),
             rows=rows,
@@ -291,7 +279,7 @@ def draw_logits(found: Inspection) -> Iterator[Drawing]:
             "(plain), with it (patched), the change at the right. Circles are in the "
             "picture, diamonds are not."
         )
-        source = embed_figure(plot_logits(one.heads, present=there))
+        source = embed_figure(one.heads.plot_logits(present=there))
         yield Drawing(source=source, text=text, tables=(grid,))
 
 

@@ -19,7 +19,7 @@ from eah_interp.report.inspection import (
     list_donors,
 )
 from eah_interp.report.reading import PATCHED, PLAIN
-from eah_interp.tables import Grid, join
+from eah_interp.tables import Table
 
 # ---- Settings, donors and conditions in words.
 
@@ -95,7 +95,7 @@ MEANINGS = {
 """What each setting of EAH means, in a few words."""
 
 
-def tabulate_answers(found: Inspection) -> Grid:
+def tabulate_answers(found: Inspection) -> Table:
     """Lay out what was said, without EAH and with it."""
     rows = [
         (
@@ -109,12 +109,13 @@ def tabulate_answers(found: Inspection) -> Grid:
     caption = found.caption
     said = [row[0] for row in rows]
     if caption is not None and caption.answers and caption.prompt not in said:
-        there = join(found.subject.present) or "not stated"
+        there = ", ".join(found.subject.present) or "not stated"
         rows.append(
             (caption.prompt, there, caption.answers[PLAIN], caption.answers[PATCHED])
         )
-    return Grid(
+    return Table(
         caption="Answers in words, chosen greedily",
+        prose=True,
         header=("asked", "truth", "without EAH", "with EAH"),
         rows=tuple(rows),
         notes="An answer stops at the limit of new tokens, if not before. EAH patches "
@@ -122,7 +123,7 @@ def tabulate_answers(found: Inspection) -> Grid:
     )
 
 
-def tabulate_donors(found: Inspection) -> Grid:
+def tabulate_donors(found: Inspection) -> Table:
     """Lay out who donated, by question and condition."""
     names = list(found.asked[0].reading.patches)
     rows = [
@@ -132,7 +133,7 @@ def tabulate_donors(found: Inspection) -> Grid:
         )
         for one in found.asked
     ]
-    return Grid(
+    return Table(
         caption="Donor heads, and their sink density",
         header=("asked", *map(say_condition, names)),
         rows=tuple(rows),
@@ -141,7 +142,7 @@ def tabulate_donors(found: Inspection) -> Grid:
     )
 
 
-def tabulate_density(found: Inspection) -> Grid:
+def tabulate_density(found: Inspection) -> Table:
     """Lay out the density of every head in the plain model; donors have a star."""
     sink_map, donors = found.sink_map, found.donors
     n_heads = sink_map.density.shape[-1]
@@ -157,7 +158,7 @@ def tabulate_density(found: Inspection) -> Grid:
             sink_map.layers, sink_map.density[0].tolist(), strict=True
         )
     ]
-    return Grid(
+    return Table(
         caption=f"Sink density in %: {found.asked[-1].question.prompt}",
         header=("layer", *(f"H{head}" for head in range(n_heads))),
         rows=tuple(rows),
@@ -165,7 +166,7 @@ def tabulate_density(found: Inspection) -> Grid:
     )
 
 
-def tabulate_yes_no(one: Asked) -> Grid:
+def tabulate_yes_no(one: Asked) -> Table:
     """Lay out the logits of Yes and No under every condition."""
     rows = []
     for name, margin in one.margins.items():
@@ -184,7 +185,7 @@ def tabulate_yes_no(one: Asked) -> Grid:
                 "" if patch is None else f"{margin - one.margins[PLAIN]:+.2f}",
             )
         )
-    return Grid(
+    return Table(
         caption=f"Logits of Yes and No: {one.question.prompt}",
         header=("condition", "donor", "says", "Yes", "No", "Yes - No", "change"),
         rows=tuple(rows),
@@ -194,14 +195,14 @@ def tabulate_yes_no(one: Asked) -> Grid:
     )
 
 
-def tabulate_next(one: Asked) -> Grid:
+def tabulate_next(one: Asked) -> Table:
     """Lay out the likeliest first tokens of an answer, plain beside patched."""
     sides = [one.next_tokens[name] for name in (PLAIN, PATCHED)]
     rows = []
     for rank, pair in enumerate(zip(*sides, strict=True), start=1):
         cells = [(repr(e["token"])[1:-1], f"{e['logit']:.2f}") for e in pair]
         rows.append((str(rank), *cells[0], *cells[1]))
-    return Grid(
+    return Table(
         caption=f"Likeliest first tokens: {one.question.prompt}",
         header=("rank", "without EAH", "logit", "with EAH", "logit"),
         rows=tuple(rows),
@@ -234,7 +235,7 @@ def _say_value(value: object) -> str:
     if value is None:
         return "none"
     if isinstance(value, list):
-        return join(map(str, value))
+        return ", ".join(map(str, value))
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
@@ -267,7 +268,7 @@ KINDS = {
 MOST_HEADS = 10
 
 
-def tabulate_heads(found: HeadAttribution, target: int) -> Grid:
+def tabulate_heads(found: HeadAttribution, target: int) -> Table:
     """Lay out a target's logit as a sum: its largest heads, and all that is left.
 
     The rows add up to the last one, up to the rounding of each to four decimals.
@@ -290,7 +291,7 @@ def tabulate_heads(found: HeadAttribution, target: int) -> Grid:
             rows.append((title, *(_write(sums[run]) for run in RUNS), "", "", ""))
     plain, patched = _values(found, target)
     name = found.targets[target].label
-    return Grid(
+    return Table(
         caption=f"Direct effects on {name}, in logits",
         header=("component", *TITLES.values(), "pattern", "values", "scale"),
         rows=tuple(rows),
@@ -309,7 +310,7 @@ def tabulate_heads(found: HeadAttribution, target: int) -> Grid:
     )
 
 
-def tabulate_maps(found: HeadAttribution, target: int) -> tuple[Grid, ...]:
+def tabulate_maps(found: HeadAttribution, target: int) -> tuple[Table, ...]:
     """Lay out a target's effects of every head: plain, patched and the change."""
     assert found.patched is not None
     plain, patched = found.plain.heads[target], found.patched.heads[target]
@@ -319,7 +320,7 @@ def tabulate_maps(found: HeadAttribution, target: int) -> tuple[Grid, ...]:
         "change": patched - plain,
     }
     return tuple(
-        Grid(
+        Table(
             caption=f"{found.targets[target].label}, {TITLES[run]}, in logits",
             header=("layer", *(f"H{head}" for head in range(plain.shape[1]))),
             rows=tuple(
@@ -331,14 +332,14 @@ def tabulate_maps(found: HeadAttribution, target: int) -> tuple[Grid, ...]:
     )
 
 
-def tabulate_patches(grid: Tensor, *, caption: str, notes: str = "") -> Grid:
+def tabulate_patches(grid: Tensor, *, caption: str, notes: str = "") -> Table:
     """Lay out numbers of image tokens as they lie in the picture; NaN is no token."""
     rows = tuple(
         (str(row), *("" if value != value else _round(value) for value in line))
         for row, line in enumerate(grid.tolist())
     )
     header = ("row", *map(str, range(grid.shape[1])))
-    return Grid(caption=caption, header=header, rows=rows, notes=notes)
+    return Table(caption=caption, header=header, rows=rows, notes=notes)
 
 
 def _values(found: HeadAttribution, target: int) -> tuple[float, float]:
@@ -369,7 +370,7 @@ FEW = 4
 OBJECTS = "Logits of objects, where a caption is about to name one"
 
 
-def tabulate_objects(found: Inspection) -> tuple[Grid, ...]:
+def tabulate_objects(found: Inspection) -> tuple[Table, ...]:
     """Lay out the logits of objects under every condition.
 
     Args:
@@ -400,7 +401,7 @@ def _tabulate_objects(
     *,
     title: str,
     rest: Sequence[ObjectLogit] = (),
-) -> Grid:
+) -> Table:
     names = list(caption.objects[0].logits)
     controls = [name for name in names if name not in (PLAIN, PATCHED)]
     rows = [
@@ -424,7 +425,7 @@ def _tabulate_objects(
     )
     if any(one.companion for one in listed):
         notes += " A companion is absent, but often goes with what is there."
-    return Grid(
+    return Table(
         caption=title,
         header=(
             "object",
