@@ -154,7 +154,7 @@ class BroadcastScores(Result):
         return self.runs[run].sinks.sum(-1) / judged
 
     def plot(self, *, layer: int | None = None, item: int = 0) -> "Figure":
-        """Draw one layer's heads before and after the broadcast, a line each.
+        """Draw one layer's heads, plain beside patched, a line each.
 
         Every cell is an image column's score, in multiples of the sink threshold. A
         frame marks the donor; under a control without a donor head (`"mean"`,
@@ -188,9 +188,9 @@ class BroadcastScores(Result):
             raise InputError(f"{msg}, got 0")
         where = item, self.layers.index(layer)
         ratios, densities = {}, {}
-        for title, run in (("before", "plain"), ("after", "patched")):
-            ratios[title] = self.runs[run].ratio[where][:, judged]
-            densities[title] = self.density(run)[where].tolist()
+        for name, run in self.runs.items():
+            ratios[name] = run.ratio[where][:, judged]
+            densities[name] = self.density(name)[where].tolist()
         return plot_columns(
             ratios,
             densities=densities,

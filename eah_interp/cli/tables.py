@@ -25,7 +25,6 @@ from eah_interp.report.inspection import (
 from eah_interp.report.reading import PATCHED, PLAIN
 from eah_interp.report.tables import (
     say_condition,
-    say_donor,
     say_donors,
     say_same_token,
     say_settings,
@@ -188,7 +187,7 @@ def _tabulate_yes_no(one: Asked) -> Table:
     margins = one.margins
     for name, margin in margins.items():
         patch = one.reading.patches.get(name)
-        donors = "" if patch is None else ", ".join(map(say_donor, list_donors(patch)))
+        donors = "" if patch is None else say_donors(list_donors(patch))
         change = "" if name == PLAIN else f"{margin - margins[PLAIN]:+.2f}"
         says = "Yes" if margin > 0 else "No"
         if one.question.present not in (None, margin > 0):

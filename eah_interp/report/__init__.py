@@ -1,4 +1,4 @@
-"""One picture, looked at closely, and the page that shows what was found."""
+"""One image, looked at closely, and the page that shows what was found."""
 
 from eah_interp.report.inspect import inspect_image as inspect_image
 from eah_interp.report.inspect import inspect_subject as inspect_subject

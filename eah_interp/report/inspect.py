@@ -1,8 +1,13 @@
-"""Measure a subject: answers, donors, sinks, logits and heads, in single passes."""
+"""Measure what EAH does to one image: answers, donors, sinks, logits and heads.
+
+`inspect_image` measures an image of the user's own, `inspect_subject` one of which more
+is known. Every number is from a forward pass of one prompt: no batch, no padding.
+"""
 
 import datetime
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, TypeVar
 
 from eah_interp.attribution import (
     Case,
@@ -25,7 +30,6 @@ from eah_interp.report.inspection import (
     Inspection,
     ObjectLogit,
     judge,
-    span_of,
 )
 from eah_interp.report.reading import (
     PATCHED,
@@ -47,7 +51,9 @@ from eah_interp.report.reading import (
     yes_no_tokens,
 )
 
-# ---- The caption of a picture, and the logits of objects where it names one.
+Found = TypeVar("Found")
+
+# ---- The caption of an image, and the logits of objects where it names one.
 
 
 def read_caption(
@@ -61,11 +67,11 @@ def read_caption(
     max_new_tokens: int,
     bar: Progress | None,
 ) -> tuple[Caption, Reading, list[str]]:
-    """Describe a picture, and read the logits of objects where a caption names one.
+    """Describe an image, and read the logits of objects where a caption names one.
 
     Args:
         model: The model.
-        subject: The picture and its objects.
+        subject: The image and its objects.
         conditions: Settings by name; None for no patch.
         eah: The settings.
         answer_start: Words after which a caption names an object.
@@ -161,7 +167,7 @@ def explain_objects(
 ) -> Explained:
     """Split the logits of the first few objects by heads.
 
-    Objects that are asked for come first, then those in the picture, then companions.
+    Objects that are asked for come first, then those in the image, then companions.
 
     Raises:
         EAHError: If the model does not allow it.
@@ -194,11 +200,11 @@ def _explain(
     case = Case(encoding, None, read_tokens(targets))
     heads = attribute_heads(model, case, patch=eah)
     try:
-        picture = attribute_patches(model, case, patch=eah)
-        picture.picture(0)  # is there a grid to draw?
+        patches = attribute_patches(model, case, patch=eah)
+        patches.picture(0)  # is there a grid to draw?
     except EAHError:
-        picture = None
-    return Explained(about, heads, picture)
+        patches = None
+    return Explained(about, heads, patches)
 
 
 # ---- Where a donor and one of its recipients look, before and after the broadcast.
@@ -214,7 +220,7 @@ def look_at_broadcast(
 
     Args:
         model: The model.
-        subject: The picture.
+        subject: The image.
         prompt: What is asked.
         eah: The settings.
 
@@ -255,13 +261,13 @@ def inspect_subject(
     command: str = "",
     bar: Progress | None = None,
 ) -> Inspection:
-    """Measure what EAH does to a picture of which something is known.
+    """Measure what EAH does to an image of which something is known.
 
     Args:
         model: The model.
-        subject: Picture and questions.
+        subject: Image and questions.
         eah: The settings.
-        caption: Whether to describe the picture in words too.
+        caption: Whether to describe the image in words too.
         answer_start: Words after which a caption names an object.
         max_new_tokens: Longest answer, in tokens.
         name: What the model was loaded as.
@@ -275,7 +281,7 @@ def inspect_subject(
         SettingsError: If a layer or head does not exist.
     """
     for layer in eah.layers:
-        model.anatomy.site(layer)
+        model.anatomy.site(layer)  # refuses a layer that does not exist
     eah.check_fits(n_heads=model.n_heads)
     conditions = compare_with(eah, controls=True)
     named = bool(subject.present or subject.absent)
@@ -289,7 +295,8 @@ def inspect_subject(
         one = _ask(model, subject, question, conditions=conditions, **options)
         asked.append(one)
         if one.is_yes_no:
-            _try(explained, remarks, explain_answer, model, subject, one, eah=eah)
+            explain = partial(explain_answer, model, subject, one, eah=eah)
+            explained += _attempt(explain, remarks, NOT_SPLIT)
         elif not one.yes:
             remarks.append(
                 f'Yes and No were not compared on "{question.prompt}": the tokenizer '
@@ -309,14 +316,16 @@ def inspect_subject(
         if bar is not None:
             bar.step("direct effects of every head")
         if told.objects:
-            arguments = (model, subject, told, reading)
-            _try(explained, remarks, explain_objects, *arguments, eah=eah)
+            explain = partial(explain_objects, model, subject, told, reading, eah=eah)
+            explained += _attempt(explain, remarks, NOT_SPLIT)
     if bar is not None:
         bar.step("sinks of every head")
     last = subject.questions[-1].prompt
     sink_map = score_sinks(
         model, subject.image, last, definition=eah.definition, beta=eah.beta
     )
+    look = partial(look_at_broadcast, model, subject, last, eah=eah)
+    looked = _attempt(look, remarks, NOT_LOOKED)
     now = datetime.datetime.now(datetime.UTC)
     objects = told.objects if told else ()
     return Inspection(
@@ -329,8 +338,9 @@ def inspect_subject(
         asked=tuple(asked),
         caption=told,
         sink_map=sink_map,
-        span=span_of(model, subject.image, last),
-        broadcast=_look(model, subject, remarks, eah=eah),
+        # an encoding of the model's knows the image's size, so places are known
+        span=model.spans(model.encode(subject.image, last))[0][0],
+        broadcast=looked[0] if looked else None,
         explained=tuple(explained),
         verdict=judge(
             truths=[one.question.present for one in asked],
@@ -391,32 +401,22 @@ def _answer_logits(
     )
 
 
-def _look(
-    model: LVLM, subject: Subject, remarks: list[str], *, eah: EAH
-) -> Broadcast | None:
-    """Look at the broadcast; where a model does not allow it, say why."""
+NOT_SPLIT = "Logits were not split by heads"
+NOT_LOOKED = "Heads were not read before and after the broadcast"
+
+
+def _attempt(
+    measure: Callable[[], Found], remarks: list[str], what: str
+) -> list[Found]:
+    """Measure; where a model does not allow it, remark why and return nothing."""
     try:
-        return look_at_broadcast(model, subject, subject.questions[-1].prompt, eah=eah)
+        return [measure()]
     except EAHError as error:
-        remarks.append(f"Heads were not read before and after the broadcast: {error}")
-        return None
+        remarks.append(f"{what}: {error}")
+        return []
 
 
-def _try(
-    explained: list[Explained],
-    remarks: list[str],
-    explain: Any,
-    *arguments: Any,
-    eah: EAH,
-) -> None:
-    """Explain logits by heads; where a model does not allow it, say why."""
-    try:
-        explained.append(explain(*arguments, eah=eah))
-    except EAHError as error:
-        remarks.append(f"Logits were not split by heads: {error}")
-
-
-# ---- Measure a picture of the user's own.
+# ---- Measure an image of the user's own.
 
 
 def inspect_image(
@@ -431,30 +431,29 @@ def inspect_image(
     title: str | None = None,
     **options: Any,
 ) -> Inspection:
-    """Measure what EAH does to one picture, for `write_report` to show.
+    """Measure what EAH does to one image, for `write_report` to show.
 
-    Every number is from a forward pass of one prompt: no batch, no padding. What a
-    model cannot be asked (a word without a token, effects that do not add up) is left
-    out and said in `remarks`.
+    What a model cannot be asked (a word without a token, effects that do not add up)
+    is left out, and `remarks` has the reason.
 
     Args:
         model: The model.
-        image: The picture.
+        image: The image: a path, a PIL image, an array or a tensor.
         questions: What to ask; where nothing is, for each object, "Is there a ... in
             the image?", and without objects "Describe the image.". The true answer is
             known of questions that are put as these are.
-        objects: Objects in the picture.
+        objects: Objects in the image.
         absent: Objects that are not in it.
         eah: The settings; the default ones when None.
-        caption: Whether to describe the picture in words too.
-        title: What the picture is called on the page; its file when None.
+        caption: Whether to describe the image in words too.
+        title: What the image is called on the page; its file when None.
         **options: As for `inspect_subject`.
 
     Returns:
         What was measured.
 
     Raises:
-        InputError: If the picture cannot be read, a question is empty, or an object is
+        InputError: If the image cannot be read, a question is empty, or an object is
             named twice.
         SettingsError: If a layer or head does not exist.
 
@@ -476,7 +475,7 @@ def inspect_image(
         asked = list(known.values())
     subject = Subject(
         image=read_image(image),
-        title=title or _name_picture(image),
+        title=title or _name_image(image),
         present=tuple(objects),
         absent=tuple(absent),
         companions=(),
@@ -503,6 +502,6 @@ def check_question(questions: Sequence[str], named: Sequence[str]) -> None:
         raise InputError(msg)
 
 
-def _name_picture(image: object) -> str:
+def _name_image(image: object) -> str:
     path = str(image) if hasattr(image, "__fspath__") or isinstance(image, str) else ""
-    return path or "a picture given in Python"
+    return path or "an image given in Python"

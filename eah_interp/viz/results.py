@@ -54,7 +54,7 @@ def plot_sink_map(found: Plotted, **options: Any) -> "Figure":
 
 
 def plot_donors(found: Plotted, **options: Any) -> "Figure":
-    """Draw one layer's heads before and after the broadcast: `BroadcastScores.plot`."""
+    """Draw one layer's heads, plain beside patched: `BroadcastScores.plot`."""
     return found.plot(**options)
 
 

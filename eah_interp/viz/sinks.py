@@ -1,4 +1,4 @@
-"""Figures of vision sinks: densities of heads, and scores before and after EAH."""
+"""Figures of vision sinks: densities of heads, and scores of image columns."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -141,7 +141,7 @@ def _outline(
     )  # fmt: skip
 
 
-# ---- Donor against recipients: scores of image columns before and after EAH.
+# ---- Donor against recipients: scores of image columns, plain and patched.
 
 MOST = 8.0
 """Ratios of score to threshold are coloured up to this, and down to one over it."""
@@ -157,7 +157,7 @@ def plot_columns(
     donors: Sequence[int],
     layer: int,
 ) -> "Figure":
-    """Draw one layer's heads before and after a broadcast, a line each.
+    """Draw one layer's heads, plain beside patched, a line each.
 
     Every cell is an image column's score, in multiples of the sink threshold: purple
     is a vision sink, orange is none, white lies at the threshold. The percentage beside
@@ -178,8 +178,8 @@ def plot_columns(
 
     Example:
         >>> import torch
-        >>> ratios = {"before": torch.ones(2, 9), "after": torch.ones(2, 9)}
-        >>> shares = {"before": [0.1, 0.2], "after": [0.2, 0.2]}
+        >>> ratios = {"plain": torch.ones(2, 9), "patched": torch.ones(2, 9)}
+        >>> shares = {"plain": [0.1, 0.2], "patched": [0.2, 0.2]}
         >>> figure = plot_columns(ratios, densities=shares, donors=[1], layer=0)
         >>> figure.axes[0].get_ylabel()
         'head of layer 0'

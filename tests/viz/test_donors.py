@@ -33,11 +33,11 @@ def test_cells_are_the_frames_ratios_before_and_after(scored, layer):
     before, after, bar = figure.axes
     table = scored.frame()
     table = table[table["layer"] == layer]
-    for axes, title, run in ((before, "before", "plain"), (after, "after", "patched")):
+    for axes, run in ((before, "plain"), (after, "patched")):
         wide = table.pivot_table(index="head", columns="read_at", values=f"{run}_ratio")
         shown = np.asarray(axes.images[0].get_array())
         np.testing.assert_allclose(shown, wide.to_numpy())
-        assert axes.get_title() == title
+        assert axes.get_title() == run
         density = table.groupby("head")[f"{run}_sink"].mean()
         written = [text.get_text() for text in axes.texts]
         assert written == [f"{value:.0%}" for value in density]
