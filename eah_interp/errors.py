@@ -1,6 +1,7 @@
 """Errors of this package: one family, each child also a builtin a stranger would catch.
 
-A message says what was expected, what was found, and what to do about it.
+A message says what was expected, what was found, and what to do about it. Whether an
+error of somebody else's means that memory ran out is told here too.
 """
 
 
@@ -30,3 +31,30 @@ class NumericalError(EAHError, ArithmeticError):
 
 class ExtraMissingError(EAHError, ImportError):
     """An optional package is not installed; the message names the extra that has it."""
+
+
+_NO_MEMORY = (
+    "out of memory",
+    "can't allocate memory",
+    "not enough memory",
+    "defaultcpuallocator",
+)
+"""What allocators say in a plain RuntimeError: torch's on the CPU has no class."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether an error means that memory ran out, of the machine or a device.
+
+    Example:
+        >>> is_out_of_memory(RuntimeError("DefaultCPUAllocator: not enough memory"))
+        True
+        >>> is_out_of_memory(ValueError("out of memory"))
+        False
+    """
+    # Here, not above: the command line names its errors without waiting for torch.
+    import torch
+
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    said = str(error).lower()
+    return isinstance(error, RuntimeError) and any(sign in said for sign in _NO_MEMORY)

@@ -55,6 +55,7 @@ _SELF = "".join(c if c.isalnum() else "-" for c in platform.node()) or "here"
 
 
 def _link(part: Path, path: Path) -> None:
+    # A link is refused where the name is taken, in one step; a rename would replace it.
     try:
         path.hardlink_to(part)
     except FileExistsError:
@@ -66,7 +67,7 @@ def _link(part: Path, path: Path) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Have a name survive a power cut, where folders can be synced."""
+    """Write a folder's names to the disk, where folders can be synced."""
     with contextlib.suppress(OSError):
         number = os.open(folder, os.O_RDONLY)
         try:

@@ -209,7 +209,7 @@ def compare_outcomes(before: Outcomes, after: Outcomes) -> Discordance:
 
     Items that kept their outcome say nothing of a change. Of the others each is a coin
     toss if nothing changed: the p-value is a binomial's. Items are taken as
-    independent; several questions about one picture are not quite.
+    independent; several questions about one image are not quite.
 
     Args:
         before: The outcome under one condition.
@@ -367,7 +367,7 @@ def resample_sums(columns: Columns, *, resamples: int = 10_000, seed: int = 0) -
     draws them: the same seed, the same samples.
 
     Args:
-        columns: A row an item: a picture with all that was asked about it.
+        columns: A row an item: an image with all that was asked about it.
         resamples: Bootstrap samples.
         seed: Seeds them.
 
@@ -386,12 +386,13 @@ def resample_sums(columns: Columns, *, resamples: int = 10_000, seed: int = 0) -
 
     n = len(columns)
     if n < 2:
-        msg = f"an interval needs 2 pictures or more to draw from, got {n}"
+        msg = f"an interval needs 2 images or more to draw from, got {n}"
         raise InputError(msg)
     table = columns.double()
     rng, parts, size = np.random.default_rng(seed), [], max(1, _BLOCK // n)
     for start in range(0, resamples, size):
         count = min(size, resamples - start)
+        # Each sample counts in a range of its own, so one bincount serves all.
         drawn = rng.integers(0, n, (count, n)) + n * np.arange(count)[:, None]
         times = np.bincount(drawn.ravel(), minlength=count * n).reshape(count, n)
         parts.append(torch.from_numpy(times).double() @ table)

@@ -15,7 +15,6 @@ from typer.testing import CliRunner
 import eah_interp as eah
 from eah_interp.cli import app
 from eah_interp.cli.options import PatchOptions
-from eah_interp.cli.subject import choose_subject
 from eah_interp.cli.tables import tabulate_density
 from eah_interp.report.inspection import judge
 from eah_interp.report.reading import (
@@ -24,6 +23,7 @@ from eah_interp.report.reading import (
     object_token,
     read_next_token,
 )
+from eah_interp.report.subjects import choose_subject
 from eah_interp.testing import FAMILIES, random_image, tiny_folder
 from eah_interp.toy import TOYS, ask_for, draw_scene, prompt_for, toy_path
 
@@ -244,8 +244,8 @@ def test_demo_takes_another_model_and_picture(folder, photo, tiny):
 def test_demo_shows_controls_under_the_patch():
     result = run("demo", "--scene", 1, "--max-new-tokens", 1)
     assert result.exit_code == 0, result.stderr
-    rows = re.findall(r"^(with EAH|sparsest|random|shuffled) +L1", result.stdout, re.M)
-    assert rows == ["with EAH", "sparsest", "random", "shuffled"] * 2
+    rows = re.findall(r"^(patched|sparsest|random|shuffled) +L1", result.stdout, re.M)
+    assert rows == ["patched", "sparsest", "random", "shuffled"] * 2
     assert "Another picture: --scene 2" in result.stdout
 
 
@@ -261,7 +261,7 @@ def test_demo_prints_every_head_and_a_verdict(folder, photo, tiny):
     ] == expected
     donor = int(sinks.donors[0, 1])
     assert rows[1][1].split()[donor].endswith("*")
-    assert "One picture is an anecdote" in result.stdout
+    assert "One image is an anecdote" in result.stdout
 
 
 # -- ask -----------------------------------------------------------------------------
@@ -286,8 +286,8 @@ def test_ask_answers_without_and_with_eah(folder, photo, tiny):
 def test_ask_prints_both_sides(folder, photo):
     result = run("ask", photo, QUESTION, "-m", folder, "--max-new-tokens", 2)
     assert result.exit_code == 0, result.stderr
-    assert "without EAH" in result.stdout
-    assert "with EAH" in result.stdout
+    assert "plain" in result.stdout
+    assert "patched" in result.stdout
 
 
 # -- sinks ---------------------------------------------------------------------------

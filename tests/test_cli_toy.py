@@ -6,7 +6,8 @@ import pytest
 from typer.testing import CliRunner
 
 import eah_interp as eah
-from eah_interp.benchmarks import METRICS, compare_benchmarks, run_toy_benchmark
+from eah_interp.benchmarks import compare_benchmarks, run_toy_benchmark
+from eah_interp.benchmarks.toy import METRICS
 from eah_interp.cli import app
 from eah_interp.toy import draw_scenes
 

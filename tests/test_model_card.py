@@ -10,7 +10,8 @@ import pandas as pd
 import pytest
 
 import eah_interp as eah
-from eah_interp.benchmarks import ToyBenchmark, run_toy_benchmark
+from eah_interp.benchmarks import run_toy_benchmark
+from eah_interp.benchmarks.toy import ToyBenchmark
 from eah_interp.toy import TOYS, draw_scenes, toy_path
 
 DOCS = Path(__file__).parents[1] / "docs"

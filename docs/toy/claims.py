@@ -9,8 +9,8 @@ from conditions import CONTROLS, PAIR, PLAIN, name_of
 from measure import Run
 from scipy import stats
 
-from eah_interp.benchmarks import METRICS, ToyBenchmark, count_by_scene
 from eah_interp.benchmarks.chair import count_mentions, match_lengths
+from eah_interp.benchmarks.toy import METRICS, ToyBenchmark, count_by_scene
 from eah_interp.errors import InputError
 from eah_interp.statistics import Effect, compare_rates, estimate_mean
 

@@ -10,11 +10,7 @@ from conditions import PLAIN, list_conditions
 from tqdm import tqdm
 
 import eah_interp as eah
-from eah_interp.benchmarks import (
-    ToyBenchmark,
-    ask_about_scenes,
-    describe_scenes,
-)
+from eah_interp.benchmarks.toy import ToyBenchmark, ask_about_scenes, describe_scenes
 from eah_interp.toy import draw_scenes, prompt_for, toy_path
 
 SINK_SETTINGS = (("visible", 1.0), ("visible", 2.0), ("paper", 0.002))

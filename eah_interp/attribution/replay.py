@@ -17,7 +17,12 @@ from eah_interp._types import HeadMask
 from eah_interp.attribution.nodes import Node
 from eah_interp.attribution.readouts import keep_logits
 from eah_interp.attribution.runs import Recording, widen, widen_prompt
-from eah_interp.errors import ModelError, SettingsError, UnsupportedError
+from eah_interp.errors import (
+    ModelError,
+    SettingsError,
+    UnsupportedError,
+    is_out_of_memory,
+)
 from eah_interp.interventions.eah import EAH
 from eah_interp.interventions.intervention import Intervention
 from eah_interp.interventions.point import PatchPoint
@@ -153,9 +158,9 @@ def prepare_replay(model: Any, recording: Recording) -> Replay:
                 )
                 for start in (starts if layers else [0])
             )
-        except torch.OutOfMemoryError:
-            raise  # running more would need even more
-        except _BREAKS:
+        except _BREAKS as error:
+            if is_out_of_memory(error):
+                raise  # running more would need even more
             continue
         if found <= allowed:
             return replay
@@ -276,10 +281,6 @@ def _changed_blocks(
 Job = TypeVar("Job")
 
 
-_OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
-"""What allocators say in a plain RuntimeError."""
-
-
 def in_batches(
     jobs: Sequence[Job],
     run: Callable[[list[Job]], Tensor],
@@ -351,8 +352,8 @@ def _attempt(run: Callable[[list[Job]], Tensor], batch: list[Job]) -> Tensor | N
     """Run a batch; None, with a warning, if it does not fit and a smaller one may."""
     try:
         return run(batch)
-    except RuntimeError as error:
-        if not _is_out_of_memory(error) or len(batch) == 1:
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error) or len(batch) == 1:
             raise
         said = (str(error).splitlines() or [type(error).__name__])[0]
     # Out here the error's traceback no longer holds on to what did not fit.
@@ -366,12 +367,6 @@ def _attempt(run: Callable[[list[Job]], Tensor], batch: list[Job]) -> Tensor | N
         stacklevel=3,
     )
     return None
-
-
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    if isinstance(error, torch.OutOfMemoryError):
-        return True
-    return any(sign in str(error).lower() for sign in _OUT_OF_MEMORY)
 
 
 # ---- Many variants of one run in one batch: in each row other nodes are set.

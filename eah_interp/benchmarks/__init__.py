@@ -1,35 +1,22 @@
 """Benchmarks of object hallucination: questions, captions, and how both are scored.
 
-`pope` scores yes/no answers and `chair` captions, whatever model gave them. The public
-formats are read by the functions named `read_...`: questions, answers, captions, COCO's
-annotations and CHAIR's synonym list, which are the user's own files. `toy` puts both
-benchmarks to a model on the toy world's scenes, whose ground truth is exact.
+`score_answers` scores yes/no answers (POPE) and `score_captions` captions (CHAIR),
+whatever model gave them. The public formats are read by the functions named `read_...`:
+questions, answers, captions, COCO's annotations and CHAIR's synonym list, which are the
+user's own files. `run_toy_benchmark` puts both benchmarks to a model on the toy world's
+scenes, whose ground truth is exact.
 """
 
-from eah_interp.benchmarks.chair import ChairScore as ChairScore
 from eah_interp.benchmarks.chair import score_captions as score_captions
-from eah_interp.benchmarks.ground_truth import read_captions as read_captions
-from eah_interp.benchmarks.ground_truth import read_ground_truth as read_ground_truth
-from eah_interp.benchmarks.mentions import Vocabulary as Vocabulary
+from eah_interp.benchmarks.chair_files import read_captions as read_captions
+from eah_interp.benchmarks.chair_files import read_ground_truth as read_ground_truth
 from eah_interp.benchmarks.mentions import find_mentions as find_mentions
-from eah_interp.benchmarks.mentions import load_lemmatizer as load_lemmatizer
 from eah_interp.benchmarks.mentions import make_vocabulary as make_vocabulary
 from eah_interp.benchmarks.mentions import read_synonyms as read_synonyms
-from eah_interp.benchmarks.pope import PopeScore as PopeScore
 from eah_interp.benchmarks.pope import build_pope_questions as build_pope_questions
-from eah_interp.benchmarks.pope import is_neither as is_neither
-from eah_interp.benchmarks.pope import says_yes as says_yes
 from eah_interp.benchmarks.pope import score_answers as score_answers
 from eah_interp.benchmarks.pope_files import match_answers as match_answers
 from eah_interp.benchmarks.pope_files import read_pope_answers as read_pope_answers
 from eah_interp.benchmarks.pope_files import read_pope_questions as read_pope_questions
-from eah_interp.benchmarks.pope_files import (
-    write_pope_questions as write_pope_questions,
-)
-from eah_interp.benchmarks.toy import METRICS as METRICS
-from eah_interp.benchmarks.toy import ToyBenchmark as ToyBenchmark
-from eah_interp.benchmarks.toy import ask_about_scenes as ask_about_scenes
 from eah_interp.benchmarks.toy import compare_benchmarks as compare_benchmarks
-from eah_interp.benchmarks.toy import count_by_scene as count_by_scene
-from eah_interp.benchmarks.toy import describe_scenes as describe_scenes
 from eah_interp.benchmarks.toy import run_toy_benchmark as run_toy_benchmark

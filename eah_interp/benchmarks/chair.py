@@ -1,4 +1,4 @@
-"""CHAIR: how often captions name objects that are not in the picture."""
+"""CHAIR: how often captions name objects that are not in the image."""
 
 from dataclasses import dataclass
 
@@ -20,15 +20,15 @@ class ChairScore:
         chair_s: Percentage of captions that name at least one absent object.
         chair_i: Percentage of mentions that are of absent objects; each mention
             counts. NaN where nothing is mentioned.
-        recall: Percentage of the objects in the pictures that are named; NaN where
-            the pictures are empty.
+        recall: Percentage of the objects in the images that are named; NaN where
+            the images are empty.
         mentions: Mean number of mentions in a caption.
         words: Mean number of words in a caption, split at whitespace.
         n_hallucinating: Captions that name at least one absent object.
         n_absent: Mentions of absent objects.
         n_mentions: Mentions.
-        n_found: Objects in the pictures that are named, once a caption.
-        n_truth: Objects in the pictures, once a caption.
+        n_found: Objects in the images that are named, once a caption.
+        n_truth: Objects in the images, once a caption.
     """
 
     n: int
@@ -49,7 +49,7 @@ def count_mentions(captions: pd.DataFrame) -> pd.DataFrame:
 
     Args:
         captions: One row a caption: `mentions`, the objects named, each time they
-            are, `truth`, the objects in the picture, and `caption`, the text.
+            are, `truth`, the objects in the image, and `caption`, the text.
 
     Returns:
         One row a caption: `n_mentions`, `n_absent` (mentions of absent objects),
@@ -91,7 +91,7 @@ def score_captions(captions: pd.DataFrame) -> ChairScore:
 
     Args:
         captions: As for `count_mentions`; `find_mentions` makes one of captions about
-            COCO's pictures.
+            COCO's images.
 
     Returns:
         The score.
@@ -130,15 +130,15 @@ def score_captions(captions: pd.DataFrame) -> ChairScore:
 
 
 def match_lengths(captions: pd.DataFrame, *, other: pd.DataFrame) -> pd.DataFrame:
-    """Cut each caption after as many mentions as the other one of its picture has.
+    """Cut each caption after as many mentions as the other one of its image has.
 
-    Of two captions of a picture the longer one has more room to name what is not
+    Of two captions of an image the longer one has more room to name what is not
     there. Matched both ways, both name equally many objects, and what is left of a
     difference in CHAIR is not one of length. Only mentions are cut, not the text.
 
     Args:
         captions: One row a caption, with `mentions`.
-        other: Captions of the same pictures, in the same order.
+        other: Captions of the same images, in the same order.
 
     Returns:
         The captions with fewer mentions.

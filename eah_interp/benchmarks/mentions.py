@@ -1,4 +1,4 @@
-"""Which objects a caption names, by CHAIR's rules."""
+"""Which objects a caption names, by CHAIR's rules: its words, pairs and lemmas."""
 
 import functools
 import re
@@ -14,73 +14,12 @@ from eah_interp.benchmarks.chair import MENTIONS, TEXT, TRUTH
 from eah_interp.benchmarks.records import read_json, read_text
 from eah_interp.errors import ExtraMissingError, InputError
 
-# ---- CHAIR's vocabulary: which words name which object, and which pairs are one word.
+ImageId: TypeAlias = int | str
+"""An image: its number where it has one, else its name."""
 
 
-URL = (
-    "https://raw.githubusercontent.com/LisaAnne/Hallucination/master/data/synonyms.txt"
-)
-"""The official synonym list for COCO's 80 objects."""
-
-
-# The pairs of the metric for COCO (Rohrbach et al., 2018). Some join what is no object
-# of COCO's, so that its second word alone does not count as one.
-_JOINED = [
-    "air plane",
-    "baseball bat",
-    "baseball glove",
-    "cell phone",
-    "fire hydrant",
-    "hair drier",
-    "home plate",
-    "hot dog",
-    "laptop computer",
-    "mobile phone",
-    "motor bike",
-    "motor cycle",
-    "parking meter",
-    "potted plant",
-    "sports ball",
-    "stop light",
-    "stop sign",
-    "street light",
-    "suit case",
-    "teddy bear",
-    "tennis racket",
-    "traffic light",
-    "traffic signal",
-    "train track",
-    "wine glass",
-]
-
-
-_ANIMALS = [
-    "animal",
-    "bear",
-    "bird",
-    "cat",
-    "cow",
-    "cub",
-    "dog",
-    "elephant",
-    "giraffe",
-    "horse",
-    "sheep",
-    "zebra",
-]
-
-
-_QUALIFIED = {"baby": _ANIMALS, "adult": _ANIMALS, "passenger": ["jet", "train"]}
-
-
-_REPLACED = {"bow tie": "tie", "toilet seat": "toilet", "wine glas": "wine glass"}
-
-
-_METRICS_PAIRS = (
-    {name: name for name in _JOINED}
-    | {f"{word} {name}": name for word, names in _QUALIFIED.items() for name in names}
-    | _REPLACED
-)
+Lemmatize: TypeAlias = Callable[[str], list[str]]
+"""Text to its words as a vocabulary has them."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +33,137 @@ class Vocabulary:
 
     objects: Mapping[str, str]
     pairs: Mapping[str, str]
+
+
+IMAGE, ABSENT, TOKENS = "image_id", "absent", "n_tokens"
+
+
+def find_mentions(
+    captions: pd.DataFrame,
+    *,
+    truth: Mapping[ImageId, Collection[str]],
+    vocabulary: Vocabulary,
+    lemmatize: Lemmatize | None = None,
+) -> pd.DataFrame:
+    """Find the objects that captions name, beside those in their images.
+
+    Source: Rohrbach et al., 2018 (arXiv:1809.02156), with words normalised as
+    `load_lemmatizer` does.
+
+    Args:
+        captions: One row a caption, `image_id` and `caption`, as `read_captions`
+            returns them.
+        truth: Image to the objects in it, as `read_ground_truth` returns it.
+        vocabulary: Names of objects.
+        lemmatize: What `load_lemmatizer` returned; loaded when None.
+
+    Returns:
+        The captions with `mentions` (objects named, in order, each time), `truth`
+        (sorted), `absent` (those of the mentions that are not there) and `n_tokens`
+        (words and signs, pairs as one: the length OPERA's script reports). It is the
+        table of `score_captions`.
+
+    Raises:
+        InputError: If a column is missing, or an image has no ground truth.
+        ExtraMissingError: If NLTK, or its data, is not installed.
+
+    Example:
+        >>> from eah_interp.benchmarks import make_vocabulary
+        >>> row = {"image_id": 1, "caption": "a mug beside a baby bird"}
+        >>> table = find_mentions(
+        ...     pd.DataFrame([row]),
+        ...     truth={1: {"cup"}},
+        ...     vocabulary=make_vocabulary([["cup", "mug"], ["bird"]]),
+        ...     lemmatize=str.split,
+        ... )
+        >>> table.mentions[0], table.absent[0]
+        (['cup', 'bird'], ['bird'])
+    """
+    missing = [name for name in (IMAGE, TEXT) if name not in captions]
+    if missing:
+        msg = f"captions lack the columns {missing}, got {list(captions.columns)}"
+        raise InputError(msg)
+    unknown = [image for image in captions[IMAGE] if image not in truth]
+    if unknown:
+        msg = (
+            f"expected ground truth of every captioned image, got none of "
+            f"{len(unknown)} of {len(captions)}: {unknown[:3]}; are the annotations "
+            "of the split and year that the captions are about?"
+        )
+        raise InputError(msg)
+    lemmatize = load_lemmatizer() if lemmatize is None else lemmatize
+    joined = [join_pairs(lemmatize(text), vocabulary) for text in captions[TEXT]]
+    named = [find_objects(words, vocabulary) for words in joined]
+    there = [truth[image] for image in captions[IMAGE]]
+    absent = [
+        [name for name in names if name not in objects]
+        for names, objects in zip(named, there, strict=True)
+    ]
+    found = captions.copy()
+    found[MENTIONS] = named
+    found[TRUTH] = [sorted(objects) for objects in there]
+    found[ABSENT] = absent
+    found[TOKENS] = [len(words) for words in joined]
+    return found
+
+
+def join_pairs(words: Sequence[str], vocabulary: Vocabulary) -> list[str]:
+    """Read pairs of words as one, from left to right.
+
+    Args:
+        words: Lemmas, in order.
+        vocabulary: Its pairs.
+
+    Returns:
+        The words and pairs.
+
+    Example:
+        >>> from eah_interp.benchmarks import make_vocabulary
+        >>> join_pairs("a hot dog stand".split(), make_vocabulary([["dog"]]))
+        ['a', 'hot dog', 'stand']
+    """
+    joined, place = [], 0
+    while place < len(words):
+        pair = " ".join(words[place : place + 2])
+        both = pair in vocabulary.pairs
+        joined.append(vocabulary.pairs[pair] if both else words[place])
+        place += 2 if both else 1  # a word of one pair begins no other
+    return joined
+
+
+def find_objects(words: Sequence[str], vocabulary: Vocabulary) -> list[str]:
+    """Name the object of each word that names one, in order.
+
+    Where a toilet is named no seat counts, since it would be a chair.
+
+    Args:
+        words: As `join_pairs` returns them.
+        vocabulary: Names of objects.
+
+    Returns:
+        The objects; one that is named twice stands twice.
+
+    Example:
+        >>> from eah_interp.benchmarks import make_vocabulary
+        >>> vocabulary = make_vocabulary([["toilet"], ["chair", "seat"]])
+        >>> find_objects("the seat of a toilet".split(), vocabulary)
+        ['toilet']
+    """
+    skipped = {"seat"} if "toilet" in words else set()
+    return [
+        vocabulary.objects[word]
+        for word in words
+        if word in vocabulary.objects and word not in skipped
+    ]
+
+
+# ---- CHAIR's vocabulary: which words name which object, and which pairs are one word.
+
+
+URL = (
+    "https://raw.githubusercontent.com/LisaAnne/Hallucination/master/data/synonyms.txt"
+)
+"""The official synonym list for COCO's 80 objects."""
 
 
 def make_vocabulary(
@@ -204,11 +274,67 @@ def _own_pairs(objects: Mapping[str, str]) -> dict[str, str]:
     }
 
 
+# The pairs of the metric for COCO (Rohrbach et al., 2018). Some join what is no object
+# of COCO's, so that its second word alone does not count as one.
+_JOINED = [
+    "air plane",
+    "baseball bat",
+    "baseball glove",
+    "cell phone",
+    "fire hydrant",
+    "hair drier",
+    "home plate",
+    "hot dog",
+    "laptop computer",
+    "mobile phone",
+    "motor bike",
+    "motor cycle",
+    "parking meter",
+    "potted plant",
+    "sports ball",
+    "stop light",
+    "stop sign",
+    "street light",
+    "suit case",
+    "teddy bear",
+    "tennis racket",
+    "traffic light",
+    "traffic signal",
+    "train track",
+    "wine glass",
+]
+
+
+_ANIMALS = [
+    "animal",
+    "bear",
+    "bird",
+    "cat",
+    "cow",
+    "cub",
+    "dog",
+    "elephant",
+    "giraffe",
+    "horse",
+    "sheep",
+    "zebra",
+]
+
+
+_QUALIFIED = {"baby": _ANIMALS, "adult": _ANIMALS, "passenger": ["jet", "train"]}
+
+
+_REPLACED = {"bow tie": "tie", "toilet seat": "toilet", "wine glas": "wine glass"}
+
+
+_METRICS_PAIRS = (
+    {name: name for name in _JOINED}
+    | {f"{word} {name}": name for word, names in _QUALIFIED.items() for name in names}
+    | _REPLACED
+)
+
+
 # ---- Captions as CHAIR reads them: lower-case tokens, each as its lemma.
-
-
-Lemmatize: TypeAlias = Callable[[str], list[str]]
-"""Text to its words as a vocabulary has them."""
 
 
 DATA = ("punkt_tab", "averaged_perceptron_tagger_eng", "wordnet")
@@ -260,18 +386,14 @@ def load_lemmatizer() -> Lemmatize:
     return lemmatize
 
 
-# ---- How files name pictures: by number, or by a file name that ends in one.
-
-
-ImageId: TypeAlias = int | str
-"""A picture: its number where it has one, else its name."""
+# ---- How files name images: by number, or by a file name that ends in one.
 
 
 _NUMBERED = re.compile(r"(?:COCO_[a-z]+\d{4}_)?(\d+)(?:\.[A-Za-z]+)?")
 
 
 def image_id_of(value: Any, *, place: str) -> ImageId:
-    """Return what identifies a picture, however a file writes it.
+    """Return what identifies an image, however a file writes it.
 
     Args:
         value: A number, its digits, or a file name such as COCO's.
@@ -292,127 +414,5 @@ def image_id_of(value: Any, *, place: str) -> ImageId:
         return int(found[1]) if found else value
     if isinstance(value, int) and not isinstance(value, bool):
         return value
-    msg = f"{place}: expected a picture's number or file name, got {value!r}"
+    msg = f"{place}: expected an image's number or file name, got {value!r}"
     raise InputError(msg)
-
-
-IMAGE, ABSENT, TOKENS = "image_id", "absent", "n_tokens"
-
-
-def find_mentions(
-    captions: pd.DataFrame,
-    *,
-    truth: Mapping[ImageId, Collection[str]],
-    vocabulary: Vocabulary,
-    lemmatize: Lemmatize | None = None,
-) -> pd.DataFrame:
-    """Find the objects that captions name, beside those in their pictures.
-
-    Source: Rohrbach et al., 2018 (arXiv:1809.02156), with words normalised as
-    `load_lemmatizer` does.
-
-    Args:
-        captions: One row a caption, `image_id` and `caption`, as `read_captions`
-            returns them.
-        truth: Picture to the objects in it, as `read_ground_truth` returns it.
-        vocabulary: Names of objects.
-        lemmatize: What `load_lemmatizer` returned; loaded when None.
-
-    Returns:
-        The captions with `mentions` (objects named, in order, each time), `truth`
-        (sorted), `absent` (those of the mentions that are not there) and `n_tokens`
-        (words and signs, pairs as one: the length OPERA's script reports). It is the
-        table of `score_captions`.
-
-    Raises:
-        InputError: If a column is missing, or a picture has no ground truth.
-        ExtraMissingError: If NLTK, or its data, is not installed.
-
-    Example:
-        >>> from eah_interp.benchmarks import make_vocabulary
-        >>> row = {"image_id": 1, "caption": "a mug beside a baby bird"}
-        >>> table = find_mentions(
-        ...     pd.DataFrame([row]),
-        ...     truth={1: {"cup"}},
-        ...     vocabulary=make_vocabulary([["cup", "mug"], ["bird"]]),
-        ...     lemmatize=str.split,
-        ... )
-        >>> table.mentions[0], table.absent[0]
-        (['cup', 'bird'], ['bird'])
-    """
-    missing = [name for name in (IMAGE, TEXT) if name not in captions]
-    if missing:
-        msg = f"captions lack the columns {missing}, got {list(captions.columns)}"
-        raise InputError(msg)
-    unknown = [image for image in captions[IMAGE] if image not in truth]
-    if unknown:
-        msg = (
-            f"expected ground truth of every captioned picture, got none of "
-            f"{len(unknown)} of {len(captions)}: {unknown[:3]}; are the annotations "
-            "of the split and year that the captions are about?"
-        )
-        raise InputError(msg)
-    lemmatize = load_lemmatizer() if lemmatize is None else lemmatize
-    joined = [join_pairs(lemmatize(text), vocabulary) for text in captions[TEXT]]
-    named = [find_objects(words, vocabulary) for words in joined]
-    there = [truth[image] for image in captions[IMAGE]]
-    absent = [
-        [name for name in names if name not in objects]
-        for names, objects in zip(named, there, strict=True)
-    ]
-    found = captions.copy()
-    found[MENTIONS] = named
-    found[TRUTH] = [sorted(objects) for objects in there]
-    found[ABSENT] = absent
-    found[TOKENS] = [len(words) for words in joined]
-    return found
-
-
-def join_pairs(words: Sequence[str], vocabulary: Vocabulary) -> list[str]:
-    """Read pairs of words as one, from left to right.
-
-    Args:
-        words: Lemmas, in order.
-        vocabulary: Its pairs.
-
-    Returns:
-        The words and pairs.
-
-    Example:
-        >>> from eah_interp.benchmarks import make_vocabulary
-        >>> join_pairs("a hot dog stand".split(), make_vocabulary([["dog"]]))
-        ['a', 'hot dog', 'stand']
-    """
-    joined, place = [], 0
-    while place < len(words):
-        pair = " ".join(words[place : place + 2])
-        both = pair in vocabulary.pairs
-        joined.append(vocabulary.pairs[pair] if both else words[place])
-        place += 2 if both else 1
-    return joined
-
-
-def find_objects(words: Sequence[str], vocabulary: Vocabulary) -> list[str]:
-    """Name the object of each word that names one, in order.
-
-    Where a toilet is named no seat counts, since it would be a chair.
-
-    Args:
-        words: As `join_pairs` returns them.
-        vocabulary: Names of objects.
-
-    Returns:
-        The objects; one that is named twice stands twice.
-
-    Example:
-        >>> from eah_interp.benchmarks import make_vocabulary
-        >>> vocabulary = make_vocabulary([["toilet"], ["chair", "seat"]])
-        >>> find_objects("the seat of a toilet".split(), vocabulary)
-        ['toilet']
-    """
-    skipped = {"seat"} if "toilet" in words else set()
-    return [
-        vocabulary.objects[word]
-        for word in words
-        if word in vocabulary.objects and word not in skipped
-    ]

@@ -198,7 +198,7 @@ PopeSampling: TypeAlias = Literal["random", "popular", "adversarial"]
 
 
 Objects: TypeAlias = Mapping[str, Sequence[str]]
-"""Objects in each picture, in the order of their annotations."""
+"""Objects in each image, in the order of their annotations."""
 
 
 def build_pope_questions(
@@ -210,24 +210,24 @@ def build_pope_questions(
     seed: int = 0,
     template: str = "Is there a {} in the image?",
 ) -> pd.DataFrame:
-    """Build POPE's yes/no questions about pictures whose objects are known.
+    """Build POPE's yes/no questions about images whose objects are known.
 
     Source: Li et al., 2023 (arXiv:2305.10355), section 5, and the sampler they
-    released. Of the pictures with at least `pairs` objects, `n_images` are drawn, the
+    released. Of the images with at least `pairs` objects, `n_images` are drawn, the
     same ones for every sampling. Each is asked about its first `pairs` objects, and
     after each of them about one that is absent and not asked about yet: "random", any
-    object of the drawn pictures; "popular", the one in most of them; "adversarial",
-    the one that is most often in a picture with the object just asked about, or any
+    object of the drawn images; "popular", the one in most of them; "adversarial",
+    the one that is most often in an image with the object just asked about, or any
     where none is left. Ties go to the object met first.
 
     Not their code's: the draws of its random generator, and a slip that makes
     questions with "an" end in "in the imange?".
 
     Args:
-        objects: Picture (a file name, say) to its objects; repetitions count once.
+        objects: Image (a file name, say) to its objects; repetitions count once.
         sampling: How absent objects are chosen.
-        pairs: Questions with the answer yes, and as many with no, for each picture.
-        n_images: Pictures to draw; None takes all that have enough objects, in order.
+        pairs: Questions with the answer yes, and as many with no, for each image.
+        n_images: Images to draw; None takes all that have enough objects, in order.
         seed: Seeds the draws.
         template: The question, with {} for the object; "a {}" becomes "an {}" before
             a, e, i, o, u.
@@ -237,7 +237,7 @@ def build_pope_questions(
 
     Raises:
         SettingsError: If a setting is impossible.
-        InputError: If too few pictures have enough objects, or a picture has so many
+        InputError: If too few images have enough objects, or an image has so many
             that no absent one is left to ask for.
 
     Example:
@@ -250,6 +250,7 @@ def build_pope_questions(
     """
     _check_settings(sampling, pairs, n_images, template)
     drawn = _draw_images(objects, pairs=pairs, n_images=n_images, seed=seed)
+    # A stream of its own, so that every sampling asks about the same images.
     rng = random.Random(f"{sampling} {seed}")
     choose = _Sampler(drawn, sampling, rng).choose
     rows = []
@@ -287,7 +288,7 @@ class _Sampler:
         }
 
     def choose(self, image: str, there: str, taken: set[str]) -> str:
-        """Choose an object that is neither in the picture nor asked about."""
+        """Choose an object that is neither in the image nor asked about."""
         for name in self._ranked(there):
             if name not in taken:
                 return name
@@ -295,8 +296,8 @@ class _Sampler:
         if not free:
             msg = (
                 f"{image!r}: expected an object that is absent and not asked about "
-                f"yet, got none of the {len(self._count)} of these pictures; ask "
-                "fewer pairs, or of more pictures"
+                f"yet, got none of the {len(self._count)} of these images; ask "
+                "fewer pairs, or of more images"
             )
             raise InputError(msg)
         return self._rng.choice(free)
@@ -315,7 +316,7 @@ def _draw_images(
     enough = [image for image, names in each.items() if len(names) >= pairs]
     if not enough or len(enough) < (n_images or 0):
         msg = (
-            f"expected {n_images or 'some'} pictures with at least {pairs} objects, "
+            f"expected {n_images or 'some'} images with at least {pairs} objects, "
             f"got {len(enough)} among {len(each)}; lower n_images or pairs"
         )
         raise InputError(msg)

@@ -25,15 +25,20 @@ _ID, _IMAGE, _PLACE = "question_id", "image", "place"
 _SHARED = (_ID, _IMAGE)
 
 
-def read_pope_questions(path: Path | str) -> pd.DataFrame:
+def read_pope_questions(
+    path: Path | str, *, limit: int | None = None, with_images: bool = False
+) -> pd.DataFrame:
     """Read questions and labels in POPE's format.
 
     Objects `{"question_id": 1, "image": "COCO_val2014_....jpg", "text": "Is there a
     dog in the image?", "label": "yes"}`, as JSON lines or in an array. `question` may
     stand for `text`; `question_id` and `image` may be absent from all of them.
+    `eah-interp score` and studies read questions with this.
 
     Args:
         path: The file.
+        limit: Only so many first questions.
+        with_images: Whether each has to name the file of its image, as a study needs.
 
     Returns:
         One row a question: `question_id` and `image` where given, `text`, `label`
@@ -44,10 +49,12 @@ def read_pope_questions(path: Path | str) -> pd.DataFrame:
             that is yes or no, or an identifier stands twice.
     """
     try:
-        records = read_records(path)
+        records = read_records(path)[:limit]
     except InputError as error:
         msg = f"{error}; the questions of the paper are at {URL}"
         raise InputError(msg) from error
+    for record in records if with_images else ():
+        record.text(_IMAGE)
     table = pd.DataFrame(
         {
             "text": [record.text("text", "question") for record in records],

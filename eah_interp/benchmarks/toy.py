@@ -13,6 +13,7 @@ from eah_interp.benchmarks.chair import ChairScore, count_mentions, score_captio
 from eah_interp.benchmarks.pope import PopeScore, score_answers
 from eah_interp.errors import InputError, SettingsError
 from eah_interp.interventions import EAH, edit, intervene
+from eah_interp.interventions.donation import seed_items
 from eah_interp.lvlm import LVLM
 from eah_interp.statistics import Counts, compare_rates
 
@@ -146,7 +147,7 @@ def ask_about_scenes(
     for part in _batches(asked, batch_size, label="questions", progress=progress):
         images = [scene.pil() for scene, _, _ in part]
         encoding = model.encode(images, [prompt_for(q.text) for _, _, q in part])
-        settings = _seed_by_scene(eah, [scene for scene, _, _ in part])
+        settings = _seed_scenes(eah, [scene for scene, _, _ in part])
         with torch.no_grad(), model.trace(**encoding, logits_to_keep=1):
             if settings is not None:
                 intervene(model, settings)
@@ -174,7 +175,7 @@ def describe_scenes(
     batch_size: int = 64,
     progress: bool = True,
 ) -> pd.DataFrame:
-    """Have toy scenes described, greedily.
+    """Describe toy scenes, greedily.
 
     Args:
         model: The toy, or any model that speaks its language.
@@ -197,7 +198,7 @@ def describe_scenes(
     rows: list[dict[str, Any]] = []
     scenes = list(_require(scenes))
     for part in _batches(scenes, batch_size, label="captions", progress=progress):
-        settings = _seed_by_scene(eah, part)
+        settings = _seed_scenes(eah, part)
         patched = model if settings is None else edit(model, settings)
         texts = patched.describe(
             [scene.pil() for scene in part],
@@ -219,12 +220,11 @@ def _require(scenes: "Sequence[Scene]") -> "Sequence[Scene]":
     return scenes
 
 
-def _seed_by_scene(eah: EAH | None, scenes: "Sequence[Scene]") -> EAH | None:
-    """Give every scene its own draw of a random donor, whatever batch it stands in."""
-    if eah is None or not isinstance(eah.seed, int):
-        return eah
-    seeds = tuple(1_000_003 * eah.seed + scene.seed for scene in scenes)
-    return dataclasses.replace(eah, seed=seeds)
+def _seed_scenes(eah: EAH | None, scenes: "Sequence[Scene]") -> EAH | None:
+    if eah is None:
+        return None
+    settings: EAH = seed_items(eah, [scene.seed for scene in scenes])
+    return settings
 
 
 def _batches(

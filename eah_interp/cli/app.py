@@ -1,4 +1,4 @@
-"""The command line's door: what it is about, and its version."""
+"""The typer app, what commands print where, and how their errors end them."""
 
 import contextlib
 import io
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import eah_interp
-from eah_interp.errors import EAHError, InputError, SettingsError
+from eah_interp.errors import EAHError, InputError, SettingsError, is_out_of_memory
 from eah_interp.files import save_bytes
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def main(
     heads of a shallow layer, which is claimed to lower hallucination.
 
     Begin with the embedded toy model, which needs no download and no GPU; then your
-    own picture, and your own model:
+    own image, and your own model:
 
         eah-interp demo --out demo-out
         eah-interp sinks photo.jpg
@@ -70,8 +70,8 @@ def main(
 # ---- The terminal: results on stdout; progress, warnings and errors on stderr.
 
 
-USAGE, FAILURE = 2, 1
-"""Exit codes: what was asked for is impossible, or it failed."""
+FAILURE, USAGE, INTERRUPTED = 1, 2, 130
+"""Exit codes: it failed, what was asked for is impossible, or it was stopped."""
 
 
 class Bar:
@@ -95,7 +95,7 @@ class Bar:
             self.progress.update(self._task, total=self._total)
 
     def step(self, what: str) -> None:
-        """Say what begins now; what was before it is done."""
+        """Show what begins now; what was before it is done."""
         if self.progress is not None and self._task is not None:
             self.progress.update(self._task, advance=1, description=what)
 
@@ -114,7 +114,9 @@ def working(*, spinning: bool = True) -> Iterator[Bar]:
         The bar.
 
     Raises:
-        typer.Exit: With code 2 for impossible settings and inputs, 1 for failures.
+        typer.Exit: With code 2 for impossible settings and inputs, 1 for failures,
+            memory that is too small among them. Other errors are faults of ours, and
+            keep their traceback.
     """
     from rich.console import Console
     from rich.progress import (
@@ -145,10 +147,17 @@ def working(*, spinning: bool = True) -> Iterator[Bar]:
         bar = progress if shown else contextlib.nullcontext()
         with contextlib.redirect_stdout(sys.stderr), bar:
             yield Bar(progress if shown else None)
-    except EAHError as error:
+    except Exception as error:
+        said = " ".join(str(error).split())
+        if not isinstance(error, EAHError):
+            if not is_out_of_memory(error):
+                raise
+            said = (
+                f"out of memory: {said or type(error).__name__}; a smaller --dtype or "
+                "another --device needs less, and a smaller batch"
+            )
+        console.print(f"error: {said}", markup=False, highlight=False, soft_wrap=True)
         usage = isinstance(error, InputError | SettingsError)
-        line = "error: " + " ".join(str(error).split())
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(USAGE if usage else FAILURE) from error
 
 
@@ -158,7 +167,7 @@ def show(parts: Iterable["RenderableType"]) -> None:
 
     console = Console(highlight=False)
     for part in parts:
-        console.print(part)
+        console.print(part, markup=False)  # file names may hold brackets
 
 
 def show_json(record: Mapping[str, Any]) -> None:

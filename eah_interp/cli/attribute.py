@@ -1,4 +1,4 @@
-"""The command that says which heads move which object."""
+"""The command that finds the heads that write an object's logit."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,8 +7,13 @@ from typing import Annotated
 import typer
 
 from eah_interp.cli.app import app, save_figure, show, show_json, working
-from eah_interp.cli.commands import FIGURES, ImageFile
-from eah_interp.cli.options import PatchOptions, check_output, with_options
+from eah_interp.cli.options import (
+    OUTPUT,
+    ImageFile,
+    PatchOptions,
+    check_figure,
+    with_options,
+)
 from eah_interp.errors import InputError, SettingsError
 from eah_interp.files import make_folder
 
@@ -25,7 +30,7 @@ def attribute(
             "--object",
             "-o",
             metavar="NAME",
-            help="An object to explain, in the picture or not; repeatable.",
+            help="An object to explain, in the image or not; repeatable.",
         ),
     ] = None,
     caption: Annotated[
@@ -48,15 +53,15 @@ def attribute(
         typer.Option(
             metavar="FILE.png",
             help="Draw all heads by layer, as .png, .pdf or .svg.",
-            rich_help_panel="Output",
+            rich_help_panel=OUTPUT,
         ),
     ] = None,
     picture: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE.png",
-            help="Draw on the picture from where heads read the first object.",
-            rich_help_panel="Output",
+            help="Draw on the image from where heads read the first object.",
+            rich_help_panel=OUTPUT,
         ),
     ] = None,
     save: Annotated[
@@ -64,7 +69,7 @@ def attribute(
         typer.Option(
             metavar="DIR",
             help="Write every number into this folder, as Parquet and JSON.",
-            rich_help_panel="Output",
+            rich_help_panel=OUTPUT,
         ),
     ] = None,
     options: PatchOptions,
@@ -84,44 +89,59 @@ def attribute(
     with working() as bar:
         bar.expect(2)
         bar.step("importing torch and transformers")
-        from eah_interp.cli.effects import attribute_objects
+        from eah_interp.attribution.cases import pose
+        from eah_interp.attribution.direct import attribute_heads
+        from eah_interp.attribution.patches import attribute_patches
+        from eah_interp.cli.records import record_attribution
+        from eah_interp.cli.tables import show_attribution
         from eah_interp.lvlm.images import read_image
-        from eah_interp.viz.figures import make_figure
 
-        for option, out in (("--figure", figure), ("--picture", picture)):
-            check_output(out, suffixes=FIGURES, option=option)
-            if out is not None:
-                make_figure(height=1.0)  # is matplotlib there?
+        check_figure(figure, option="--figure")
+        check_figure(picture, option="--picture")
         check_question(prompt, objects or (), yes_no=yes_no, caption=caption)
         options.eah()
-        read_image(image)
+        opened = read_image(image)
         if save is not None:
             make_folder(save)
         bar.step("loading the model")
         model = options.load()
-        result = attribute_objects(
+        eah = options.eah_for(model)
+        case = pose(
             model,
-            image,
-            prompt=prompt,
+            opened,
+            prompt,
             objects=objects or (),
+            metric="yes_no" if yes_no else "logit",
             caption=caption,
-            yes_no=yes_no,
-            eah=options.eah_for(model),
+        )
+        bar.expect(1 if picture is None else 2)
+        bar.step("direct effects of every head")
+        found = attribute_heads(model, case, patch=eah)
+        overlay = None
+        if picture is not None:
+            bar.step("effects by image token")
+            # Before anything is written: there may be no grid to draw on.
+            overlay = attribute_patches(model, case, patch=eah).plot(opened)
+        record = record_attribution(
+            found,
             k=top,
+            model=model,
             name=options.model,
-            on_picture=picture is not None,
-            bar=bar,
+            eah=eah,
+            image=image,
+            prompt=prompt,
+            caption=caption,
         )
         if save is not None:
-            result.found.save(save)
+            found.save(save)
         if figure is not None:
-            save_figure(result.found.plot_targets(), figure)
-        if picture is not None and result.patches is not None:
-            save_figure(result.patches.plot(read_image(image)), picture)
+            save_figure(found.plot_targets(), figure)
+        if overlay is not None and picture is not None:
+            save_figure(overlay, picture)
     if options.json:
-        show_json(result.to_dict())
+        show_json(record)
         return
-    show(result.show())
+    show(show_attribution(record))
     written = [str(out) for out in (figure, picture, save) if out is not None]
     if written:
         show([f"\nWritten: {', '.join(written)}"])

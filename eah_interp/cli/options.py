@@ -1,4 +1,4 @@
-"""The options that every command shares, declared once."""
+"""Options and arguments that commands share, declared, read and written out once."""
 
 import dataclasses
 import functools
@@ -51,9 +51,9 @@ def parse_number(text: str | None) -> str | int | None:
 
 
 def check_output(
-    path: Path | None, *, suffixes: tuple[str, ...] = (), option: str = "--out"
+    path: Path | None, *, suffixes: tuple[str, ...], option: str = "--out"
 ) -> None:
-    """See that a file can be written to a folder that exists, before work begins.
+    """Check that a file can be written to a folder that exists, before work begins.
 
     Args:
         path: The file.
@@ -73,8 +73,31 @@ def check_output(
         raise SettingsError(msg)
 
 
+def check_figure(path: Path | None, *, option: str = "--out") -> None:
+    """Check that a figure can be drawn and written, before work begins.
+
+    Raises:
+        SettingsError: If its format is unknown or its folder does not exist.
+        ExtraMissingError: If matplotlib is not installed.
+    """
+    check_output(path, suffixes=(".png", ".pdf", ".svg"), option=option)
+    if path is not None:
+        check_matplotlib()
+
+
+def check_matplotlib() -> None:
+    """Check that figures can be drawn.
+
+    Raises:
+        ExtraMissingError: If matplotlib is not installed.
+    """
+    from eah_interp.viz.figures import make_figure
+
+    make_figure(height=1.0)
+
+
 def check_dtype(name: str) -> None:
-    """See that a type of weights exists.
+    """Check that a type of weights exists.
 
     Raises:
         SettingsError: If it does not.
@@ -87,7 +110,7 @@ def check_dtype(name: str) -> None:
 
 
 def check_device(name: str) -> None:
-    """See that a device is there and takes tensors.
+    """Check that a device is there and takes tensors.
 
     Raises:
         SettingsError: If it does not.
@@ -104,8 +127,40 @@ def check_device(name: str) -> None:
         raise SettingsError(msg) from error
 
 
-_MODEL, _EAH, _OUTPUT = "Model", "EAH settings", "Output"
+# ---- Arguments and options of several commands.
 
+_MODEL, _EAH, OUTPUT = "Model", "EAH settings", "Output"
+
+PAGE = (".html", ".htm")
+
+MAX_NEW_TOKENS = 40
+CAPTION_START = "There is a"
+
+ImageFile = Annotated[Path, typer.Argument(help="An image file.", show_default=False)]
+MaxNewTokens = Annotated[
+    int, typer.Option(min=1, metavar="N", help="Longest answer in words, in tokens.")
+]
+CaptionStart = Annotated[
+    str,
+    typer.Option(metavar="TEXT", help="Words after which a caption names an object."),
+]
+Absent = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--absent", "-a", metavar="NAME", help="An object not in it; repeatable."
+    ),
+]
+Json = Annotated[
+    bool,
+    typer.Option(
+        "--json",
+        help="Print the result as JSON, and nothing else, on stdout.",
+        rich_help_panel=OUTPUT,
+    ),
+]
+
+
+# ---- Options that come as one object: the model's, and EAH's.
 
 _PRESETS = ("default", "paper", "official")
 
@@ -142,14 +197,7 @@ class ModelOptions:
             rich_help_panel=_MODEL,
         ),
     ] = None
-    json: Annotated[
-        bool,
-        typer.Option(
-            "--json",
-            help="Print the result as JSON, and nothing else, on stdout.",
-            rich_help_panel=_OUTPUT,
-        ),
-    ] = False
+    json: Json = False
 
     def load(self) -> "LVLM":
         """Load the model.
@@ -293,7 +341,7 @@ class PatchOptions(ModelOptions):
         return make[self.preset](**given)
 
     def eah_for(self, model: "LVLM") -> "EAH":
-        """Make EAH's settings and see that a model has those layers and heads.
+        """Make EAH's settings, and check that a model has those layers and heads.
 
         Raises:
             SettingsError: If a value is impossible, or a layer or head not there.
@@ -307,12 +355,12 @@ class PatchOptions(ModelOptions):
 
 
 def with_options(
-    kind: type[ModelOptions],
+    kind: type[Any],
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command the options of `kind` in place of its `options` parameter.
 
     Args:
-        kind: `ModelOptions` or `PatchOptions`.
+        kind: A dataclass whose fields are annotated as typer's options are.
 
     Returns:
         A decorator.
@@ -332,6 +380,7 @@ def with_options(
             value.replace(kind=inspect.Parameter.KEYWORD_ONLY)
             for value in (*kept, *shared.values())
         ]
+        # typer reads a command's options off its signature and annotations.
         run.__signature__ = inspect.Signature(every)  # type: ignore[attr-defined]
         run.__annotations__ = {value.name: value.annotation for value in every}
         return run
@@ -347,7 +396,8 @@ def write_command(
     words: Iterable[object] = (),
     *,
     given: Mapping[str, object],
-    options: ModelOptions,
+    options: ModelOptions | None = None,
+    defaults: Mapping[str, object] | None = None,
 ) -> str:
     """Write the command line that has the same meaning.
 
@@ -358,6 +408,7 @@ def write_command(
             left out, and True written without a value.
         options: The shared options; those that were left at their defaults are left
             out.
+        defaults: Values of its own options that need not be written.
 
     Returns:
         One line, quoted for a POSIX shell.
@@ -369,12 +420,18 @@ def write_command(
         "eah-interp ask 'a b.png' 'Why?' --layers 0,1 --seed 4"
     """
     parts = ["eah-interp", name, *map(str, words)]
+    fields = () if options is None else dataclasses.fields(options)
     shared = {
         field.name: getattr(options, field.name)
-        for field in dataclasses.fields(options)
+        for field in fields
         if field.name != "json" and getattr(options, field.name) != field.default
     }
-    for option, value in {**given, **shared}.items():
+    own = {
+        option: value
+        for option, value in given.items()
+        if (option, value) not in (defaults or {}).items()
+    }
+    for option, value in {**own, **shared}.items():
         flag = f"--{option.replace('_', '-')}"
         values = value if isinstance(value, list | tuple) else [value]
         for one in values:

@@ -1,4 +1,4 @@
-"""The command that writes one picture's page."""
+"""The command that writes one image's page."""
 
 from pathlib import Path
 from typing import Annotated
@@ -6,9 +6,17 @@ from typing import Annotated
 import typer
 
 from eah_interp.cli.app import app, show, show_json, working
-from eah_interp.cli.commands import ImageFile, MaxNewTokens
 from eah_interp.cli.options import (
+    CAPTION_START,
+    MAX_NEW_TOKENS,
+    OUTPUT,
+    PAGE,
+    Absent,
+    CaptionStart,
+    ImageFile,
+    MaxNewTokens,
     PatchOptions,
+    check_matplotlib,
     check_output,
     with_options,
     write_command,
@@ -35,7 +43,7 @@ def report(
             metavar="FILE.html",
             help="The page.",
             show_default=False,
-            rich_help_panel="Output",
+            rich_help_panel=OUTPUT,
         ),
     ],
     objects: Annotated[
@@ -44,29 +52,19 @@ def report(
             "--object",
             "-o",
             metavar="NAME",
-            help="An object in the picture, whose logit is read and split by heads; "
+            help="An object in the image, whose logit is read and split by heads; "
             "repeatable.",
         ),
     ] = None,
-    absent: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--absent", "-a", metavar="NAME", help="An object not in it; repeatable."
-        ),
-    ] = None,
+    absent: Absent = None,
     caption: Annotated[
-        bool, typer.Option("--caption", help="Describe the picture in words too.")
+        bool, typer.Option("--caption", help="Describe the image in words too.")
     ] = False,
-    caption_start: Annotated[
-        str,
-        typer.Option(
-            metavar="TEXT", help="Words after which a caption names an object."
-        ),
-    ] = "There is a",
-    max_new_tokens: MaxNewTokens = 40,
+    caption_start: CaptionStart = CAPTION_START,
+    max_new_tokens: MaxNewTokens = MAX_NEW_TOKENS,
     options: PatchOptions,
 ) -> None:
-    """Write one picture's page: answers, donors, sinks, logits, heads, every number.
+    """Write one image's page: answers, donors, sinks, logits, heads, every number.
 
     One HTML file that needs no network. Each figure has under it the table that it was
     drawn from; what the model cannot be asked is said, not guessed.
@@ -78,31 +76,38 @@ def report(
     with working() as bar:
         bar.expect(3)
         bar.step("importing torch and transformers")
-        from eah_interp.cli.tables import record_inspection
+        from eah_interp.cli.records import record_inspection
         from eah_interp.lvlm.images import read_image
         from eah_interp.report import inspect_image, write_report
         from eah_interp.report.inspect import check_question
-        from eah_interp.viz.figures import make_figure
 
-        check_output(out, suffixes=(".html", ".htm"))
-        make_figure(height=1.0)  # is matplotlib there?
+        check_output(out, suffixes=PAGE)
+        check_matplotlib()
         options.eah()
-        picture = read_image(image)
+        opened = read_image(image)
         check_question(questions or (), [*(objects or ()), *(absent or ())])
         bar.step("loading the model")
         model = options.load()
-        given = {
-            "out": out,
-            "object": objects,
-            "absent": absent,
-            "caption": caption,
-            "caption_start": None if caption_start == "There is a" else caption_start,
-            "max_new_tokens": None if max_new_tokens == 40 else max_new_tokens,
-        }
-        words = [image, *(questions or ())]
-        result = inspect_image(
+        command = write_command(
+            "report",
+            [image, *(questions or ())],
+            given={
+                "out": out,
+                "object": objects,
+                "absent": absent,
+                "caption": caption,
+                "caption_start": caption_start,
+                "max_new_tokens": max_new_tokens,
+            },
+            defaults={
+                "caption_start": CAPTION_START,
+                "max_new_tokens": MAX_NEW_TOKENS,
+            },
+            options=options,
+        )
+        found = inspect_image(
             model,
-            picture,
+            opened,
             questions or (),
             objects=objects or (),
             absent=absent or (),
@@ -112,14 +117,14 @@ def report(
             answer_start=caption_start.strip(),
             max_new_tokens=max_new_tokens,
             name=options.model,
-            command=write_command("report", words, given=given, options=options),
+            command=command,
             bar=bar,
         )
         bar.step("drawing the page")
-        write_report(result, out)
+        write_report(found, out)
     if options.json:
-        show_json(record_inspection(result, command="report"))
+        show_json(record_inspection(found, command="report"))
         return
-    show(result.verdict)
-    show(f"Not measured: {remark}" for remark in result.remarks)
+    show(found.verdict)
+    show(f"Not measured: {remark}" for remark in found.remarks)
     show([f"\nWritten: {out}"])

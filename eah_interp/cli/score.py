@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from eah_interp.cli.app import app, show, show_json, working
+from eah_interp.cli.options import Json
 
 score = typer.Typer(
     no_args_is_help=True,
@@ -13,11 +14,6 @@ score = typer.Typer(
     help="Score answers (POPE) or captions (CHAIR) of any model, from their files.",
 )
 app.add_typer(score, name="score", rich_help_panel="Commands")
-
-Json = Annotated[
-    bool,
-    typer.Option("--json", help="Print JSON instead.", rich_help_panel="Output"),
-]
 
 
 @score.command()
@@ -40,7 +36,7 @@ def pope(
         Literal["pope", "opera"],
         typer.Option(help="Whose rule says what is a yes."),
     ] = "pope",
-    as_json: Json = False,
+    json: Json = False,
 ) -> None:
     """Score yes/no answers about objects.
 
@@ -51,14 +47,28 @@ def pope(
     with working() as bar:
         bar.expect(2)
         bar.step("importing pandas and torch")
-        from eah_interp.cli.scoring import score_pope_files
+        from eah_interp.benchmarks.pope import score_answers
+        from eah_interp.benchmarks.pope_files import (
+            match_answers,
+            read_pope_answers,
+            read_pope_questions,
+        )
+        from eah_interp.cli.records import record_pope
+        from eah_interp.cli.tables import show_pope
 
         bar.step("scoring")
-        result = score_pope_files(answers, questions=questions, rule=rule)
-    if as_json:
-        show_json(result.to_dict())
+        matched = match_answers(
+            read_pope_questions(questions), read_pope_answers(answers), rule=rule
+        )
+        record = record_pope(
+            score_answers(matched),
+            files={"answers": answers, "questions": questions},
+            rule=rule,
+        )
+    if json:
+        show_json(record)
     else:
-        show(result.show())
+        show(show_pope(record))
 
 
 @score.command()
@@ -75,7 +85,7 @@ def chair(
         typer.Option(
             metavar="DIR",
             help="COCO's annotations (instances_val2014.json, captions_val2014.json, "
-            "...), or a JSON file of objects by picture.",
+            "...), or a JSON file of objects by image.",
         ),
     ],
     synonyms: Annotated[
@@ -87,11 +97,11 @@ def chair(
     ] = 2014,
     repeats: Annotated[
         Literal["refuse", "count"],
-        typer.Option(help="What to do with several captions of one picture."),
+        typer.Option(help="What to do with several captions of one image."),
     ] = "refuse",
-    as_json: Json = False,
+    json: Json = False,
 ) -> None:
-    """Score how often captions name objects that are not in the picture.
+    """Score how often captions name objects that are not in the image.
 
     NLTK and its data are needed; without them, or without one of the files, the error
     says where to get them.
@@ -101,17 +111,40 @@ def chair(
     with working() as bar:
         bar.expect(2)
         bar.step("importing pandas and torch")
-        from eah_interp.cli.scoring import score_chair_files
+        from eah_interp.benchmarks.chair import score_captions
+        from eah_interp.benchmarks.chair_files import (
+            read_captions,
+            read_ground_truth,
+        )
+        from eah_interp.benchmarks.mentions import (
+            find_mentions,
+            load_lemmatizer,
+            read_synonyms,
+        )
+        from eah_interp.cli.records import record_chair
+        from eah_interp.cli.tables import show_chair
 
         bar.step("scoring")
-        result = score_chair_files(
-            captions,
-            annotations=annotations,
-            synonyms=synonyms,
+        vocabulary = read_synonyms(synonyms)
+        table = read_captions(captions, repeats=repeats)
+        lemmatize = load_lemmatizer()
+        truth = read_ground_truth(
+            annotations,
+            vocabulary=vocabulary,
+            images=set(table.image_id),
             year=year,
-            repeats=repeats,
+            lemmatize=lemmatize,
         )
-    if as_json:
-        show_json(result.to_dict())
+        named = find_mentions(
+            table, truth=truth, vocabulary=vocabulary, lemmatize=lemmatize
+        )
+        files = {
+            "captions": captions,
+            "annotations": annotations,
+            "synonyms": synonyms,
+        }
+        record = record_chair(score_captions(named), named, files=files)
+    if json:
+        show_json(record)
     else:
-        show(result.show())
+        show(show_chair(record))

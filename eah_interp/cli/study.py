@@ -1,14 +1,20 @@
-"""The commands that run studies; `report` and `summary` are in `study_report.py`."""
+"""The commands that run studies, say how far they are, and sum them up."""
 
+import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
-from eah_interp.cli.app import app, show, show_json, working
-
-if TYPE_CHECKING:
-    from eah_interp.studies.progress import Progress
+from eah_interp.cli.app import INTERRUPTED, app, show, show_json, working
+from eah_interp.cli.options import (
+    PAGE,
+    Json,
+    check_output,
+    with_options,
+    write_command,
+)
+from eah_interp.errors import SettingsError
 
 study = typer.Typer(
     name="study",
@@ -28,15 +34,15 @@ study = typer.Typer(
 )
 app.add_typer(study, rich_help_panel="Commands")
 
-INTERRUPTED = 130
-
 File = Annotated[
     Path, typer.Argument(metavar="FILE.yaml", help="A study file.", show_default=False)
 ]
 Folder = Annotated[
     Path, typer.Argument(metavar="DIR", help="A study's folder.", show_default=False)
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else.")]
+
+
+# ---- Run a study.
 
 
 @study.command()
@@ -92,6 +98,7 @@ def run(
     folder = Path("runs") / file.stem if out is None else out
     try:
         with working():
+            from eah_interp.cli.tables import show_progress
             from eah_interp.studies.progress import measure_progress
             from eah_interp.studies.study_file import StudyFile
 
@@ -109,11 +116,21 @@ def run(
             found = measure_progress(folder)
     except KeyboardInterrupt as error:
         reason = str(error) or f"stopped; what was finished is in {folder}"
-        typer.echo(
-            f"\n{reason}:\n\n    {_again(file, folder, shard, engine)}", err=True
+        again = write_command(
+            "study run",
+            [file],
+            given={
+                "out": folder,
+                "shard": shard,
+                "engine": engine,
+                "workers": workers,
+                "address": address,
+            },
+            defaults={"shard": "1/1", "engine": "local"},
         )
+        typer.echo(f"\n{reason}:\n\n    {again}", err=True)
         raise typer.Exit(INTERRUPTED) from error
-    show(_tell(found))
+    show(show_progress(found))
 
 
 @study.command()
@@ -123,13 +140,14 @@ def status(*, folder: Folder, json: Json = False) -> None:
     eah-interp study status runs/first
     """
     with working():
+        from eah_interp.cli.tables import show_progress
         from eah_interp.studies.progress import measure_progress
 
         found = measure_progress(folder)
     if json:
         show_json(found.to_dict())
     else:
-        show(_tell(found))
+        show(show_progress(found))
 
 
 @study.command()
@@ -139,46 +157,132 @@ def check(*, file: File, json: Json = False) -> None:
     eah-interp study check study.yaml
     """
     with working():
+        from eah_interp.cli.tables import show_plan
         from eah_interp.studies.study_file import StudyFile
 
         planned = StudyFile.load(file)
-        record = planned.to_dict()
     if json:
-        show_json(record)
-        return
-    tasks = ", ".join(f"{count} {task}" for task, count in record["tasks"].items())
-    show(
-        [
-            f"{file} is a study of {record['model']['name']}:",
-            f"  {record['n_items']} items ({tasks}) in {record['n_batches']} batches "
-            f"of up to {planned.batch_size}",
-            f"  {len(planned.conditions)} conditions: "
-            + ", ".join(condition.name for condition in planned.conditions),
-            f"  {record['n_rows']} rows in all",
-        ]
-    )
+        show_json(planned.to_dict())
+    else:
+        show(show_plan(planned))
 
 
-def _tell(found: "Progress") -> list[str]:
-    lines = [f"{found.folder}: {found.n_rows} of {found.n_wanted} rows"]
-    lines += [
-        f"  {name}: {count} of {found.n_items}"
-        for name, count in found.by_condition.items()
-        if count != found.n_items
-    ]
-    if found.errors:
-        lines.append(
-            f"{found.n_failed} rows have an error instead of an answer "
-            "(study run --retry-failed runs their batches again):"
+# ---- Sum a study up.
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SummaryOptions:
+    """What a summary compares, and with which files captions are scored."""
+
+    reference: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME", help="The condition that others are compared with."
+        ),
+    ] = "baseline"
+    partial: Annotated[
+        bool, typer.Option("--partial", help="Sum up a study that is not complete.")
+    ] = False
+    annotations: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="COCO's annotations, or a file of objects by image, for captions.",
+        ),
+    ] = None
+    synonyms: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="CHAIR's synonym list, for captions."),
+    ] = None
+    rule: Annotated[
+        str, typer.Option(metavar="pope|opera", help="How yes and no are read.")
+    ] = "pope"
+    resamples: Annotated[
+        int, typer.Option(min=100, metavar="N", help="Bootstrap samples.")
+    ] = 2000
+    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Seeds them.")] = 0
+
+    def keywords(self) -> dict[str, Any]:
+        """Return the keywords of `summarise` and `report`."""
+        from eah_interp.studies.contrasts import Draws
+
+        return {
+            "reference": self.reference,
+            "partial": self.partial,
+            "draws": Draws(resamples=self.resamples, seed=self.seed),
+            "annotations": self.annotations,
+            "synonyms": self.synonyms,
+            "rule": self.rule,
+        }
+
+
+@study.command()
+@with_options(SummaryOptions)
+def summary(
+    *,
+    folder: Folder,
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="Print Markdown.")
+    ] = False,
+    latex: Annotated[
+        bool, typer.Option("--latex", help="Print LaTeX, for the package booktabs.")
+    ] = False,
+    json: Json = False,
+    options: SummaryOptions,
+) -> None:
+    """Print what a study found: every change with its interval.
+
+    eah-interp study summary runs/first
+    eah-interp study summary runs/first --latex > tables.tex
+    """
+    with working() as bar:
+        if markdown + latex + json > 1:
+            msg = "expected one of --markdown, --latex and --json, got several"
+            raise SettingsError(msg)
+        bar.expect(2)
+        bar.step("importing")
+        from eah_interp.cli.tables import show_summary
+        from eah_interp.studies import StudyRun, summarise
+
+        bar.step("drawing intervals")
+        found = summarise(StudyRun.load(folder), **options.keywords())
+    if json:
+        show_json(found.to_dict())
+    elif markdown or latex:
+        typer.echo(found.markdown() if markdown else found.latex())
+    else:
+        show(show_summary(found))
+
+
+@study.command()
+@with_options(SummaryOptions)
+def report(
+    *,
+    folder: Folder,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.html", help="The page. Default: DIR/report.html."),
+    ] = None,
+    options: SummaryOptions,
+) -> None:
+    """Write a study's report: one HTML page that works without a network.
+
+    Settings, failures, values, changes with intervals, tests, the paper's four claims,
+    figures, and answers that changed.
+
+        eah-interp study report runs/first --out first.html
+    """
+    with working() as bar:
+        check_output(out, suffixes=PAGE)
+        bar.expect(2)
+        bar.step("importing")
+        from eah_interp.studies import StudyRun
+        from eah_interp.studies import report as write_report
+
+        bar.step("drawing intervals and figures")
+        path = write_report(
+            StudyRun.load(folder),
+            folder / "report.html" if out is None else out,
+            **options.keywords(),
         )
-        lines += [
-            f"  {count} x {error} ({example})" for error, count, example in found.errors
-        ]
-    return lines
-
-
-def _again(file: Path, folder: Path, shard: str, engine: str) -> str:
-    parts: list[Any] = ["eah-interp study run", file, "--out", folder]
-    parts += ["--shard", shard] if shard != "1/1" else []
-    parts += ["--engine", engine] if engine != "local" else []
-    return " ".join(map(str, parts))
+    show([f"Written: {path}"])

@@ -1,67 +1,121 @@
-"""Results as tables for the terminal."""
+"""Results laid out for a terminal, by the page's own tables where there is one."""
 
-import dataclasses
-from collections.abc import Iterator, Mapping
-from pathlib import Path
-from statistics import fmean
-from typing import Any
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from eah_interp.cli.app import save_figure, write_json
-from eah_interp.errors import UnsupportedError
-from eah_interp.files import save_bytes
-from eah_interp.interventions import SinkMap
-from eah_interp.report import write_report
-from eah_interp.report.inspection import (
-    Asked,
-    Caption,
-    Inspection,
-    list_donor_sinks,
-    list_donors,
-)
+from eah_interp.cli.records import SUMS
+from eah_interp.interventions import EAH, SinkMap
+from eah_interp.report.inspection import Asked, Inspection, list_donors
 from eah_interp.report.reading import PATCHED, PLAIN
 from eah_interp.report.tables import (
-    say_condition,
+    PARTS,
+    RUNS,
     say_donors,
-    say_same_token,
     say_settings,
+    tabulate_answers,
+    tabulate_donors,
+    tabulate_next,
+    tabulate_objects,
+    tabulate_yes_no,
 )
+from eah_interp.tables import Table as Cells
 
-SHADES = ("dim", "", "cyan", "bold yellow")
-"""From no sinks to the densest third of the map."""
+if TYPE_CHECKING:
+    from eah_interp.studies.progress import StudyProgress
+    from eah_interp.studies.study_file import StudyFile
+    from eah_interp.studies.summary import StudySummary
 
 
-def show_demo(demo: Inspection) -> Iterator[RenderableType]:
+def _columns(*names: str, right: Sequence[int] = (), header: bool = True) -> Table:
+    """Make a table without lines; numbers stand at the right."""
+    table = Table(
+        box=None, padding=(0, 2, 0, 0), header_style="bold", show_header=header
+    )
+    for number, name in enumerate(names):
+        table.add_column(
+            Text(name), justify="right" if number in right else "left", overflow="fold"
+        )
+    return table
+
+
+def lay_out(
+    table: Cells, *, columns: Mapping[str, str] | None = None
+) -> Iterator[RenderableType]:
+    """Lay out a table of a page: its caption, its cells and its notes.
+
+    Args:
+        table: The table.
+        columns: Which columns to show, and what to call them; all when None. A page
+            scrolls, but a terminal has a width.
+    """
+    shown = columns or {name: name for name in table.header}
+    # Names may stand twice in a header: places count, not names.
+    places = [n for n, name in enumerate(table.header) if name in shown]
+    right = [
+        number
+        for number, place in enumerate(places)
+        if all(_is_number(row[place]) for row in table.rows)
+    ]
+    grid = _columns(*(shown[table.header[n]] for n in places), right=right)
+    for row in table.rows:
+        grid.add_row(*(Text(row[place]) for place in places))
+    yield Text(f"\n{table.caption}", style="bold underline")
+    yield grid
+    if table.notes:
+        yield Text(table.notes, style="dim")
+
+
+def _is_number(cell: str) -> bool:
+    return not cell.strip("+-.0123456789*")
+
+
+# ---- One image: the demo, a question, the sinks.
+
+
+def show_demo(found: Inspection) -> Iterator[RenderableType]:
     """Lay out the demo as a reader goes through it."""
-    model = demo.model
+    model = found.model
+    present = ", ".join(found.subject.present)
     yield _title("What was run")
     yield Text(
         f"{model['name']} ({model['class']}, {model['n_layers']} layers x "
         f"{model['n_heads']} heads, {model['dtype']} on {model['device']})\n"
-        f"{say_settings(demo.eah)}\n"
-        f"Picture: {demo.subject.title}" + _say_objects(demo)
+        f"{say_settings(found.eah)}\n"
+        f"Image: {found.subject.title}{f', with {present}' if present else ''}"
     )
-    yield _title("Answers, without EAH and with it")
-    yield _tabulate_answers(demo)
-    yield _title("Donor head of each patched layer")
-    yield _tabulate_donors(demo)
-    yield _title(f"Sink density of every head, in %: {demo.asked[-1].question.prompt}")
-    yield tabulate_density(demo.sink_map, donors=demo.donors)
-    for one in demo.asked:
+    yield from lay_out(tabulate_answers(found))
+    columns = {"asked": "asked", "patched": "donor (its sink density)"}
+    yield from lay_out(tabulate_donors(found), columns=columns)
+    yield _title(f"Sink density of every head, in %: {found.asked[-1].question.prompt}")
+    yield tabulate_density(found.sink_map, donors=found.donors)
+    for one in found.asked:
         if one.is_yes_no:
-            yield _title(f"Logits of Yes and No: {one.question.prompt}")
-            yield _tabulate_yes_no(one)
-    if any(one.is_yes_no for one in demo.asked):
-        yield Text("Below with EAH: control donors, for comparison.", style="dim")
-    if demo.caption is not None and demo.caption.objects:
-        yield _title("Logits of objects, where a caption is about to name one")
-        yield _tabulate_objects(demo.caption)
+            yield from lay_out(tabulate_yes_no(one))
+    for table in tabulate_objects(found)[:1]:
+        changes = {
+            name: name.removesuffix(": change")
+            for name in table.header
+            if name.endswith(": change")
+        }
+        columns = {name: name for name in ("object", "there", *RUNS)} | changes
+        yield from lay_out(table, columns=columns)
+        yield Text("Under the controls: the change.", style="dim")
     yield _title("What it comes to")
-    for sentence in demo.verdict:
+    for sentence in found.verdict:
         yield Text(sentence)
+
+
+def _title(text: str) -> Text:
+    return Text(f"\n{text}", style="bold underline")
+
+
+SHADES = ("dim", "", "cyan", "bold yellow")
+"""From no sinks to the densest third of the map."""
 
 
 def tabulate_density(
@@ -77,7 +131,7 @@ def tabulate_density(
     density = sink_map.density[0]
     n_heads = density.shape[1]
     width = Console().width if width is None else width
-    fit = max((width - 7) // 5, 1)
+    fit = max((width - 7) // 5, 1)  # five columns a head, after seven for the layer
     third = max(float(density.max()), 1e-9) / 3
     blocks: list[RenderableType] = []
     for first in range(0, n_heads, fit):
@@ -109,242 +163,267 @@ def tabulate_density(
     return Group(*blocks, Text(about, style="dim"))
 
 
-def tabulate_top(sink_map: SinkMap, *, k: int) -> Table:
-    """Lay out the densest heads."""
-    table = _table("head", "density", "sinks", right=2)
-    for row in sink_map.top(k).itertuples():
+def show_answer(found: Asked, *, eah: EAH) -> Iterator[RenderableType]:
+    """Lay out a question's answers, plain and patched, side by side."""
+    yield Text(say_settings(eah), style="dim")
+    donors = say_donors(list_donors(found.reading.patches[PATCHED]))
+    yield Text(f"Donor: {donors}\n", style="dim")
+    table = Table(expand=True)
+    for name in ("plain", "patched"):
+        table.add_column(name, ratio=1)
+    table.add_row(*(Text(found.answers[run]) for run in (PLAIN, PATCHED)))
+    yield table
+    yield from lay_out(tabulate_next(found))
+    if found.is_yes_no:
+        plain, patched = (found.margins[run] for run in (PLAIN, PATCHED))
+        yield Text(
+            f"\nYes minus No, in logits: {plain:+.2f} plain, {patched:+.2f} "
+            f"patched ({patched - plain:+.2f})"
+        )
+
+
+def donor_heads(donors: Sequence[Mapping[str, Any]]) -> dict[int, int]:
+    """Return the donor head of each patched layer that has one."""
+    return {d["layer"]: d["head"] for d in donors if d["head"] is not None}
+
+
+def show_sinks(
+    found: SinkMap,
+    *,
+    k: int,
+    donors: Sequence[Mapping[str, Any]],
+    eah: EAH,
+    prompt: str,
+) -> Iterator[RenderableType]:
+    """Lay out the density of every head, the `k` densest, and EAH's donors."""
+    about = f"{prompt} (definition {eah.definition}, beta {eah.beta:g})"
+    yield Text(f"Sink density of every head, in %: {about}", style="bold")
+    yield tabulate_density(found, donors=donor_heads(donors))
+    yield Text(f"\nThe {k} densest heads", style="bold")
+    table = _columns("head", "density", "sinks", right=(1, 2))
+    for row in found.top(k).itertuples():
         table.add_row(str(row.name), f"{row.density:.1%}", str(row.n_sinks))
-    return table
+    yield table
+    yield Text(f"\nEAH's donor: {say_donors(donors)}")
+    if eah.gamma is not None:
+        n_dense = int(found.dense(eah.gamma).sum())
+        yield Text(f"Dense heads (at least {eah.gamma:.0%}): {n_dense}")
 
 
-def tabulate_next(sides: Mapping[str, list[dict[str, Any]]]) -> Table:
-    """Lay out the likeliest next tokens, plain beside patched."""
-    table = Table(box=None, padding=(0, 3, 0, 0), header_style="bold")
-    for name in sides:
-        table.add_column("without EAH" if name == PLAIN else "with EAH")
-        table.add_column("logit", justify="right")
-    for line in zip(*sides.values(), strict=True):
-        cells: list[RenderableType] = []
-        for entry in line:
-            cells += [Text(repr(entry["token"])[1:-1]), f"{entry['logit']:.2f}"]
-        table.add_row(*cells)
-    return table
+# ---- Models.
 
 
-# -- the demo's tables ---------------------------------------------------------------
-def _title(text: str) -> Text:
-    return Text(f"\n{text}", style="bold underline")
-
-
-def _table(*names: str, right: int = 0, gap: int = 2) -> Table:
-    """Make a table whose last `right` columns are numbers."""
-    table = Table(box=None, padding=(0, gap, 0, 0), header_style="bold")
-    for number, name in enumerate(names):
-        is_number = number >= len(names) - right
-        table.add_column(name, justify="right" if is_number else "left")
-    return table
-
-
-def _say_objects(demo: Inspection) -> str:
-    if not demo.subject.present:
-        return ""
-    return f", with {', '.join(demo.subject.present)}"
-
-
-def _say_truth(present: bool | None) -> str:  # noqa: FBT001 - the fact itself
-    return "?" if present is None else ("Yes" if present else "No")
-
-
-def _tabulate_answers(demo: Inspection) -> Table:
-    table = _table("asked", "truth", "without EAH", "with EAH")
-    for one in demo.asked:
-        table.add_row(
-            Text(one.question.prompt),
-            _say_truth(one.question.present),
-            Text(one.answers[PLAIN]),
-            Text(one.answers[PATCHED]),
-        )
-    caption = demo.caption
-    if caption is not None and caption.prompt not in [
-        one.question.prompt for one in demo.asked
-    ]:
-        there = ", ".join(demo.subject.present) or "?"
-        texts = (caption.answers[PLAIN], caption.answers[PATCHED])
-        table.add_row(Text(caption.prompt), Text(there), *map(Text, texts))
-    return table
-
-
-def _tabulate_donors(demo: Inspection) -> Table:
-    table = _table("asked", "donor (its sink density)")
-    for one in demo.asked:
-        donors = list_donors(one.reading.patches[PATCHED])
-        table.add_row(Text(one.question.prompt), say_donors(donors))
-    return table
-
-
-def _tabulate_yes_no(one: Asked) -> Table:
-    table = _table("", "donor", "says", "Yes", "No", "Yes - No", "change", right=4)
-    margins = one.margins
-    for name, margin in margins.items():
-        patch = one.reading.patches.get(name)
-        donors = "" if patch is None else say_donors(list_donors(patch))
-        change = "" if name == PLAIN else f"{margin - margins[PLAIN]:+.2f}"
-        says = "Yes" if margin > 0 else "No"
-        if one.question.present not in (None, margin > 0):
-            says += " (wrong)"
-        table.add_row(
-            say_condition(name),
-            donors,
-            says,
-            f"{one.yes[name]:.2f}",
-            f"{one.no[name]:.2f}",
-            f"{margin:+.2f}",
-            change,
-        )
-    return table
-
-
-def _tabulate_objects(caption: Caption) -> RenderableType:
-    conditions = list(caption.objects[0].logits)
-    controls = [name for name in conditions if name not in (PLAIN, PATCHED)]
-    table = _table(
-        "object",
-        "there",
-        "without",
-        "EAH",
-        "change",
-        *controls,
-        right=3 + len(controls),
-        gap=2 if len(controls) < 4 else 1,
+def show_models(record: Mapping[str, Any]) -> Iterator[RenderableType]:
+    """Lay out what `list_models` found."""
+    yield Text(
+        "The embedded toys; the first is loaded when no --model is named", style="bold"
     )
-    near = [o for o in caption.objects if o.present or o.companion]
-    rest = [o for o in caption.objects if not (o.present or o.companion)]
-    if len(rest) <= 4:
-        near, rest = [*near, *rest], []
+    toys = _columns("toy", "folder")
+    for toy in record["toys"]:
+        toys.add_row(toy["name"], toy["path"] if toy["present"] else "not trained yet")
+    yield toys
+    yield Text(
+        "\nFamilies with tests; any checkpoint of them loads by name", style="bold"
+    )
+    table = _columns("family", "class in transformers", "eager", "SDPA", "lens")
+    for column in table.columns[1:]:
+        column.no_wrap = True
+    for family in record["families"]:
+        if family["supported"]:
+            ways = ("eager", "sdpa", "transformer_lens")
+            results = [family["tests"].get(way, "-") for way in ways]
+            table.add_row(family["name"], family["class"], *results)
+    yield table
+    yield Text(
+        "exact: the same donors, and logits within 1e-4, as an oracle that replaces "
+        "patterns head by head (on tiny random models); lens: TransformerLens, "
+        "where it has a bridge\n",
+        style="dim",
+    )
+    yield Text("Refused", style="bold")
+    for family in record["families"]:
+        if not family["supported"]:
+            yield Text(f"{family['class']}: {family['why']}")
+    yield Text(
+        "\nOther decoder-only models are examined when they are loaded, and refused "
+        "with a reason where they do not fit: eah-interp models --model NAME",
+        style="dim",
+    )
 
-    def add(name: str, there: str, logits: Mapping[str, float]) -> None:
-        plain = logits[PLAIN]
-        table.add_row(
-            Text(name),
-            there,
-            f"{plain:.2f}",
-            f"{logits[PATCHED]:.2f}",
-            f"{logits[PATCHED] - plain:+.2f}",
-            *(f"{logits[control] - plain:+.2f}" for control in controls),
+
+def show_model(record: Mapping[str, Any]) -> Iterator[RenderableType]:
+    """Say that a checkpoint can be worked on."""
+    yield Text(
+        f"{record['name']} works: {record['class']}, {record['n_layers']} layers x "
+        f"{record['n_heads']} heads, {record['n_kv_heads']} key/value groups; hook "
+        "points run and verified."
+    )
+
+
+# ---- Direct effects of heads.
+
+
+def show_attribution(record: Mapping[str, Any]) -> Iterator[RenderableType]:
+    """Lay out a table for each object, and whether it adds up."""
+    yield Text(say_settings(EAH.from_dict(record["settings"])), style="dim")
+    donors = ", ".join(
+        one["name"] or f"L{one['layer']}: unpatched or no head"
+        for one in record["donors"]
+    )
+    yield Text(f"Donor: {donors}", style="dim")
+    for target in record["targets"]:
+        where = "first word of the answer"
+        if record["caption"] is not None:
+            where = f"where the caption is about to say {target['text']!r}"
+        yield Text(
+            f"\n{target['object']}: {where}, position {target['position']}",
+            style="bold",
         )
-
-    for one in near:
-        absent = "companion" if one.companion else "no"
-        there = "yes" if one.present else absent
-        add(one.object, there, one.logits)
-    if rest:
-        means = {name: fmean(o.logits[name] for o in rest) for name in conditions}
-        add(f"{len(rest)} others", "no", means)
-    where = (
-        f'Logit of the first token of each name, after "{caption.answer_start}" in the '
-        f'answer to "{caption.prompt}" (position {caption.position}, counted from 0). '
-        "Under the controls: the change."
+        plain, patched = target["plain"], target["patched"]
+        yield Text(
+            f"logit {plain:.3f} plain, {patched:.3f} patched ({patched - plain:+.3f})"
+        )
+        yield _tabulate_effects(target)
+    yield Text(
+        "\nDirect effects, in logits; pattern + values + scale = change. "
+        f"Components add up to the logit within {record['error']:.0e} of it.",
+        style="dim",
     )
-    if rest:
-        where += " Of the others: the mean."
-    if any(one.companion for one in near):
-        where += " A companion is absent, but often goes with what is there."
-    twice = say_same_token(caption)
-    return Group(table, Text(where + twice, style="dim"))
 
 
-# ---- What the demo writes: its record, its figures and its page.
+def _tabulate_effects(target: Mapping[str, Any]) -> Table:
+    names = ("component", *RUNS, "pattern", "values", "scale")
+    table = _columns(*names, right=range(1, len(names)))
+    for row in target["top"]:
+        numbers = (f"{row[name]:+.3f}" for name in (*RUNS, *PARTS))
+        table.add_row(row["name"], *numbers)
+    table.add_section()
+    for kind, sums in target["sums"].items():
+        if kind != "remainder" and any(sums.values()):
+            numbers = (f"{sums[name]:+.3f}" for name in RUNS)
+            table.add_row(SUMS[kind], *numbers, style="dim")
+    plain, patched = target["plain"], target["patched"]
+    logit = (f"{value:+.3f}" for value in (plain, patched, patched - plain))
+    table.add_row("logit", *logit)
+    return table
 
 
-def record_inspection(found: Inspection, *, command: str) -> dict[str, Any]:
-    """Write what was measured, but for heads, as JSON can hold it.
-
-    Args:
-        found: What was measured.
-        command: The command that measured it.
-    """
-    subject = found.subject
-    return {
-        "command": command,
-        "versions": dict(found.versions),
-        "model": dict(found.model),
-        "settings": found.eah.to_dict(),
-        "picture": {
-            "title": subject.title,
-            "present": list(subject.present),
-            "absent": list(subject.absent),
-        },
-        "questions": [_record_question(one) for one in found.asked],
-        "caption": dataclasses.asdict(found.caption) if found.caption else None,
-        "sinks": _record_sinks(found.sink_map, found.asked[-1].question.prompt),
-        "verdict": list(found.verdict),
-        "not_measured": list(found.remarks),
-    }
+# ---- Scores of files, and of the toy.
 
 
-def _record_question(one: Asked) -> dict[str, Any]:
-    return {
-        **dataclasses.asdict(one.question),
-        "position": one.reading.position,
-        "answers": dict(one.answers),
-        "yes": dict(one.yes),
-        "no": dict(one.no),
-        "yes_minus_no": one.margins,
-        "donors": {
-            name: list_donors(patch) for name, patch in one.reading.patches.items()
-        },
-    }
-
-
-def _record_sinks(sink_map: SinkMap, prompt: str) -> dict[str, Any]:
-    return {
-        "prompt": prompt,
-        "definition": sink_map.definition,
-        "beta": sink_map.beta,
-        "n_columns": int(sink_map.columns[0].sum()),
-        "layers": list(sink_map.layers),
-        "density": sink_map.density[0].tolist(),
-    }
-
-
-@dataclasses.dataclass(frozen=True)
-class Saved:
-    """What was written.
-
-    Attributes:
-        files: The files.
-        note: Why the picture is not among them; empty where it is.
-    """
-
-    files: tuple[Path, ...]
-    note: str
-
-
-def save_demo(found: Inspection, folder: Path) -> Saved:
-    """Write result.json, report.html, sinks.png and picture.png into a folder.
-
-    The picture is left out, with a note, where image tokens have no known place.
-
-    Raises:
-        ExtraMissingError: If matplotlib is not installed.
-        SettingsError: If the folder cannot be written to.
-    """
-    from eah_interp.viz import plot_sinks
-
-    names = ("report.html", "result.json", "sinks.png", "picture.png")
-    page, result, sinks, picture = (folder / name for name in names)
-    save_bytes(
-        (write_json(record_inspection(found, command="demo")) + "\n").encode(), result
+def show_pope(record: Mapping[str, Any]) -> Iterator[RenderableType]:
+    """Lay out the rates of answers, and the counts that they are of."""
+    score = record["score"]
+    n, tp, fp, tn, fn = (score[name] for name in ("n", "tp", "fp", "tn", "fn"))
+    yield Text(f"POPE, {n} answers, read by the rule {record['rule']!r}\n")
+    yield _tabulate_rates(
+        ("accuracy", score["accuracy"], f"{tp + tn} of {n} answers"),
+        ("precision", score["precision"], f"{tp} of {tp + fp} yes"),
+        ("recall", score["recall"], f"{tp} of {tp + fn} present"),
+        ("F1", score["f1"], ""),
+        ("yes ratio", score["yes_ratio"], f"{tp + fp} of {n} answers"),
+        ("wrong yes", score["false_positives"], f"{fp} of {fp + tn} absent"),
     )
-    write_report(found, page)
-    save_figure(found.sink_map.plot(donors=found.donors), sinks)
-    patch = found.asked[-1].reading.patches[PATCHED]
-    columns = {d.title: d.columns for d in list_donor_sinks(patch, found.sink_map)}
-    try:
-        drawn = plot_sinks(found.subject.image, found.span, columns=columns)
-    except UnsupportedError as error:
-        picture.unlink(missing_ok=True)
-        note = f"{picture.name} is not drawn: {error}"
-        return Saved((page, result, sinks), note)
-    save_figure(drawn, picture)
-    return Saved((page, result, sinks, picture), "")
+    yield Text(
+        f"\nTP {tp}, FP {fp}, TN {tn}, FN {fn}. {score['n_neither']} answers have no "
+        "word of yes or no; the rule counts them as yes.",
+        style="dim",
+    )
+
+
+OFTEN = 5
+"""How many of the absent objects that are named most often are listed."""
+
+
+def show_chair(record: Mapping[str, Any]) -> Iterator[RenderableType]:
+    """Lay out the rates of captions, what they are of, and the usual suspects."""
+    score = record["score"]
+    yield Text(f"CHAIR, {score['n']} captions\n")
+    of_captions = f"{score['n_hallucinating']} of {score['n']} captions"
+    of_mentions = f"{score['n_absent']} of {score['n_mentions']} mentions"
+    of_objects = f"{score['n_found']} of {score['n_truth']} objects"
+    yield _tabulate_rates(
+        ("CHAIR_S", score["chair_s"], of_captions),
+        ("CHAIR_I", score["chair_i"], of_mentions),
+        ("recall", score["recall"], of_objects),
+        ("mentions", score["mentions"], "a caption"),
+        ("words", score["words"], "a caption"),
+    )
+    often = Counter(name for one in record["captions"] for name in one["absent"])
+    if often:
+        said = ", ".join(f"{name} {n}" for name, n in often.most_common(OFTEN))
+        yield Text(f"\nMost often named though absent: {said}.", style="dim")
+    yield Text(
+        "\nShorter captions have a lower CHAIR too: read it beside recall, mentions "
+        "and words.",
+        style="dim",
+    )
+
+
+def _tabulate_rates(*rates: tuple[str, float | None, str]) -> Table:
+    table = _columns("", "", "", right=(1,), header=False)
+    for name, value, of in rates:
+        table.add_row(name, "none" if value is None else f"{value:.1f}", of)
+    return table
+
+
+def show_toy(record: Mapping[str, Any]) -> Iterator[RenderableType]:
+    """Lay out how much a toy hallucinates: metric by metric, a row a condition."""
+    name, n_scenes = record["model"]["name"], record["scenes"]
+    yield Text(f"{name}, {n_scenes} test scenes", style="bold")
+    yield Text(say_settings(EAH.from_dict(record["settings"])) + "\n", style="dim")
+    table = _columns("", PLAIN, "condition", "change", "95 %", right=(1,))
+    for rows in zip(*record["changes"].values(), strict=True):
+        first = (rows[0]["metric"], f"{rows[0]['before']:.1f}")
+        for condition, row in zip(record["changes"], rows, strict=True):
+            interval = f"[{row['low']:+.1f}, {row['high']:+.1f}]"
+            table.add_row(*first, condition, f"{row['change']:+.1f}", interval)
+            first = ("", "")
+    yield table
+    yield Text(
+        "\nIntervals: paired bootstrap over scenes, of this one model. False "
+        "positives: 'Yes' to absent objects. A patch that only shortens captions "
+        "lowers CHAIR too: read it beside recall and mentions.",
+        style="dim",
+    )
+
+
+# ---- Studies.
+
+
+def show_plan(planned: "StudyFile") -> Iterator[RenderableType]:
+    """Say what a study file would run."""
+    record = planned.to_dict()
+    tasks = ", ".join(f"{count} {task}" for task, count in record["tasks"].items())
+    names = ", ".join(condition.name for condition in planned.conditions)
+    yield f"{planned.path} is a study of {record['model']['name']}:"
+    yield (
+        f"  {record['n_items']} items ({tasks}) in {record['n_batches']} batches of up "
+        f"to {planned.batch_size}"
+    )
+    yield f"  {len(planned.conditions)} conditions: {names}"
+    yield f"  {record['n_rows']} rows in all"
+
+
+def show_progress(found: "StudyProgress") -> Iterator[RenderableType]:
+    """Say how much of a study is there, and what failed."""
+    yield f"{found.folder}: {found.n_rows} of {found.n_wanted} rows"
+    for name, count in found.by_condition.items():
+        if count != found.n_items:
+            yield f"  {name}: {count} of {found.n_items}"
+    if found.errors:
+        yield (
+            f"{found.n_failed} rows have an error instead of an answer "
+            "(study run --retry-failed runs their batches again):"
+        )
+    for error, count, example in found.errors:
+        yield f"  {count} x {error} ({example})"
+
+
+def show_summary(found: "StudySummary") -> Iterator[RenderableType]:
+    """Lay out every table of a study's summary."""
+    yield Text(found.name, style="bold")
+    yield Text(found.describe(), style="dim")
+    yield from (Text(f"\n{note}", style="bold") for note in found.notes)
+    for table in found.tables:
+        yield from lay_out(table)

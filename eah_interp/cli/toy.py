@@ -38,21 +38,31 @@ def toy(
     with working() as bar:
         bar.expect(2)
         bar.step("importing torch and transformers")
-        from eah_interp.cli.hallucinate import measure_hallucination
+        from eah_interp.benchmarks.toy import compare_benchmarks, run_toy_benchmark
+        from eah_interp.cli.records import record_toy
+        from eah_interp.cli.tables import show_toy
+        from eah_interp.report.reading import PLAIN, compare_with
+        from eah_interp.toy import draw_scenes
 
         options.eah()
         bar.step("loading the model")
         model = options.load()
-        result = measure_hallucination(
-            model,
-            eah=options.eah_for(model),
-            n_scenes=scenes,
-            controls=controls,
-            batch_size=batch_size,
-            name=options.model,
-            bar=bar,
+        eah = options.eah_for(model)
+        conditions = compare_with(eah, controls=controls)
+        bar.expect(len(conditions))
+        drawn = draw_scenes(range(scenes))
+        found = {}
+        for condition, settings in conditions.items():
+            bar.step(f"{condition}, {scenes} scenes")
+            found[condition] = run_toy_benchmark(
+                model, drawn, eah=settings, batch_size=batch_size, progress=False
+            )
+        plain = found.pop(PLAIN)
+        changes = {name: compare_benchmarks(plain, one) for name, one in found.items()}
+        record = record_toy(
+            changes, model=model, name=options.model, eah=eah, n_scenes=scenes
         )
     if options.json:
-        show_json(result.to_dict())
+        show_json(record)
     else:
-        show(result.show())
+        show(show_toy(record))

@@ -140,3 +140,28 @@ def column_priority(image_mask: ColumnMask, seed: int | list[int]) -> Tensor:
         generator = torch.Generator().manual_seed(one)
         priority[row, mask] = torch.rand(int(mask.sum()), generator=generator)
     return priority.to(image_mask.device)
+
+
+def seed_items(eah: Any, numbers: list[int]) -> Any:
+    """Give each batch item a draw of its own, whatever batch it stands in.
+
+    Args:
+        eah: Settings of EAH.
+        numbers: A number that stays with each item: its place in a study, say.
+
+    Returns:
+        The settings with a seed for each item; as they are where nothing is drawn, or
+        where each item has a seed already.
+
+    Example:
+        >>> from eah_interp.interventions import EAH
+        >>> seed_items(EAH(donor="random", seed=2), [0, 7]).seed
+        (2000006, 2000013)
+        >>> seed_items(EAH(), [0, 7]).seed
+        0
+    """
+    if eah.donor not in ("random", "shuffled") or not isinstance(eah.seed, int):
+        return eah
+    # A prime far above the number of items: no two seeds share an item's draw.
+    seeds = tuple(1_000_003 * eah.seed + number for number in numbers)
+    return replace(eah, seed=seeds)

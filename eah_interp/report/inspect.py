@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
+from PIL import Image
+
 from eah_interp.attribution import (
     Case,
     attribute_heads,
@@ -20,7 +22,6 @@ from eah_interp.attribution.readouts import Term, read_tokens
 from eah_interp.errors import EAHError, InputError
 from eah_interp.interventions import EAH, score_sinks
 from eah_interp.lvlm import LVLM
-from eah_interp.lvlm.images import read_image
 from eah_interp.lvlm.inputs import DEFAULT_PROMPT
 from eah_interp.report.inspection import (
     Asked,
@@ -38,7 +39,6 @@ from eah_interp.report.reading import (
     Question,
     Reading,
     Subject,
-    ask_for,
     compare_with,
     describe,
     describe_model,
@@ -50,6 +50,7 @@ from eah_interp.report.reading import (
     write_text,
     yes_no_tokens,
 )
+from eah_interp.report.subjects import make_subject
 
 Found = TypeVar("Found")
 
@@ -292,7 +293,9 @@ def inspect_subject(
     asked: list[Asked] = []
     explained: list[Explained] = []
     for question in subject.questions:
-        one = _ask(model, subject, question, conditions=conditions, **options)
+        one = ask_question(
+            model, subject.image, question, conditions=conditions, **options
+        )
         asked.append(one)
         if one.is_yes_no:
             explain = partial(explain_answer, model, subject, one, eah=eah)
@@ -356,26 +359,36 @@ def inspect_subject(
     )
 
 
-def _ask(
+def ask_question(
     model: LVLM,
-    subject: Subject,
+    image: Image.Image,
     question: Question,
     *,
     conditions: dict[str, EAH | None],
     eah: EAH,
     max_new_tokens: int,
-    bar: Progress | None,
+    bar: Progress | None = None,
 ) -> Asked:
-    """Ask one question: logits under every condition, answers in words."""
+    """Ask one question: logits under every condition, answers in words.
+
+    Args:
+        model: The model.
+        image: What it is asked about.
+        question: The question.
+        conditions: Settings by name, as of `compare_with`; None for no patch.
+        eah: The settings under which it answers in words, beside the plain model.
+        max_new_tokens: Longest answer, in tokens.
+        bar: Told of each step.
+    """
     prompt = question.prompt
     reading = read_next_token(
-        model, subject.image, prompt=prompt, conditions=conditions, bar=bar
+        model, image, prompt=prompt, conditions=conditions, bar=bar
     )
     yes, no = _answer_logits(model, reading)
     words = {
         run: describe(
             model,
-            subject.image,
+            image,
             prompt=prompt,
             eah=settings,
             max_new_tokens=max_new_tokens,
@@ -467,19 +480,13 @@ def inspect_image(
         ('Is there a flower in the image?', ())
     """
     given = [questions] if isinstance(questions, str) else list(questions)
-    named = [*objects, *absent]
-    check_question(given, named)
-    known = {ask_for(o): Question(ask_for(o), o, present=o in objects) for o in named}
-    asked = [known.get(prompt, Question(prompt)) for prompt in given]
-    if not asked:
-        asked = list(known.values())
-    subject = Subject(
-        image=read_image(image),
+    check_question(given, [*objects, *absent])
+    subject = make_subject(
+        image,
+        given,
+        objects=objects,
+        absent=absent,
         title=title or _name_image(image),
-        present=tuple(objects),
-        absent=tuple(absent),
-        companions=(),
-        questions=tuple(asked) or (Question(DEFAULT_PROMPT),),
     )
     return inspect_subject(model, subject, eah=eah or EAH(), caption=caption, **options)
 

@@ -259,12 +259,21 @@ def yes_no_tokens(model: LVLM, reading: Reading) -> tuple[int, int] | None:
 
 
 def object_token(model: LVLM, reading: Reading, word: str) -> int:
-    """Find the token that begins an object's name after a text.
+    """Find the token that begins an object's name after the text of a reading.
 
     Raises:
         InputError: If the tokenizer does not know the word.
     """
-    found = next_tokens(model, reading.text, word)
+    return first_token(model, reading.text, word)
+
+
+def first_token(model: LVLM, text: str, word: str) -> int:
+    """Find the token that begins a word after a text.
+
+    Raises:
+        InputError: If the tokenizer does not know the word.
+    """
+    found = next_tokens(model, text, word)
     if not found:
         msg = (
             f"the tokenizer has no token that begins {word!r}: name other objects with "

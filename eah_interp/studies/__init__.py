@@ -1,24 +1,17 @@
 """Causal ablation studies: items x conditions, resumable, with intervals."""
 
-from eah_interp.studies.claims import Claim as Claim
 from eah_interp.studies.claims import answer_claims as answer_claims
-from eah_interp.studies.conditions import BASELINE as BASELINE
 from eah_interp.studies.conditions import Condition as Condition
 from eah_interp.studies.conditions import control_conditions as control_conditions
 from eah_interp.studies.conditions import sweep as sweep
-from eah_interp.studies.contrasts import Contrast as Contrast
-from eah_interp.studies.contrasts import Draws as Draws
 from eah_interp.studies.items import Item as Item
 from eah_interp.studies.items import caption_items as caption_items
 from eah_interp.studies.items import pope_items as pope_items
 from eah_interp.studies.items import toy_items as toy_items
 from eah_interp.studies.manifest import ModelSource as ModelSource
-from eah_interp.studies.progress import measure_progress as measure_progress
 from eah_interp.studies.report import report as report
-from eah_interp.studies.scores import score_rows as score_rows
 from eah_interp.studies.study import Study as Study
 from eah_interp.studies.study import StudyRun as StudyRun
 from eah_interp.studies.study_file import StudyFile as StudyFile
-from eah_interp.studies.summary import StudySummary as StudySummary
 from eah_interp.studies.summing import compare_runs as compare_runs
 from eah_interp.studies.summing import summarise as summarise

@@ -2,12 +2,13 @@
 
 import dataclasses
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from eah_interp.errors import SettingsError
 from eah_interp.interventions import EAH, PAI, VAR, Ablation, Intervention, edit
+from eah_interp.interventions.donation import seed_items
 from eah_interp.kernels import DEFAULT_BETA
 
 KINDS: dict[str, type[EAH] | type[Intervention]] = {
@@ -60,7 +61,7 @@ class Condition:
         return cls(values["name"], patch)
 
     def check(self, model: Any) -> None:
-        """See that it fits a model, before anything is run.
+        """Check that it fits a model, before anything is run.
 
         Raises:
             SettingsError: If a layer or head does not exist.
@@ -80,14 +81,8 @@ class Condition:
         if self.patch is None:
             return model
         patch = self.patch
-        drawing = ("random", "shuffled")
-        if (
-            isinstance(patch, EAH)
-            and patch.donor in drawing
-            and isinstance(patch.seed, int)
-        ):
-            drawn = tuple(1_000_003 * patch.seed + seed for seed in seeds)
-            patch = dataclasses.replace(patch, seed=drawn)
+        if isinstance(patch, EAH):
+            patch = seed_items(patch, list(seeds))
         return edit(model, patch)
 
 
@@ -144,24 +139,45 @@ def sweep(
     base = eah.to_dict()
     if isinstance(eah, EAH) and eah.beta == DEFAULT_BETA[eah.definition]:
         base.pop("beta")  # each definition has its own
-    found = []
+    return tuple(
+        Condition(name_changes(prefix, changes), kind.from_dict(base | changes))
+        for changes in combine(axes)
+    )
+
+
+def combine(axes: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:
+    """Yield every combination of some settings' values.
+
+    Example:
+        >>> list(combine({"layers": [0, 1], "beta": [2.0]}))
+        [{'layers': 0, 'beta': 2.0}, {'layers': 1, 'beta': 2.0}]
+    """
     for values in itertools.product(*axes.values()):
-        changes = dict(zip(axes, values, strict=True))
-        parts = [f"{name}={_short(value)}" for name, value in changes.items()]
-        found.append(
-            Condition(" ".join([prefix, *parts]), kind.from_dict(base | changes))
-        )
-    return tuple(found)
+        yield dict(zip(axes, values, strict=True))
+
+
+def name_changes(first: str, changes: Mapping[str, Any]) -> str:
+    """Name a condition by the settings that were changed, in a sweep or a file.
+
+    Args:
+        first: How the name begins.
+        changes: What was changed.
+
+    Example:
+        >>> name_changes("EAH", {"layers": (0, 1), "beta": 2.0})
+        'EAH layers=0+1 beta=2.0'
+    """
+    return " ".join([first, *(f"{key}={_short(v)}" for key, v in changes.items())])
 
 
 def _short(value: Any) -> str:
     if isinstance(value, list | tuple):
-        return "+".join(map(str, value))
+        return "+".join(map(_short, value))
     return str(value)
 
 
 def check_conditions(conditions: Sequence[Condition]) -> None:
-    """See that there are conditions, each with a name of its own.
+    """Check that there are conditions, each with a name of its own.
 
     Raises:
         SettingsError: If not.

@@ -1,4 +1,4 @@
-"""Running a study on Ray: workers that each hold a model; the driver writes."""
+"""A study on Ray: workers that each hold a model, and a driver that alone writes."""
 
 import contextlib
 import os
@@ -29,119 +29,11 @@ from eah_interp.studies.runner import Stop, polite
 from eah_interp.studies.store import Store
 from eah_interp.studies.work import Batch, run_batch, score_batch
 
-# ---- A worker of a study: a process of its own that holds a model.
-
-
-@dataclass(frozen=True)
-class Shipment:
-    """A model as it can be sent: how to build it, and its weights as safetensors.
-
-    Attributes:
-        kind: Its class in transformers.
-        config: Its configuration.
-        generation: Its defaults of `generate`.
-        weights: Parameters and buffers.
-        processor: Its processor.
-        device: Type of the device it runs on.
-        image_token_id: The image token's id.
-    """
-
-    kind: type
-    config: Any
-    generation: Any
-    weights: bytes
-    processor: Any
-    device: str
-    image_token_id: int | None
-
-    @classmethod
-    def of(cls, model: Any) -> "Shipment":
-        """Pack an LVLM that is in memory."""
-        from safetensors.torch import save
-
-        module = model._module
-        state = {
-            name: tensor.detach().cpu().contiguous().clone()
-            for name, tensor in module.state_dict().items()
-        }
-        return cls(
-            kind=type(module),
-            config=module.config,
-            generation=module.generation_config,
-            weights=save(state),
-            processor=model.processor,
-            device=torch.device(model.device).type,
-            image_token_id=getattr(module.config, "image_token_id", None),
-        )
-
-    def load(self) -> Any:
-        """Build the LVLM again."""
-        from safetensors.torch import load
-
-        from eah_interp.lvlm import wrap
-
-        state = load(self.weights)
-        attention = self.config.get_text_config()._attn_implementation
-        module = self.kind._from_config(  # type: ignore[attr-defined]
-            self.config, attn_implementation=attention
-        )
-        module.load_state_dict(state, assign=True)
-        module.tie_weights()
-        module.generation_config = self.generation
-        module = module.eval().to(self.device)
-        token = self.image_token_id
-        return wrap(module, self.processor, verify=False, image_token_id=token)
-
-
-class Worker:
-    """A model, and what is asked of it.
-
-    Attributes:
-        model: The model.
-
-    Raises:
-        ModelError: If its weights or packages are not the study's.
-    """
-
-    def __init__(self, source: ModelSource | Shipment, manifest: Manifest) -> None:
-        found = list_versions()
-        if found != dict(manifest.versions):
-            msg = (
-                f"a worker has other packages: expected {dict(manifest.versions)}, got "
-                f"{found}; install the same versions everywhere"
-            )
-            raise ModelError(msg)
-        self.model = source.load()
-        weights = hash_weights(self.model._module)
-        if weights != manifest.weights:
-            msg = (
-                f"a worker loaded other weights: expected {manifest.weights[:12]}, got "
-                f"{weights[:12]}; give the study no source, so that they are sent"
-            )
-            raise ModelError(msg)
-
-    def is_ready(self) -> bool:
-        """Whether the model is loaded; it is once this is answered."""
-        return True
-
-    def run(
-        self,
-        batch: Batch,
-        condition: Condition | None,
-        decoding: Mapping[str, Any],
-        seed: int,
-    ) -> pd.DataFrame:
-        """Run a batch under a condition, or score its sinks if there is none."""
-        if condition is None:
-            return score_batch(self.model, batch)
-        return run_batch(self.model, batch, condition, decoding=decoding, seed=seed)
-
-
 DEATHS = 3
 """A batch under which so many workers die is given up, and named."""
 
 
-Task = tuple[Batch, Condition | None]
+Job = tuple[Batch, Condition | None]
 """A batch under a condition; None scores its sinks."""
 
 
@@ -180,11 +72,11 @@ def run_ray(
         UnsupportedError: If one batch kills three workers; it is named.
         ExtraMissingError: If ray is not installed.
     """
-    tasks: deque[Task] = deque()
+    jobs: deque[Job] = deque()
     for batch, lacking, score in work:
-        tasks.extend([(batch, None)] if score else [])
-        tasks.extend((batch, condition) for condition in lacking)
-    if not tasks:
+        jobs.extend([(batch, None)] if score else [])
+        jobs.extend((batch, condition) for condition in lacking)
+    if not jobs:
         return
     ray = _import_ray()
     on_gpu = manifest.device == "cuda"
@@ -193,13 +85,13 @@ def run_ray(
         remote = ray.remote(Worker).options(num_cpus=1, num_gpus=int(on_gpu))
         shipped = ray.put(source or Shipment.of(model))
         pool = _Pool(ray, remote, (shipped, manifest), (decoding, seed))
-        total = sum(len(b.items) for b, condition in tasks if condition is not None)
+        total = sum(len(b.items) for b, condition in jobs if condition is not None)
         with (
             polite(store.folder) as stop,
             tqdm(total=total, desc="items x conditions", disable=not progress) as bar,
         ):
-            pool.start(min(count, len(tasks)))
-            for (batch, condition), rows in pool.run(tasks, stop):
+            pool.start(min(count, len(jobs)))
+            for (batch, condition), rows in pool.run(jobs, stop):
                 if condition is None:
                     store.write_sinks(batch.number, rows)
                 else:
@@ -210,7 +102,7 @@ def run_ray(
 
 @dataclass
 class _Pool:
-    """Workers, each with one task at a time."""
+    """Workers, each with one job at a time."""
 
     ray: Any
     remote: Any
@@ -225,26 +117,27 @@ class _Pool:
         for worker in self.idle:
             self._fetch(worker.is_ready.remote())
 
-    def run(self, tasks: deque[Task], stop: Stop) -> Iterator[tuple[Task, Any]]:
-        """Yield every task with its rows as they come, until asked to stop."""
-        running: dict[Any, tuple[Any, Task]] = {}
-        while tasks or running:
-            while tasks and self.idle and not stop.asked:
-                worker, task = self.idle.pop(), tasks.popleft()
-                running[worker.run.remote(*task, *self.settings)] = (worker, task)
+    def run(self, jobs: deque[Job], stop: Stop) -> Iterator[tuple[Job, Any]]:
+        """Yield every job with its rows as they come, until asked to stop."""
+        running: dict[Any, tuple[Any, Job]] = {}
+        while jobs or running:
+            while jobs and self.idle and not stop.asked:
+                worker, job = self.idle.pop(), jobs.popleft()
+                running[worker.run.remote(*job, *self.settings)] = (worker, job)
             if not running:
                 return
+            # Not for ever, so that Ctrl-C is seen.
             done, _ = self.ray.wait(list(running), timeout=1.0)
             for ref in done:
-                worker, task = running.pop(ref)
+                worker, job = running.pop(ref)
                 try:
                     rows = self._fetch(ref)
                 except self.ray.exceptions.RayActorError as error:
-                    self._count_death(task, error)
-                    tasks.appendleft(task)
+                    self._count_death(job, error)
+                    jobs.appendleft(job)
                     worker = self.remote.remote(*self.made_of)
                 else:
-                    yield task, rows
+                    yield job, rows
                 self.idle.append(worker)
 
     def _fetch(self, ref: Any) -> Any:
@@ -254,8 +147,8 @@ class _Pool:
         except self.ray.exceptions.RayTaskError as error:
             raise error.cause from error
 
-    def _count_death(self, task: Task, error: Exception) -> None:
-        batch, condition = task
+    def _count_death(self, job: Job, error: Exception) -> None:
+        batch, condition = job
         name = "the scoring of its sinks" if condition is None else condition.name
         self.deaths[(batch.number, name)] += 1
         if self.deaths[(batch.number, name)] < DEATHS:
@@ -316,3 +209,113 @@ def _import_ray() -> Any:
         msg = "engine='ray' needs Ray: pip install 'eah-interp[ray]'"
         raise ExtraMissingError(msg) from error
     return ray
+
+
+# ---- A worker: a process of its own that holds a model, and how the model gets there.
+
+
+@dataclass(frozen=True)
+class Shipment:
+    """A model as it can be sent: how to build it, and its weights as safetensors.
+
+    Attributes:
+        kind: Its class in transformers.
+        config: Its configuration.
+        generation: Its defaults of `generate`.
+        weights: Parameters and buffers.
+        processor: Its processor.
+        device: Type of the device it runs on.
+        image_token_id: The image token's id.
+    """
+
+    kind: type
+    config: Any
+    generation: Any
+    weights: bytes
+    processor: Any
+    device: str
+    image_token_id: int | None
+
+    @classmethod
+    def of(cls, model: Any) -> "Shipment":
+        """Pack an LVLM that is in memory."""
+        from safetensors.torch import save
+
+        module = model._module
+        state = {
+            # A clone: safetensors refuses weights that are tied to each other.
+            name: tensor.detach().cpu().contiguous().clone()
+            for name, tensor in module.state_dict().items()
+        }
+        return cls(
+            kind=type(module),
+            config=module.config,
+            generation=module.generation_config,
+            weights=save(state),
+            processor=model.processor,
+            device=torch.device(model.device).type,
+            image_token_id=getattr(module.config, "image_token_id", None),
+        )
+
+    def load(self) -> Any:
+        """Build the LVLM again."""
+        from safetensors.torch import load
+
+        from eah_interp.lvlm import wrap
+
+        state = load(self.weights)
+        attention = self.config.get_text_config()._attn_implementation
+        module = self.kind._from_config(  # type: ignore[attr-defined]
+            self.config, attn_implementation=attention
+        )
+        module.load_state_dict(state, assign=True)
+        module.tie_weights()
+        module.generation_config = self.generation
+        module = module.eval().to(self.device)
+        # Not verified again: the weights' hash is compared with the study's.
+        token = self.image_token_id
+        return wrap(module, self.processor, verify=False, image_token_id=token)
+
+
+class Worker:
+    """A model, and what is asked of it.
+
+    Attributes:
+        model: The model.
+
+    Raises:
+        ModelError: If its weights or packages are not the study's.
+    """
+
+    def __init__(self, source: ModelSource | Shipment, manifest: Manifest) -> None:
+        found = list_versions()
+        if found != dict(manifest.versions):
+            msg = (
+                f"a worker has other packages: expected {dict(manifest.versions)}, got "
+                f"{found}; install the same versions everywhere"
+            )
+            raise ModelError(msg)
+        self.model = source.load()
+        weights = hash_weights(self.model._module)
+        if weights != manifest.weights:
+            msg = (
+                f"a worker loaded other weights: expected {manifest.weights[:12]}, got "
+                f"{weights[:12]}; give the study no source, so that they are sent"
+            )
+            raise ModelError(msg)
+
+    def is_ready(self) -> bool:
+        """Whether the model is loaded; it is once this is answered."""
+        return True
+
+    def run(
+        self,
+        batch: Batch,
+        condition: Condition | None,
+        decoding: Mapping[str, Any],
+        seed: int,
+    ) -> pd.DataFrame:
+        """Run a batch under a condition, or score its sinks if there is none."""
+        if condition is None:
+            return score_batch(self.model, batch)
+        return run_batch(self.model, batch, condition, decoding=decoding, seed=seed)

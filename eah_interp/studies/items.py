@@ -1,15 +1,15 @@
-"""What a study asks: pictures with prompts, and what is true of them."""
+"""What a study asks: images with prompts, and what is true of them."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from eah_interp.benchmarks.pope_files import read_pope_questions
 from eah_interp.errors import InputError, SettingsError
 
 Task = Literal["yes_no", "caption"]
-"""A question to be answered with yes or no, or a picture to be described."""
+"""A question to be answered with yes or no, or an image to be described."""
 
 
 TOY = "toy:"
@@ -17,7 +17,7 @@ TOY = "toy:"
 
 @dataclass(frozen=True)
 class Item:
-    """One picture with one prompt.
+    """One image with one prompt.
 
     Attributes:
         id: Its name in the results; no two items share one.
@@ -27,8 +27,8 @@ class Item:
         label: What a yes/no question's answer should be.
         kind: How the question was chosen: POPE's `random`, `popular`, `adversarial`.
         object: The object that is asked for.
-        truth: The objects that are in the picture, where that is known.
-        cluster: Items of one picture share it; intervals resample pictures.
+        truth: The objects that are in the image, where that is known.
+        cluster: Items of one image share it; intervals resample images.
     """
 
     id: str
@@ -52,7 +52,7 @@ class Item:
 
 
 def open_image(image: str) -> Any:
-    """Open an item's picture.
+    """Open an item's image.
 
     Args:
         image: A file, or `toy:test:17`.
@@ -149,11 +149,12 @@ def pope_items(
     kind: str = "",
     limit: int | None = None,
 ) -> tuple[Item, ...]:
-    """List POPE's questions: `{"question_id", "image", "text", "label"}` a line.
+    """List POPE's questions, as `benchmarks.read_pope_questions` reads them.
 
     Args:
-        questions: A file of JSON lines, as POPE publishes them.
-        images: The folder with the pictures.
+        questions: The file. Each question has to name its image; one without a
+            `question_id` is called by its place, counted from 1.
+        images: The folder with the images.
         suffix: Put after every question, such as " Please answer yes or no."; stated
             in the manifest as part of the prompt.
         kind: `random`, `popular` or `adversarial`; the file's name when empty.
@@ -163,39 +164,24 @@ def pope_items(
         The items, in the order of the file.
 
     Raises:
-        InputError: If a line is no question; it is named.
+        InputError: If the file cannot be read, or a question in it; its line is named.
     """
-    path = Path(questions)
-    try:
-        lines = path.read_text().splitlines()
-    except OSError as error:
-        msg = f"cannot read questions from {path}: {error.strerror}"
-        raise InputError(msg) from error
-    name = kind or path.stem
-    items = []
-    for number, line in enumerate(lines[:limit], start=1):
-        try:
-            asked = json.loads(line)
-            text, label = asked["text"], {"yes": True, "no": False}[asked["label"]]
-            image, key = asked["image"], asked["question_id"]
-        except (ValueError, KeyError, TypeError) as error:
-            msg = (
-                f"{path}:{number} is no POPE question: expected question_id, image, "
-                f"text and label yes or no, got {line[:80]!r} ({error})"
-            )
-            raise InputError(msg) from error
-        items.append(
-            Item(
-                id=f"{name}/{key}",
-                task="yes_no",
-                image=str(Path(images) / image),
-                prompt=text + suffix,
-                label=label,
-                kind=name,
-                cluster=image,
-            )
+    table = read_pope_questions(questions, limit=limit, with_images=True)
+    keys = table.get("question_id", range(1, len(table) + 1))
+    name = kind or Path(questions).stem
+    asked = zip(keys, table.image, table.text, table.label, strict=True)
+    return tuple(
+        Item(
+            id=f"{name}/{key}",
+            task="yes_no",
+            image=str(Path(images) / image),
+            prompt=text + suffix,
+            label=label == "yes",
+            kind=name,
+            cluster=image,
         )
-    return tuple(items)
+        for key, image, text, label in asked
+    )
 
 
 def caption_items(
@@ -204,18 +190,18 @@ def caption_items(
     prompt: str = "Describe the image.",
     limit: int | None = None,
 ) -> tuple[Item, ...]:
-    """List pictures to be described.
+    """List images to be described.
 
     Args:
         images: A folder, or files.
         prompt: What is asked.
-        limit: Only so many first pictures, by name in a folder.
+        limit: Only so many first images, by name in a folder.
 
     Returns:
         The items.
 
     Raises:
-        InputError: If there is no picture.
+        InputError: If there is no image.
     """
     kinds = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
     if isinstance(images, str | Path):
@@ -224,7 +210,7 @@ def caption_items(
     else:
         files = [Path(image) for image in images]
     if not files:
-        msg = f"no pictures in {images}: expected {', '.join(sorted(kinds))}"
+        msg = f"no images in {images}: expected {', '.join(sorted(kinds))}"
         raise InputError(msg)
     return tuple(
         Item(
@@ -239,7 +225,7 @@ def caption_items(
 
 
 def check_items(items: Sequence[Item]) -> None:
-    """See that there are items, and that each has a name of its own.
+    """Check that there are items, and that each has a name of its own.
 
     Raises:
         InputError: If not.

@@ -32,7 +32,7 @@ class Manifest:
 
     Attributes:
         format: Of the folder.
-        items: SHA-256 of ids, pictures, prompts, labels and truth.
+        items: SHA-256 of ids, images, prompts, labels and truth.
         n_items: How many there are.
         conditions: Every condition, with all its settings.
         decoding: Arguments of `generate`.
@@ -184,6 +184,7 @@ def hash_weights(hf_model: torch.nn.Module) -> str:
         (True, False)
     """
     total = hashlib.sha256()
+    # By name: two versions of a class may list the same weights in another order.
     for name, tensor in sorted(hf_model.state_dict().items()):
         total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         whole = tensor.detach().cpu().contiguous().view(-1)

@@ -10,7 +10,7 @@ from eah_interp.studies.study import StudyRun
 
 
 @dataclass(frozen=True)
-class Progress:
+class StudyProgress:
     """How much of a study is there.
 
     Attributes:
@@ -44,7 +44,7 @@ class Progress:
         return values | {"n_rows": self.n_rows, "n_wanted": self.n_wanted}
 
 
-def measure_progress(folder: str | Path) -> Progress:
+def measure_progress(folder: str | Path) -> StudyProgress:
     """Count what is there of a study.
 
     Raises:
@@ -59,7 +59,7 @@ def measure_progress(folder: str | Path) -> Progress:
         example = f"{first['item']} under {first['condition']}"
         errors.append((str(error), len(group), example))
     counts = rows["condition"].value_counts()
-    return Progress(
+    return StudyProgress(
         folder=run.folder,
         n_items=run.manifest.n_items,
         by_condition={name: int(counts.get(name, 0)) for name in run.conditions},

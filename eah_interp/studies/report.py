@@ -14,10 +14,10 @@ from eah_interp.benchmarks.pope import Rule
 from eah_interp.files import save_bytes
 from eah_interp.studies.claims import Claim, answer_claims, density_and_errors
 from eah_interp.studies.contrasts import Draws, Pair
-from eah_interp.studies.scores import ScoredRows
+from eah_interp.studies.scores import ScoredRows, score_rows
 from eah_interp.studies.study import StudyRun
 from eah_interp.studies.summary import NOTHING, StudySummary
-from eah_interp.studies.summing import REFERENCE, sum_up
+from eah_interp.studies.summing import REFERENCE, check_sum, sum_up
 from eah_interp.tables import Table
 
 if TYPE_CHECKING:
@@ -72,16 +72,9 @@ def report(
         InputError: As for `summarise`.
         ExtraMissingError: If matplotlib or statsmodels is not installed.
     """
-    found = sum_up(
-        run,
-        reference=reference,
-        partial=partial,
-        draws=draws,
-        annotations=annotations,
-        synonyms=synonyms,
-        rule=rule,
-    )
-    rows, summary = found.rows, found.summary
+    check_sum(run, reference=reference, partial=partial)
+    rows = score_rows(run, annotations=annotations, synonyms=synonyms, rule=rule)
+    summary = sum_up(run, rows, reference=reference, draws=draws, rule=rule)
     page = render(
         summary,
         claims=answer_claims(run, rows, reference=reference, draws=summary.draws),

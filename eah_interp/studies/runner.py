@@ -1,4 +1,4 @@
-"""Running a study: batch by batch, resumable, stopped politely by Ctrl-C."""
+"""A study in this process: batch by batch, resumable, stopped politely by Ctrl-C."""
 
 import contextlib
 import signal
@@ -132,7 +132,7 @@ class Stop:
 
 @contextlib.contextmanager
 def polite(folder: Path) -> Iterator[Stop]:
-    """Let the first Ctrl-C wait for the batch, and the second stop at once."""
+    """Wait for the batch at the first Ctrl-C, and stop at once at the second."""
     stop = Stop(folder)
 
     def ask(number: int, frame: FrameType | None) -> None:

@@ -47,12 +47,12 @@ def score_rows(
     """Read a study's answers and count what they say.
 
     Captions of toy scenes are scored with the toy's own words. Others need CHAIR's
-    files: a synonym list, and what is in the pictures, from COCO's annotations or the
+    files: a synonym list, and what is in the images, from COCO's annotations or the
     items' own `truth`; without them they are listed in the notes and not scored.
 
     Args:
         run: The study.
-        annotations: Folder of COCO's annotations, or a file of objects by picture.
+        annotations: Folder of COCO's annotations, or a file of objects by image.
         synonyms: CHAIR's synonym list.
         rule: Whose reading of a yes/no answer.
 
@@ -60,7 +60,7 @@ def score_rows(
         The answers.
 
     Raises:
-        InputError: If a file cannot be read, or a picture has no ground truth.
+        InputError: If a file cannot be read, or an image has no ground truth.
         SettingsError: If there is no such rule.
         ExtraMissingError: If NLTK is needed and not installed.
     """
@@ -110,9 +110,9 @@ def _score_captions(
     others = table[~is_toy].assign(image=told.image[~is_toy])
     if len(others) and synonyms is None:
         notes.append(
-            f"{len(others)} captions of pictures are not scored: CHAIR needs its "
+            f"{len(others)} captions of images are not scored: CHAIR needs its "
             "synonym list (synonyms=...), and COCO's annotations (annotations=...) or "
-            "the objects in each picture (truth in the items)."
+            "the objects in each image (truth in the items)."
         )
     elif len(others):
         parts.append(_name_objects(others, annotations, synonyms or ""))
@@ -130,7 +130,7 @@ def _name_toy_objects(table: pd.DataFrame) -> pd.DataFrame:
 def _name_objects(
     table: pd.DataFrame, annotations: str | Path | None, synonyms: str | Path
 ) -> pd.DataFrame:
-    from eah_interp.benchmarks.ground_truth import read_ground_truth
+    from eah_interp.benchmarks.chair_files import read_ground_truth
     from eah_interp.benchmarks.mentions import find_mentions, image_id_of, read_synonyms
 
     vocabulary = read_synonyms(synonyms)
@@ -141,7 +141,7 @@ def _name_objects(
         if empty:
             msg = (
                 f"{empty} captions have no ground truth: expected COCO's annotations "
-                "(annotations=...) or the objects in each picture (truth in the items)"
+                "(annotations=...) or the objects in each image (truth in the items)"
             )
             raise InputError(msg)
         found: dict[Any, Any] = {
@@ -203,7 +203,7 @@ Better = Literal["higher", "lower", "neither"]
 
 
 MATCHED = ", length-matched"
-"""Both captions of a picture cut at the same number of mentions."""
+"""Both captions of an image cut at the same number of mentions."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -246,6 +246,7 @@ def _captions(name: str, count: str, total: str, **more: object) -> Metric:
 
 METRICS = (
     _answers("accuracy", "right", "one", binary=True),
+    # 2 hits / (yes + present) is the harmonic mean, as a count over a total.
     _answers("F1", "two_hits", "yes_and_present"),
     _answers("precision", "hit", "yes"),
     _answers("recall", "hit", "present"),

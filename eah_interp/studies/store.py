@@ -117,6 +117,7 @@ def slug(name: str) -> str:
         >>> slug("EAH layers=0+1"), slug("a/b")
         ('EAH%20layers=0+1', 'a%2Fb')
     """
+    # A leading dot too: a condition called ".." would be another folder.
     return re.sub(r"[^\w.=+-]|^\.", lambda m: f"%{ord(m.group()):02X}", name)
 
 

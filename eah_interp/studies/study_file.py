@@ -1,10 +1,13 @@
-"""A study written in a file: read, checked to the line, and made into a study."""
+"""A study written in a file: read, checked to the line, and made into a study.
+
+`StudyFile` is what a file states. Below it are the pydantic models that say what may
+stand in one, and how an entry of its conditions becomes conditions.
+"""
 
 import dataclasses
 import functools
-import itertools
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -15,7 +18,9 @@ from eah_interp.studies.conditions import (
     KINDS,
     Condition,
     check_conditions,
+    combine,
     control_conditions,
+    name_changes,
 )
 from eah_interp.studies.items import (
     Item,
@@ -27,7 +32,190 @@ from eah_interp.studies.items import (
 from eah_interp.studies.manifest import ModelSource
 from eah_interp.studies.study import Study, complete_decoding
 from eah_interp.studies.work import Batch, split_batches
-from eah_interp.studies.yaml_file import Place, YamlFile
+from eah_interp.studies.yaml_file import YamlFile, explain, locate, prefix
+
+
+@dataclass(frozen=True)
+class StudyFile:
+    """A study as its file states it.
+
+    Attributes:
+        path: The file.
+        source: Where the model comes from.
+        items: What is asked.
+        conditions: What is done to the model.
+        decoding: Arguments of `generate`, by task, defaults included.
+        batch_size: Items in a forward pass.
+        sinks: Whether sink densities are kept.
+        seed: Of what is drawn: control donors without a seed, sampled answers.
+    """
+
+    path: Path
+    source: ModelSource
+    items: tuple[Item, ...]
+    conditions: tuple[Condition, ...]
+    decoding: Mapping[str, Mapping[str, Any]]
+    batch_size: int
+    sinks: bool
+    seed: int
+
+    @classmethod
+    def load(cls, path: str | Path) -> "StudyFile":
+        """Read a study file.
+
+        Args:
+            path: A YAML file; the page "Studies" in the docs explains its keys.
+
+        Returns:
+            The study; no model is loaded yet.
+
+        Raises:
+            SettingsError: If a key is unknown or a value impossible; each with file,
+                line, key, what was expected and what was there.
+            InputError: If the file, or the items that it names, cannot be read.
+            ExtraMissingError: If pydantic or PyYAML is not installed.
+
+        Example:
+            >>> import tempfile
+            >>> with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
+            ...     _ = file.write("{items: {source: toy, n_scenes: 2},")
+            ...     _ = file.write("conditions: [baseline, eah]}")
+            ...     file.flush()
+            ...     study = StudyFile.load(file.name)
+            >>> len(study.items), [condition.name for condition in study.conditions]
+            (14, ['baseline', 'EAH'])
+        """
+        file = YamlFile.read(path)
+        values = _with_list(file.values)
+        checked = _check(file, values)
+        conditions = _read_conditions(file, values["conditions"], seed=checked.seed)
+        items: list[Item] = []
+        for entry in checked.items:
+            items += _list_items(entry.model_dump(), folder=file.path.parent)
+        check_items(items)
+        return cls(
+            path=file.path,
+            source=ModelSource(**checked.model.model_dump()),
+            items=tuple(items),
+            conditions=conditions,
+            decoding=complete_decoding(checked.decoding.model_dump()),
+            batch_size=checked.batch_size,
+            sinks=checked.sinks,
+            seed=checked.seed,
+        )
+
+    @property
+    def batches(self) -> tuple[Batch, ...]:
+        """Items by the forward pass that they share."""
+        return split_batches(self.items, self.batch_size)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Describe what would run, as JSON can hold it."""
+        return {
+            "model": asdict(self.source),
+            "n_items": len(self.items),
+            "tasks": dict(Counter(item.task for item in self.items)),
+            "n_batches": len(self.batches),
+            "batch_size": self.batch_size,
+            "conditions": [condition.to_dict() for condition in self.conditions],
+            "n_rows": len(self.items) * len(self.conditions),
+            "decoding": self.decoding,
+            "sinks": self.sinks,
+            "seed": self.seed,
+        }
+
+    def study(self, model: Any = None) -> Study:
+        """Load the model and make the study.
+
+        Args:
+            model: Another model in its place.
+
+        Raises:
+            SettingsError: If a condition does not fit the model, or `generate` does
+                not take the decoding.
+            ModelError: If the model cannot be loaded, or worked on.
+        """
+        return Study(
+            self.source.load() if model is None else model,
+            self.items,
+            self.conditions,
+            decoding=self.decoding,
+            batch_size=self.batch_size,
+            sinks=self.sinks,
+            seed=self.seed,
+            source=self.source if model is None else None,
+        )
+
+
+def _with_list(values: Any) -> Any:
+    """Take `items:` with one source for a list of one."""
+    if isinstance(values, dict) and isinstance(values.get("items"), dict):
+        return {**values, "items": [values["items"]]}
+    return values
+
+
+def _check(file: YamlFile, values: Any) -> Any:
+    schema = make_study_schema()
+    from pydantic import ValidationError
+
+    try:
+        return schema.model_validate(values)
+    except ValidationError as error:
+        raise SettingsError("; ".join(explain(file, error, ()))) from error
+
+
+def _read_conditions(
+    file: YamlFile, entries: list[Any], *, seed: int
+) -> tuple[Condition, ...]:
+    from pydantic import ValidationError
+
+    found: list[Condition] = []
+    wrong: list[str] = []
+    for number, entry in enumerate(entries):
+        place = ("conditions", number)
+        try:
+            several = read_condition(entry, seed=seed)
+        except ValidationError as error:
+            wrong += explain(file, error, place)
+        except ValueError as error:  # also our own SettingsError
+            wrong.append(locate(file, place, entry, str(error)))
+        else:  # controls bring a baseline, which may stand there already
+            found += (
+                several
+                if len(several) == 1
+                else [condition for condition in several if condition not in found]
+            )
+    if wrong:
+        raise SettingsError("; ".join(wrong))
+    try:
+        check_conditions(found)
+    except SettingsError as error:
+        where = prefix(file, ["conditions"])
+        msg = f"{where}{error}; give them a name of their own"
+        raise SettingsError(msg) from error
+    return tuple(found)
+
+
+def _list_items(entry: dict[str, Any], *, folder: Path) -> tuple[Item, ...]:
+    source = entry.pop("source")
+    paths = [key for key in ("questions", "images") if source != "toy" and key in entry]
+    for key in paths:
+        given = entry[key]
+        entry[key] = (
+            [folder / one for one in given]
+            if isinstance(given, list)
+            else folder / given
+        )
+    try:
+        if source == "toy":
+            return toy_items(entry.pop("n_scenes"), **entry)
+        if source == "pope":
+            return pope_items(entry.pop("questions"), entry.pop("images"), **entry)
+        return caption_items(entry.pop("images"), **entry)
+    except EAHError as error:
+        msg = f"items from {source}: {error}"
+        raise type(error)(msg) from error
+
 
 # ---- What a study file may say, as pydantic models; made when the first one is read.
 
@@ -142,16 +330,6 @@ PRESETS = ("paper", "official")
 """Class methods that make a kind's published settings."""
 
 
-def list_kinds() -> dict[str, Any]:
-    """List the settings that a study can try, by kind: those of `conditions.KINDS`.
-
-    Example:
-        >>> list_kinds()["eah"].__name__
-        'EAH'
-    """
-    return dict(KINDS)
-
-
 def read_condition(entry: Any, *, seed: int) -> tuple[Condition, ...]:
     """Read an entry of `conditions:`.
 
@@ -170,14 +348,14 @@ def read_condition(entry: Any, *, seed: int) -> tuple[Condition, ...]:
         >>> [c.name for c in read_condition({"sweep": {"layers": [0, 1]}}, seed=0)]
         ['EAH layers=0', 'EAH layers=1']
     """
-    kinds = list_kinds()
-    if entry == "baseline":
+    if entry == BASELINE.name:
         return (BASELINE,)
-    if isinstance(entry, str) and entry in kinds:
+    if isinstance(entry, str) and entry in KINDS:
         entry = {"kind": entry}
     if isinstance(entry, Mapping) and "controls" in entry:
         given = make_controls_schema().model_validate(entry).controls
-        eah = make_settings("eah", {} if given is True else given, seed=seed)
+        settings = {} if given is True else given
+        eah = _make({"kind": "eah", **settings}, seed=seed)[2]
         return control_conditions(eah)
     if isinstance(entry, Mapping) and "sweep" in entry:
         return _read_sweep(entry, seed=seed)
@@ -185,27 +363,22 @@ def read_condition(entry: Any, *, seed: int) -> tuple[Condition, ...]:
         name, kind, patch = _make(entry, seed=seed)
         return (Condition(name or _name(kind, entry), patch),)
     msg = (
-        f"expected baseline, {', '.join(kinds)}, or keys with values that begin with "
+        f"expected baseline, {', '.join(KINDS)}, or keys with values that begin with "
         f"kind, controls or sweep, got {entry!r}"
     )
     raise ValueError(msg)
 
 
-def make_settings(kind: str, values: Mapping[str, Any], *, seed: int) -> Any:
-    """Make a kind's settings, `preset` included."""
-    return _make({"kind": kind, **values}, seed=seed)[2]
-
-
 def _make(entry: Mapping[str, Any], *, seed: int) -> tuple[str | None, str, Any]:
-    kinds = list_kinds()
+    """Make the settings of an entry, `preset` included, with its name and kind."""
     kind = entry["kind"]
-    if kind not in kinds:
-        msg = f"kind must be one of {', '.join(kinds)}, got {kind!r}"
+    if kind not in KINDS:
+        msg = f"kind must be one of {', '.join(KINDS)}, got {kind!r}"
         raise ValueError(msg)
     checked = make_kind_schema(kind).model_validate(entry)
     given = {name: getattr(checked, name) for name in checked.model_fields_set}
     _, name, preset = (given.pop(key, None) for key in ("kind", "name", "preset"))
-    settings = kinds[kind]
+    settings = KINDS[kind]
     if "seed" in {field.name for field in dataclasses.fields(settings)}:
         given.setdefault("seed", seed)
     try:
@@ -226,27 +399,19 @@ def _read_sweep(entry: Mapping[str, Any], *, seed: int) -> tuple[Condition, ...]
             msg = f"sweep of {name} must be a list of values, got {values!r}"
             raise ValueError(msg)
     found = []
-    for values in itertools.product(*axes.values()):
-        changes = dict(zip(axes, values, strict=True))
+    for changes in combine(axes):
         name, kind, patch = _make(base | changes, seed=seed)
         first = name or _name(kind, {"preset": base.get("preset")})
-        parts = [f"{key}={_short(value)}" for key, value in changes.items()]
-        found.append(Condition(" ".join([first, *parts]), patch))
+        found.append(Condition(name_changes(first, changes), patch))
     return tuple(found)
 
 
 def _name(kind: str, entry: Mapping[str, Any]) -> str:
     """Name a condition that was given no name: kind, preset, and what differs."""
-    words = [list_kinds()[kind].__name__]
-    words += [entry["preset"]] if entry.get("preset") else []
+    first = KINDS[kind].__name__
+    first += f" {entry['preset']}" if entry.get("preset") else ""
     changed = {k: v for k, v in entry.items() if k not in ("kind", "preset", "name")}
-    return " ".join([*words, *(f"{k}={_short(v)}" for k, v in changed.items())])
-
-
-def _short(value: Any) -> str:
-    if isinstance(value, list | tuple):
-        return "+".join(map(_short, value))
-    return str(value)
+    return name_changes(first, changed)
 
 
 def _frozen(value: Any) -> Any:
@@ -272,7 +437,7 @@ def make_kind_schema(kind: str) -> Any:
     base = make_base()
     from pydantic import BeforeValidator, create_model
 
-    settings = list_kinds()[kind]
+    settings = KINDS[kind]
     presets = tuple(name for name in PRESETS if hasattr(settings, name))
     fields: dict[str, Any] = {
         "kind": (Literal[kind], ...),
@@ -293,235 +458,3 @@ def _listed(name: str) -> Any:
     """Take `layers: 1` for `layers: [1]`."""
     alone = name in ("layers", "recipients", "heads")
     return lambda value: [value] if alone and isinstance(value, int) else value
-
-
-# ---- What is wrong in a study file, said with file, line and key.
-
-
-def explain(file: YamlFile, error: Any, place: Place) -> Iterator[str]:
-    """Say each of pydantic's errors with file, line, key, expected and got."""
-    said: dict[str, list[str]] = {}
-    got: dict[str, str] = {}
-    for one in error.errors(include_url=False):
-        key = one.get("ctx", {}).get("key")
-        missing = one["type"] == "missing"
-        where = prefix(file, [*place, *one["loc"], *([] if key is None else [key])])
-        if missing:
-            where += f"{one['loc'][-1]}: "
-        what = "this key" if missing else one["msg"].replace("Input should be ", "")
-        wrong = repr(one["input"] if key is None else key)
-        if one["type"] == "union_tag_invalid":
-            what = f"source to be one of {one['ctx']['expected_tags']}"
-        said.setdefault(where, []).append(what)
-        short = wrong if len(wrong) <= 60 else wrong[:57] + "..."
-        got[where] = "none" if missing else short
-    for where, expected in said.items():
-        yield f"{where}expected {' or '.join(expected)}, got {got[where]}"
-
-
-def locate(file: YamlFile, place: Place, entry: Any, message: str) -> str:
-    """Name the key that a refusal of ours is about: messages begin with its name."""
-    where = list(place)
-    words = message.split()[:3]
-    if isinstance(entry, dict):
-        keys: list[tuple[str, ...]] = [(str(key),) for key in entry]
-        inner = [(str(k), v) for k, v in entry.items() if isinstance(v, dict)]
-        keys += [(key, str(setting)) for key, values in inner for setting in values]
-        named = [key for key in keys if key[-1] in words]
-        where += named[-1] if named else ()
-    return f"{prefix(file, where)}{message}"
-
-
-def prefix(file: YamlFile, where: Place) -> str:
-    """Write `study.yaml:7: conditions.1.beta: `."""
-    alone = isinstance(file.values, dict) and isinstance(file.values.get("items"), dict)
-    if alone and where[:1] == ["items"]:  # the list that was put around one source
-        where = ["items", *where[2:]]
-    if list(where[:1]) == ["conditions"] and len(where) == 3:
-        inside = file.find([*where[:2], "sweep", where[2]])
-        where = inside.place if where[2] in inside.place else where
-    found = file.find(where)
-    dotted = ".".join(map(str, found.place))
-    return f"{file.path}:{found.line}: {dotted}: " if dotted else f"{file.path}: "
-
-
-@dataclass(frozen=True)
-class StudyFile:
-    """A study as its file states it.
-
-    Attributes:
-        path: The file.
-        source: Where the model comes from.
-        items: What is asked.
-        conditions: What is done to the model.
-        decoding: Arguments of `generate`, by task, defaults included.
-        batch_size: Items in a forward pass.
-        sinks: Whether sink densities are kept.
-        seed: Of what is drawn: control donors without a seed, sampled answers.
-    """
-
-    path: Path
-    source: ModelSource
-    items: tuple[Item, ...]
-    conditions: tuple[Condition, ...]
-    decoding: Mapping[str, Mapping[str, Any]]
-    batch_size: int
-    sinks: bool
-    seed: int
-
-    @classmethod
-    def load(cls, path: str | Path) -> "StudyFile":
-        """Read a study file.
-
-        Args:
-            path: A YAML file; the page "Studies" in the docs explains its keys.
-
-        Returns:
-            The study; no model is loaded yet.
-
-        Raises:
-            SettingsError: If a key is unknown or a value impossible; each with file,
-                line, key, what was expected and what was there.
-            InputError: If the file, or the items that it names, cannot be read.
-            ExtraMissingError: If pydantic or PyYAML is not installed.
-
-        Example:
-            >>> import tempfile
-            >>> with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
-            ...     _ = file.write("{items: {source: toy, n_scenes: 2},")
-            ...     _ = file.write("conditions: [baseline, eah]}")
-            ...     file.flush()
-            ...     study = StudyFile.load(file.name)
-            >>> len(study.items), [condition.name for condition in study.conditions]
-            (14, ['baseline', 'EAH'])
-        """
-        file = YamlFile.read(path)
-        values = _with_list(file.values)
-        checked = _check(file, values)
-        conditions = _read_conditions(file, values["conditions"], seed=checked.seed)
-        items: list[Item] = []
-        for entry in checked.items:
-            items += _list_items(entry.model_dump(), folder=file.path.parent)
-        check_items(items)
-        return cls(
-            path=file.path,
-            source=ModelSource(**checked.model.model_dump()),
-            items=tuple(items),
-            conditions=conditions,
-            decoding=complete_decoding(checked.decoding.model_dump()),
-            batch_size=checked.batch_size,
-            sinks=checked.sinks,
-            seed=checked.seed,
-        )
-
-    @property
-    def batches(self) -> tuple[Batch, ...]:
-        """Items by the forward pass that they share."""
-        return split_batches(self.items, self.batch_size)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Say what would run, as JSON can hold it."""
-        return {
-            "model": asdict(self.source),
-            "n_items": len(self.items),
-            "tasks": dict(Counter(item.task for item in self.items)),
-            "n_batches": len(self.batches),
-            "batch_size": self.batch_size,
-            "conditions": [condition.to_dict() for condition in self.conditions],
-            "n_rows": len(self.items) * len(self.conditions),
-            "decoding": self.decoding,
-            "sinks": self.sinks,
-            "seed": self.seed,
-        }
-
-    def study(self, model: Any = None) -> Study:
-        """Load the model and make the study.
-
-        Args:
-            model: Another model in its place.
-
-        Raises:
-            SettingsError: If a condition does not fit the model, or `generate` does
-                not take the decoding.
-            ModelError: If the model cannot be loaded, or worked on.
-        """
-        return Study(
-            self.source.load() if model is None else model,
-            self.items,
-            self.conditions,
-            decoding=self.decoding,
-            batch_size=self.batch_size,
-            sinks=self.sinks,
-            seed=self.seed,
-            source=self.source if model is None else None,
-        )
-
-
-def _with_list(values: Any) -> Any:
-    """Take `items:` with one source for a list of one."""
-    if isinstance(values, dict) and isinstance(values.get("items"), dict):
-        return {**values, "items": [values["items"]]}
-    return values
-
-
-def _check(file: YamlFile, values: Any) -> Any:
-    schema = make_study_schema()
-    from pydantic import ValidationError
-
-    try:
-        return schema.model_validate(values)
-    except ValidationError as error:
-        raise SettingsError("; ".join(explain(file, error, ()))) from error
-
-
-def _read_conditions(
-    file: YamlFile, entries: list[Any], *, seed: int
-) -> tuple[Condition, ...]:
-    from pydantic import ValidationError
-
-    found: list[Condition] = []
-    wrong: list[str] = []
-    for number, entry in enumerate(entries):
-        place = ("conditions", number)
-        try:
-            several = read_condition(entry, seed=seed)
-        except ValidationError as error:
-            wrong += explain(file, error, place)
-        except ValueError as error:  # also our own SettingsError
-            wrong.append(locate(file, place, entry, str(error)))
-        else:  # controls bring a baseline, which may stand there already
-            found += (
-                several
-                if len(several) == 1
-                else [condition for condition in several if condition not in found]
-            )
-    if wrong:
-        raise SettingsError("; ".join(wrong))
-    try:
-        check_conditions(found)
-    except SettingsError as error:
-        where = prefix(file, ["conditions"])
-        msg = f"{where}{error}; give them a name of their own"
-        raise SettingsError(msg) from error
-    return tuple(found)
-
-
-def _list_items(entry: dict[str, Any], *, folder: Path) -> tuple[Item, ...]:
-    source = entry.pop("source")
-    paths = [key for key in ("questions", "images") if source != "toy" and key in entry]
-    for key in paths:
-        given = entry[key]
-        entry[key] = (
-            [folder / one for one in given]
-            if isinstance(given, list)
-            else folder / given
-        )
-    try:
-        if source == "toy":
-            return toy_items(entry.pop("n_scenes"), **entry)
-        if source == "pope":
-            return pope_items(entry.pop("questions"), entry.pop("images"), **entry)
-        return caption_items(entry.pop("images"), **entry)
-    except EAHError as error:
-        msg = f"items from {source}: {error}"
-        raise type(error)(msg) from error

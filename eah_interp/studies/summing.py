@@ -1,8 +1,6 @@
-"""Summing studies up: one, or two beside each other."""
+"""A study summed up, or two compared: answers scored, then values and changes."""
 
 import dataclasses
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +8,8 @@ import pandas as pd
 
 from eah_interp.benchmarks.pope import Rule
 from eah_interp.errors import InputError, SettingsError
+from eah_interp.studies.conditions import BASELINE
 from eah_interp.studies.contrasts import (
-    Contrast,
     Draws,
     adjust_family,
     contrast_conditions,
@@ -21,20 +19,7 @@ from eah_interp.studies.scores import ScoredRows, score_rows
 from eah_interp.studies.study import StudyRun
 from eah_interp.studies.summary import StudySummary
 
-REFERENCE = "baseline"
-
-
-@dataclass(frozen=True)
-class Scored:
-    """A study's answers, and what they come to.
-
-    Attributes:
-        rows: The answers.
-        summary: The summary.
-    """
-
-    rows: ScoredRows
-    summary: StudySummary
+REFERENCE = BASELINE.name
 
 
 def summarise(
@@ -67,28 +52,18 @@ def summarise(
         InputError: As for `score_rows`.
         ExtraMissingError: If statsmodels is not installed, or NLTK where needed.
     """
-    return sum_up(
-        run,
-        reference=reference,
-        partial=partial,
-        draws=draws,
-        annotations=annotations,
-        synonyms=synonyms,
-        rule=rule,
-    ).summary
+    check_sum(run, reference=reference, partial=partial)
+    rows = score_rows(run, annotations=annotations, synonyms=synonyms, rule=rule)
+    return sum_up(run, rows, reference=reference, draws=draws, rule=rule)
 
 
-def sum_up(
-    run: StudyRun,
-    *,
-    reference: str,
-    partial: bool,
-    draws: Draws | None,
-    annotations: str | Path | None,
-    synonyms: str | Path | None,
-    rule: Rule,
-) -> Scored:
-    """Read a study's answers and sum them up, as `summarise` says."""
+def check_sum(run: StudyRun, *, reference: str, partial: bool) -> None:
+    """Check that a study can be summed up against a reference, before it is scored.
+
+    Raises:
+        UnsupportedError: If rows are missing and `partial` is not set.
+        SettingsError: If there is no such reference.
+    """
     if not partial:
         run.check_complete()
     if reference not in run.conditions:
@@ -97,42 +72,37 @@ def sum_up(
             f"reference must be a condition of the study ({listed}), got {reference!r}"
         )
         raise SettingsError(msg)
+
+
+def sum_up(
+    run: StudyRun,
+    rows: ScoredRows,
+    *,
+    reference: str,
+    draws: Draws | None,
+    rule: Rule,
+) -> StudySummary:
+    """Sum up a study whose answers are scored, as `summarise` says."""
     draws = Draws() if draws is None else draws
-    rows = score_rows(run, annotations=annotations, synonyms=synonyms, rule=rule)
-    others = [name for name in run.conditions if name != reference]
-    summary = StudySummary(
+    contrasts = [
+        contrast
+        for name in run.conditions
+        if name != reference
+        for contrast in contrast_conditions(
+            rows, name, reference=reference, draws=draws
+        )
+    ]
+    return StudySummary(
         name=run.folder.resolve().name,
         manifest=run.manifest,
         reference=reference,
         draws=draws,
         rule=rule,
         scores=score_conditions(rows, run.conditions, draws=draws),
-        contrasts=adjust_family(contrast_all(rows, others, reference, draws)),
-        failures=list_failures(rows),
+        contrasts=adjust_family(contrasts),
+        failures=_list_failures(rows),
         notes=rows.notes,
     )
-    return Scored(rows, summary)
-
-
-def list_failures(rows: ScoredRows) -> tuple[dict[str, Any], ...]:
-    """List how many items each condition answered."""
-    return tuple(
-        {str(name): value for name, value in row.items()}
-        for row in rows.failures.to_dict("records")
-    )
-
-
-def contrast_all(
-    rows: ScoredRows, conditions: Sequence[str], reference: str, draws: Draws
-) -> list[Contrast]:
-    """Compare each of some conditions with a reference."""
-    return [
-        contrast
-        for name in conditions
-        for contrast in contrast_conditions(
-            rows, name, reference=reference, draws=draws
-        )
-    ]
 
 
 def compare_runs(
@@ -153,7 +123,7 @@ def compare_runs(
         after: The second.
         allow_different: Whether their manifests may differ: two models, say, or two
             ways to decode. What differs is then named in the notes, and only items
-            with the same picture, prompt and label are compared.
+            with the same image, prompt and label are compared.
         partial: As for `summarise`.
         draws: As for `summarise`.
         annotations: As for `summarise`.
@@ -210,7 +180,7 @@ def compare_runs(
         rule=rule,
         scores=score_conditions(new, names, draws=draws),
         contrasts=adjust_family(contrasts),
-        failures=list_failures(new),
+        failures=_list_failures(new),
         notes=(*new.notes, *notes),
     )
 
@@ -225,7 +195,7 @@ def _shared_items(before: StudyRun, after: StudyRun) -> set[str]:
     if not both:
         msg = (
             f"{before.folder} and {after.folder} share no item: expected some with the "
-            "same name, picture, prompt and label"
+            "same name, image, prompt and label"
         )
         raise InputError(msg)
     return both
@@ -237,4 +207,12 @@ def _only(rows: ScoredRows, items: set[str]) -> ScoredRows:
 
     return dataclasses.replace(
         rows, questions=keep(rows.questions), captions=keep(rows.captions)
+    )
+
+
+def _list_failures(rows: ScoredRows) -> tuple[dict[str, Any], ...]:
+    """List how many items each condition answered."""
+    return tuple(
+        {str(name): value for name, value in row.items()}
+        for row in rows.failures.to_dict("records")
     )

@@ -14,87 +14,11 @@ from eah_interp.errors import (
     ExtraMissingError,
     NumericalError,
     UnsupportedError,
+    is_out_of_memory,
 )
 from eah_interp.interventions import donors_of_run, score_sinks
 from eah_interp.studies.conditions import Condition
 from eah_interp.studies.items import Item, open_image
-
-# ---- What may fail in a study
-
-
-ITEM_ERRORS = (EAHError, ValueError, IndexError, KeyError, TypeError, RuntimeError)
-"""What an item may fail with."""
-
-
-_MACHINE_ERRORS = tuple(
-    getattr(torch, name)
-    for name in ("OutOfMemoryError", "AcceleratorError")
-    if hasattr(torch, name)
-)
-
-
-_NO_MEMORY = ("DefaultCPUAllocator", "out of memory")
-
-
-def refuse_machine(error: Exception, where: str) -> None:
-    """Stop for what is no item's fault: it would be recorded for all that follow.
-
-    Args:
-        error: What was raised.
-        where: In which batch, under which condition.
-
-    Raises:
-        UnsupportedError: If memory is too small, or the device failed.
-        ExtraMissingError: If a package is missing.
-
-    Example:
-        >>> refuse_machine(ValueError("no such token"), "batch 3")
-        >>> refuse_machine(MemoryError("out of memory"), "batch 3")
-        Traceback (most recent call last):
-            ...
-        eah_interp.errors.UnsupportedError: the machine failed in batch 3: out of \
-memory; a smaller batch_size (in a new folder) needs less; what is there stays, and \
-the same study goes on from it
-    """
-    if isinstance(error, ExtraMissingError):
-        raise error
-    short = isinstance(error, MemoryError | torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError) and any(s in str(error) for s in _NO_MEMORY)
-    )
-    if short or isinstance(error, _MACHINE_ERRORS):
-        cause = " ".join(str(error).split())[:300] or type(error).__name__
-        remedy = "a smaller batch_size (in a new folder) needs less; " if short else ""
-        msg = (
-            f"the machine failed in {where}: {cause}; {remedy}what is there stays, "
-            "and the same study goes on from it"
-        )
-        raise UnsupportedError(msg) from error
-
-
-def refuse_nan(ids: Tensor, scores: Tensor) -> Tensor:
-    """Stop a generation whose logits are no numbers: its words would be chance.
-
-    Raises:
-        NumericalError: If one is NaN.
-    """
-    del ids
-    if bool(torch.isnan(scores).any()):
-        msg = (
-            "the model's logits are NaN: expected numbers; load it in another dtype, "
-            "or see what the patch does to it"
-        )
-        raise NumericalError(msg)
-    return scores
-
-
-def describe(error: BaseException) -> str:
-    """Write an error into a row.
-
-    Example:
-        >>> describe(ValueError("no image"))
-        'ValueError: no image'
-    """
-    return f"{type(error).__name__}: {error}"
 
 
 @dataclass(frozen=True)
@@ -148,9 +72,9 @@ def run_batch(
     decoding: Mapping[Any, Any],
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Have a batch's items answered under a condition.
+    """Ask a batch's items under a condition.
 
-    An item whose picture cannot be read is recorded with its error, and the others go
+    An item whose image cannot be read is recorded with its error, and the others go
     on without it. If the batch fails as a whole, its items run one by one, so that one
     that fails is recorded and no other. What is no item's fault stops the run: memory
     that is too small, a device that fails, a package that is missing.
@@ -169,12 +93,12 @@ def run_batch(
         UnsupportedError: If the machine fails; the batch and condition are named.
         ExtraMissingError: If a package is missing.
     """
-    pictures, errors = _open_pictures(batch)
+    images, errors = _open_images(batch)
     fine = [place for place in range(len(batch.items)) if place not in errors]
     rows: dict[int, dict[str, Any]] = {
         place: {"error": message} for place, message in errors.items()
     }
-    given: dict[str, Any] = {"pictures": pictures, "decoding": decoding, "seed": seed}
+    given: dict[str, Any] = {"images": images, "decoding": decoding, "seed": seed}
     rows |= _answer(model, batch, condition, fine, **given) if fine else {}
     blank = {"answer": None, "n_tokens": None, "donors": "", "error": None}
     return pd.DataFrame(
@@ -216,14 +140,15 @@ def _ask(
     batch: Batch,
     places: list[int],
     *,
-    pictures: Mapping[int, Any],
+    images: Mapping[int, Any],
     decoding: Mapping[str, Any],
     seed: int,
 ) -> dict[int, dict[str, Any]]:
     items = [batch.items[place] for place in places]
     encoding = twin.encode(
-        [[pictures[place]] for place in places], [item.prompt for item in items]
+        [[images[place]] for place in places], [item.prompt for item in items]
     )
+    # From the first item's place, so that a batch run in parts has draws of its own.
     with _drawing(1_000_003 * seed + batch.seeds[places[0]], twin):
         ids = twin.generate(
             **encoding, logits_processor=[refuse_nan], **decoding[items[0].task]
@@ -254,17 +179,17 @@ def _count(tokens: list[int], ends: set[Any]) -> int:
     return sum(token not in ends for token in tokens)
 
 
-def _open_pictures(batch: Batch) -> tuple[dict[int, Any], dict[int, str]]:
-    pictures: dict[int, Any] = {}
+def _open_images(batch: Batch) -> tuple[dict[int, Any], dict[int, str]]:
+    images: dict[int, Any] = {}
     errors: dict[int, str] = {}
     for place, item in enumerate(batch.items):
         try:
-            pictures[place] = open_image(item.image)
-        except MemoryError:
-            raise
+            images[place] = open_image(item.image)
         except Exception as error:  # decoders fail in many ways
+            if is_out_of_memory(error):
+                raise
             errors[place] = describe(error)
-    return pictures, errors
+    return images, errors
 
 
 def score_batch(model: Any, batch: Batch) -> pd.DataFrame:
@@ -272,31 +197,101 @@ def score_batch(model: Any, batch: Batch) -> pd.DataFrame:
 
     Returns:
         One row for each item, layer and head: `item`, `layer`, `head`, `density`.
-        Items whose picture cannot be read, or that fail, have none.
+        Items whose image cannot be read, or that fail, have none.
     """
-    pictures, _ = _open_pictures(batch)
-    places = list(pictures)
+    images, _ = _open_images(batch)
+    places = list(images)
     columns = ["item", "layer", "head", "density"]
     if not places:
         return pd.DataFrame(columns=columns)
-    parts = list(_score(model, batch, places, pictures=pictures))
+    parts = list(_score(model, batch, places, images=images))
     if not parts:
         return pd.DataFrame(columns=columns)
     return pd.concat(parts, ignore_index=True)[columns]
 
 
 def _score(
-    model: Any, batch: Batch, places: list[int], *, pictures: Mapping[int, Any]
+    model: Any, batch: Batch, places: list[int], *, images: Mapping[int, Any]
 ) -> Iterator[pd.DataFrame]:
     """Score some items together, and one by one if that fails."""
     prompts = [batch.items[place].prompt for place in places]
     try:
-        found = score_sinks(model, [[pictures[place]] for place in places], prompts)
+        found = score_sinks(model, [[images[place]] for place in places], prompts)
     except (*ITEM_ERRORS, MemoryError) as error:
         refuse_machine(error, f"batch {batch.number}, scoring its sinks")
         for place in places if len(places) > 1 else ():
-            yield from _score(model, batch, [place], pictures=pictures)
+            yield from _score(model, batch, [place], images=images)
         return
     table = found.frame()
     table["item"] = [batch.items[places[row]].id for row in table["item"]]
     yield table
+
+
+# ---- What may fail: an item, which is recorded, or the machine, which stops the run.
+
+
+ITEM_ERRORS = (EAHError, ValueError, IndexError, KeyError, TypeError, RuntimeError)
+"""What an item may fail with."""
+
+
+# Older versions of torch have no class for a device that fails.
+_DEVICE_ERRORS = (torch.AcceleratorError,) if hasattr(torch, "AcceleratorError") else ()
+
+
+def refuse_machine(error: Exception, where: str) -> None:
+    """Stop for what is no item's fault: it would be recorded for all that follow.
+
+    Args:
+        error: What was raised.
+        where: In which batch, under which condition.
+
+    Raises:
+        UnsupportedError: If memory is too small, or the device failed.
+        ExtraMissingError: If a package is missing.
+
+    Example:
+        >>> refuse_machine(ValueError("no such token"), "batch 3")
+        >>> refuse_machine(MemoryError("out of memory"), "batch 3")
+        Traceback (most recent call last):
+            ...
+        eah_interp.errors.UnsupportedError: the machine failed in batch 3: out of \
+memory; a smaller batch_size (in a new folder) needs less; what is there stays, and \
+the same study goes on from it
+    """
+    if isinstance(error, ExtraMissingError):
+        raise error
+    short = is_out_of_memory(error)
+    if short or isinstance(error, _DEVICE_ERRORS):
+        cause = " ".join(str(error).split())[:300] or type(error).__name__
+        remedy = "a smaller batch_size (in a new folder) needs less; " if short else ""
+        msg = (
+            f"the machine failed in {where}: {cause}; {remedy}what is there stays, "
+            "and the same study goes on from it"
+        )
+        raise UnsupportedError(msg) from error
+
+
+def refuse_nan(ids: Tensor, scores: Tensor) -> Tensor:
+    """Stop a generation whose logits are no numbers: its words would be chance.
+
+    Raises:
+        NumericalError: If one is NaN.
+    """
+    del ids
+    if bool(torch.isnan(scores).any()):
+        msg = (
+            "the model's logits are NaN: expected numbers; load it in another dtype, "
+            "or see what the patch does to it"
+        )
+        raise NumericalError(msg)
+    return scores
+
+
+def describe(error: BaseException) -> str:
+    """Write an error into a row.
+
+    Example:
+        >>> describe(ValueError("no image"))
+        'ValueError: no image'
+    """
+    return f"{type(error).__name__}: {error}"

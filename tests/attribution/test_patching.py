@@ -323,6 +323,7 @@ def test_a_result_is_listed_drawn_saved_and_loaded(tmp_path):
         torch.OutOfMemoryError("CUDA out of memory"),
         RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to"),
         RuntimeError("DefaultCPUAllocator: not enough memory: you tried to"),
+        MemoryError("out of memory"),
     ],
 )
 def test_a_batch_that_does_not_fit_is_halved_and_stays_so(error):

@@ -42,9 +42,9 @@ def test_other_keys_can_be_named(write):
     ]
 
 
-def test_a_second_caption_of_a_picture_counts_only_if_asked_for(write):
+def test_a_second_caption_of_an_image_counts_only_if_asked_for(write):
     path = write("c.jsonl", [{"image_id": i, "caption": "a"} for i in (5, 6, "5")])
-    with pytest.raises(InputError, match=r"c\.jsonl:3: picture 5 .*c\.jsonl:1 already"):
+    with pytest.raises(InputError, match=r"c\.jsonl:3: image 5 .*c\.jsonl:1 already"):
         read_captions(path)
     assert read_captions(path, repeats="count").image_id.tolist() == [5, 6, 5]
 
@@ -52,8 +52,8 @@ def test_a_second_caption_of_a_picture_counts_only_if_asked_for(write):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ([{"caption": "a"}], r"c\.jsonl:1: expected the picture under 'image_id' or"),
-        ([{"image_id": None, "caption": "a"}], r":1: expected a picture's number"),
+        ([{"caption": "a"}], r"c\.jsonl:1: expected the image under 'image_id' or"),
+        ([{"image_id": None, "caption": "a"}], r":1: expected an image's number"),
         ([{"image_id": 1, "caption": 2}], r":1: expected text under 'caption', got 2"),
         ([{"image_id": 1}], r":1: expected the key 'caption' or 'text', got"),
         (

@@ -3,12 +3,8 @@
 import pandas as pd
 import pytest
 
-from eah_interp.benchmarks import (
-    METRICS,
-    ToyBenchmark,
-    compare_benchmarks,
-    count_by_scene,
-)
+from eah_interp.benchmarks import compare_benchmarks
+from eah_interp.benchmarks.toy import METRICS, ToyBenchmark, count_by_scene
 from eah_interp.errors import InputError, SettingsError
 
 CAPTIONS = pd.DataFrame(

@@ -9,14 +9,13 @@ import pytest
 
 from eah_interp.benchmarks import (
     find_mentions,
-    load_lemmatizer,
     make_vocabulary,
     read_captions,
     read_ground_truth,
     read_synonyms,
     score_captions,
 )
-from eah_interp.benchmarks.mentions import find_objects, join_pairs
+from eah_interp.benchmarks.mentions import find_objects, join_pairs, load_lemmatizer
 from eah_interp.errors import ExtraMissingError, InputError
 
 VOCABULARY = make_vocabulary(
@@ -136,7 +135,7 @@ def test_words_are_read_as_what_they_are_in_their_sentence(text, lemmas, nltk_da
     assert "|".join(load_lemmatizer()(text)) == lemmas
 
 
-def test_captions_of_one_picture_each_count():
+def test_captions_of_one_image_each_count():
     captions = pd.DataFrame(
         [{"image_id": 1, "caption": text} for text in ("a cup", "a dog")]
     )
@@ -150,7 +149,7 @@ def test_captions_of_one_picture_each_count():
 # -- refusals ------------------------------------------------------------------------
 
 
-def test_pictures_without_ground_truth_are_refused():
+def test_images_without_ground_truth_are_refused():
     captions = pd.DataFrame({"image_id": [1, 2, 3], "caption": ["a", "b", "c"]})
     with pytest.raises(
         InputError, match=r"got none of 2 of 3: \[1, 3\]; are the annot"

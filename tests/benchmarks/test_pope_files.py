@@ -6,14 +6,13 @@ import pandas as pd
 import pytest
 
 from eah_interp.benchmarks import (
-    is_neither,
     match_answers,
     read_pope_answers,
     read_pope_questions,
-    says_yes,
     score_answers,
-    write_pope_questions,
 )
+from eah_interp.benchmarks.pope import is_neither, says_yes
+from eah_interp.benchmarks.pope_files import write_pope_questions
 from eah_interp.errors import InputError, SettingsError
 
 # Counts of the released LLaVA-1.5-13B answers: TP, FP, TN, FN (shared/data/README.md).

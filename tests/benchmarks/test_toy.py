@@ -8,7 +8,8 @@ import torch
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 import eah_interp as eah
-from eah_interp.benchmarks import ask_about_scenes, describe_scenes, run_toy_benchmark
+from eah_interp.benchmarks import run_toy_benchmark
+from eah_interp.benchmarks.toy import ask_about_scenes, describe_scenes
 from eah_interp.errors import InputError
 from eah_interp.toy import (
     SAMPLINGS,

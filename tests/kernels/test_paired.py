@@ -47,7 +47,7 @@ def test_draws_do_not_depend_on_how_many_fit_into_memory(monkeypatch):
 
 
 def test_undefined_samples_and_single_items_are_refused():
-    with pytest.raises(InputError, match="2 pictures or more to draw from, got 1"):
+    with pytest.raises(InputError, match="2 images or more to draw from, got 1"):
         resample_sums(torch.ones(1, 1))
     some = torch.tensor([1.0, torch.nan, 2.0])
     with pytest.raises(InputError, match="zero in 1 of 3 bootstrap samples"):

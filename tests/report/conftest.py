@@ -3,8 +3,8 @@
 import pytest
 
 import eah_interp as eah
-from eah_interp.cli.subject import choose_subject
 from eah_interp.report import inspect_image, inspect_subject, write_report
+from eah_interp.report.subjects import choose_subject
 from tests.studies.made import caption, make_run, patch, question
 
 SCRIPT = "<script>alert(1)</script>"

@@ -3,14 +3,8 @@
 import pandas as pd
 
 import eah_interp as eah
-from eah_interp.studies import (
-    BASELINE,
-    Condition,
-    ModelSource,
-    Study,
-    StudyRun,
-    toy_items,
-)
+from eah_interp.studies import Condition, ModelSource, Study, StudyRun, toy_items
+from eah_interp.studies.conditions import BASELINE
 
 SHORT = {"yes_no": {"max_new_tokens": 2}, "caption": {"max_new_tokens": 4}}
 

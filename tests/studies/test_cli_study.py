@@ -89,7 +89,7 @@ def test_status_counts_rows_and_lists_errors(small, tmp_path, monkeypatch):
     def read(image):
         seen.append(image)
         if len(seen) == 1:
-            msg = "a broken picture"
+            msg = "a broken image"
             raise ValueError(msg)
         return real(image)
 
@@ -99,7 +99,7 @@ def test_status_counts_rows_and_lists_errors(small, tmp_path, monkeypatch):
     assert told.exit_code == 0, told.output
     words = " ".join(told.stdout.split())  # lines break where the terminal ends
     assert "4 of 6 rows" in words
-    assert "1 x ValueError: a broken picture (0/random/yes under" in words
+    assert "1 x ValueError: a broken image (0/random/yes under" in words
     record = json.loads(invoke("status", tmp_path / "out", "--json").stdout)
     assert (record["n_rows"], record["n_wanted"], record["n_failed"]) == (4, 6, 1)
     again = invoke("run", small, "--out", tmp_path / "out", "--retry-failed")

@@ -17,16 +17,16 @@ from tests.studies.made import caption, make_run, patch, question
 DRAWS = Draws(resamples=200)
 
 
-def ask(n_pictures, *, each=1):
+def ask(n_images, *, each=1):
     return [
-        question(f"{picture}/{n}", label=False, cluster=picture)
-        for picture in range(n_pictures)
+        question(f"{image}/{n}", label=False, cluster=image)
+        for image in range(n_images)
         for n in range(each)
     ]
 
 
 def tell(seed, n=30):
-    """Make captions of random objects and lengths, and what is in the pictures."""
+    """Make captions of random objects and lengths, and what is in the images."""
     rng = random.Random(seed)
     truth = [rng.sample(OBJECTS, 3) for _ in range(n)]
     items = [caption(f"c{i}", truth=t, cluster=i) for i, t in enumerate(truth)]
@@ -77,7 +77,7 @@ def test_an_item_that_failed_once_is_left_out_of_both_sides(tmp_path):
     assert (found.gained, found.lost, found.p) == (1, 1, 1.0)
 
 
-def test_pictures_are_drawn_and_not_questions(tmp_path):
+def test_images_are_drawn_and_not_questions(tmp_path):
     rng = random.Random(0)
     said = [rng.choice(["Yes", "No"]) for _ in range(40)]
     plain = ["No"] * 40
@@ -134,7 +134,7 @@ def test_one_item_has_no_interval(tmp_path):
     run = make_run(tmp_path / "s", ask(1), {"baseline": ["Yes"], "x": ["No"]})
     found = summarise(run, draws=DRAWS).find("x", "accuracy", task="yes_no")
     assert found.effect is None
-    assert "2 pictures or more" in found.undefined
+    assert "2 images or more" in found.undefined
     assert found.p == 1.0
 
 

@@ -1,4 +1,4 @@
-"""Claims about items: each has a name and a picture, and a bad list is refused."""
+"""Claims about items: each has a name and an image, and a bad list is refused."""
 
 import json
 from collections import Counter
@@ -6,6 +6,7 @@ from collections import Counter
 import pytest
 from PIL import Image
 
+from eah_interp.benchmarks import read_pope_questions
 from eah_interp.errors import InputError, SettingsError
 from eah_interp.studies import Item, caption_items, pope_items, toy_items
 from eah_interp.studies.items import check_items, open_image
@@ -23,7 +24,7 @@ def test_every_toy_scene_is_asked_a_yes_and_a_no_by_each_sampling_and_described(
     check_items(items)
 
 
-def test_a_toy_item_s_picture_is_its_scene():
+def test_a_toy_item_s_image_is_its_scene():
     from eah_interp.toy import draw_scene
 
     drawn = open_image(toy_items(2)[-1].image)
@@ -36,32 +37,95 @@ def test_a_study_that_asks_nothing_is_refused(values):
         toy_items(**({"n_scenes": 2, "captions": False} | values))
 
 
-def test_pope_lines_become_items_and_a_bad_one_is_named(tmp_path):
-    line = {
-        "question_id": 1,
-        "image": "a.jpg",
-        "text": "Is there a dog?",
-        "label": "no",
-    }
-    file = tmp_path / "coco_pope_random.json"
-    file.write_text(json.dumps(line) + "\n" + json.dumps(line | {"label": "maybe"}))
-    with pytest.raises(InputError, match=r"random.json:2 is no POPE question"):
-        pope_items(file, tmp_path)
+ASKED = [
+    {"question_id": 1, "image": "a.jpg", "text": "Is there a dog?", "label": "no"},
+    {"question_id": 2, "image": "b.jpg", "text": "Is there a cat?", "label": "yes"},
+]
+
+
+def lines(rows):
+    return "\n".join(map(json.dumps, rows))
+
+
+@pytest.fixture
+def doors(tmp_path):
+    """Write questions; return how `score` and how a study reads them."""
+
+    def write(content):
+        file = tmp_path / "coco_pope_random.json"
+        file.write_text(content, encoding="utf-8")
+        return (lambda: read_pope_questions(file)), (lambda: pope_items(file, "images"))
+
+    return write
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        lines(ASKED),
+        lines(ASKED) + "\n\n",
+        json.dumps(ASKED, indent=4),
+        "\n".join(json.dumps(row, indent=1) for row in ASKED),
+        "\ufeff" + lines(ASKED),
+        lines({**row, "label": f" {row['label'].title()}"} for row in ASKED),
+        lines(
+            {"question": row["text"], "image": row["image"], "label": row["label"]}
+            for row in ASKED
+        ),
+        lines({**row, "object": "dog"} for row in ASKED),
+    ],
+    ids=["lines", "blank", "array", "apart", "bom", "label", "question", "more"],
+)
+def test_a_study_reads_every_file_of_questions_that_score_reads(content, doors):
+    score, study = doors(content)
+    table, items = score(), study()
+    assert [item.prompt for item in items] == table.text.tolist()
+    assert [item.label for item in items] == (table.label == "yes").tolist()
+    assert [item.id for item in items] == ["coco_pope_random/1", "coco_pope_random/2"]
+    assert [item.image for item in items] == ["images/a.jpg", "images/b.jpg"]
+    assert [item.cluster for item in items] == ["a.jpg", "b.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (lines([ASKED[0], ASKED[1] | {"label": "maybe"}]), r"random.json:2: .*'maybe'"),
+        (lines([{"image": "a.jpg", "label": "no"}]), r":1: .*'text' or 'question'"),
+        (lines([ASKED[0], ASKED[0]]), r":2: question_id 1 stands in .*:1 already"),
+        (lines(ASKED)[:-9], r":2: not JSON: .* cut off"),
+        ("[1]", r":1: expected a JSON object"),
+        ("", "empty file; the questions of the paper are at https://"),
+    ],
+    ids=["label", "text", "twice", "cut off", "number", "empty"],
+)
+def test_a_study_refuses_the_questions_that_score_refuses(content, message, doors):
+    said = []
+    for read in doors(content):
+        with pytest.raises(InputError, match=message) as refusal:
+            read()
+        said.append(str(refusal.value))
+    assert said[0] == said[1]
+
+
+def test_a_study_s_questions_name_their_images_and_only_the_first_may_do(tmp_path):
+    file = tmp_path / "q.json"
+    file.write_text(lines([ASKED[0], ASKED[1] | {"label": "maybe"}]))
     (item,) = pope_items(file, tmp_path, suffix=" Yes or no?", limit=1)
     assert item.prompt == "Is there a dog? Yes or no?"
-    assert item.label is False
     assert item.image == str(tmp_path / "a.jpg")
-    assert item.cluster == "a.jpg"
-    with pytest.raises(InputError, match="cannot read questions"):
+    file.write_text(lines([ASKED[0], {"text": "Is there?", "label": "no"}]))
+    with pytest.raises(InputError, match=r"q.json:2: expected the key 'image', got"):
+        pope_items(file, tmp_path)
+    with pytest.raises(InputError, match="cannot read"):
         pope_items(tmp_path / "none.json", tmp_path)
 
 
-def test_pictures_of_a_folder_are_described_in_the_order_of_their_names(tmp_path):
+def test_images_of_a_folder_are_described_in_the_order_of_their_names(tmp_path):
     for name in ("b.png", "a.jpg", "notes.txt"):
         Image.new("RGB", (2, 2)).save(tmp_path / name, format="PNG")
     assert [item.id for item in caption_items(tmp_path)] == ["a/caption", "b/caption"]
     assert len(caption_items(tmp_path, limit=1)) == 1
-    with pytest.raises(InputError, match="no pictures in"):
+    with pytest.raises(InputError, match="no images in"):
         caption_items(tmp_path / "nowhere")
 
 

@@ -8,7 +8,8 @@ import torch
 
 import eah_interp as eah
 from eah_interp.errors import InputError, SettingsError
-from eah_interp.studies import BASELINE, Condition, StudyRun, toy_items
+from eah_interp.studies import Condition, StudyRun, toy_items
+from eah_interp.studies.conditions import BASELINE
 from eah_interp.studies.manifest import Manifest, hash_weights
 from tests.studies.common import content, toy_study
 

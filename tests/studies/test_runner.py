@@ -14,7 +14,8 @@ import torch
 
 import eah_interp as eah
 from eah_interp.errors import SettingsError, UnsupportedError
-from eah_interp.studies import BASELINE, Item, StudyRun, caption_items, toy_items, work
+from eah_interp.studies import Item, StudyRun, caption_items, toy_items, work
+from eah_interp.studies.conditions import BASELINE
 from eah_interp.studies.runner import Shard
 from tests.studies.common import assert_same, content, toy_study
 
@@ -184,19 +185,19 @@ def test_ctrl_c_finishes_the_batch_and_says_how_to_go_on(
     assert_same(tmp_path, undisturbed)
 
 
-def test_an_unreadable_picture_is_recorded_and_changes_no_other_answer(toy, tmp_path):
-    """Answers are compared, as words: a batch without the picture is a smaller one."""
-    pictures = tmp_path / "pictures"
-    pictures.mkdir()
+def test_an_unreadable_image_is_recorded_and_changes_no_other_answer(toy, tmp_path):
+    """Answers are compared, as words: a batch without the image is a smaller one."""
+    images = tmp_path / "images"
+    images.mkdir()
     for number in range(3):
         scene = eah.toy.draw_scene(number, split="test")
-        scene.pil().save(pictures / f"{number}.png")
-    fine = caption_items(pictures)
-    (pictures / "1b.png").write_bytes((pictures / "1.png").read_bytes()[:60])
-    (pictures / "1c.png").write_bytes(b"")
+        scene.pil().save(images / f"{number}.png")
+    fine = caption_items(images)
+    (images / "1b.png").write_bytes((images / "1.png").read_bytes()[:60])
+    (images / "1c.png").write_bytes(b"")
     everything = (
-        *caption_items(pictures),
-        Item("gone", "caption", str(pictures / "gone.png"), "What?"),
+        *caption_items(images),
+        Item("gone", "caption", str(images / "gone.png"), "What?"),
     )
     with_bad, without = (
         run(toy_study(toy, items=items, batch_size=4), tmp_path / name).frame()
@@ -255,9 +256,10 @@ def test_a_failing_item_is_recorded_alone_and_can_be_run_again(
     [
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
         RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: not enough"),
+        RuntimeError("Can't allocate memory"),
         MemoryError(),
     ],
-    ids=["gpu", "cpu", "python"],
+    ids=["gpu", "cpu", "other", "python"],
 )
 def test_too_little_memory_is_no_item_s_fault(
     toy, undisturbed, tmp_path, monkeypatch, error

@@ -89,14 +89,14 @@ def test_failures_and_missing_rows_are_counted(tmp_path, questions):
 
 
 def test_captions_without_a_vocabulary_are_listed_and_not_scored(tmp_path):
-    item = caption("c", truth=("cup",), cluster=1, image="pictures/1.jpg")
+    item = caption("c", truth=("cup",), cluster=1, image="images/1.jpg")
     rows = score_rows(make_run(tmp_path / "s", [item], {"baseline": ["A cup."]}))
     assert rows.captions.empty
-    assert "1 captions of pictures are not scored" in rows.notes[0]
+    assert "1 captions of images are not scored" in rows.notes[0]
     assert "synonyms" in rows.notes[0]
 
 
-def test_captions_of_pictures_score_with_the_users_files(tmp_path, monkeypatch):
+def test_captions_of_images_score_with_the_users_files(tmp_path, monkeypatch):
     monkeypatch.setattr(
         "eah_interp.benchmarks.mentions.load_lemmatizer", lambda: str.split
     )

@@ -6,8 +6,9 @@ import pytest
 
 import eah_interp as eah
 from eah_interp.errors import ExtraMissingError, InputError, SettingsError
-from eah_interp.studies import BASELINE, StudyFile
-from eah_interp.studies.study_file import list_kinds, read_condition
+from eah_interp.studies import StudyFile, study_file
+from eah_interp.studies.conditions import BASELINE, KINDS
+from eah_interp.studies.study_file import read_condition
 
 GOOD = """\
 model:
@@ -98,7 +99,7 @@ def test_all_errors_are_named_at_once(load):
 
 def test_files_are_found_beside_the_study_file(load, tmp_path):
     text = GOOD.replace("source: toy", "source: pope").replace(
-        "n_scenes: 2", "questions: q.json\n  images: pictures"
+        "n_scenes: 2", "questions: q.json\n  images: images"
     )
     with pytest.raises(
         InputError, match=f"pope: cannot read questions from {tmp_path}"
@@ -106,7 +107,7 @@ def test_files_are_found_beside_the_study_file(load, tmp_path):
         load(text)
     line = '{"question_id": 1, "image": "a.jpg", "text": "Dog?", "label": "no"}'
     (tmp_path / "q.json").write_text(line)
-    assert load(text).items[0].image == str(tmp_path / "pictures" / "a.jpg")
+    assert load(text).items[0].image == str(tmp_path / "images" / "a.jpg")
     with pytest.raises(InputError, match="cannot read the study file"):
         StudyFile.load(tmp_path / "none.yaml")
 
@@ -151,17 +152,14 @@ def test_a_sweep_varies_and_each_definition_keeps_its_own_beta():
 
 
 def test_every_kind_of_the_interventions_can_be_written(load):
-    kinds = list_kinds()
-    assert kinds["eah"] is eah.EAH
-    for kind, settings in kinds.items():
+    assert KINDS["eah"] is eah.EAH
+    for kind, settings in KINDS.items():
         assert kind == "eah" or settings.kind == kind
 
 
 @pytest.mark.parametrize("package", ["yaml", "pydantic"])
 def test_without_its_packages_the_extra_is_named(load, monkeypatch, package):
-    from eah_interp.studies import schema
-
-    for made in (schema.make_base, schema.make_study_schema):
+    for made in (study_file.make_base, study_file.make_study_schema):
         made.cache_clear()
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(ExtraMissingError, match=r"eah-interp\[eval\]"):

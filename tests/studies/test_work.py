@@ -5,7 +5,8 @@ import dataclasses
 import pytest
 
 import eah_interp as eah
-from eah_interp.studies import BASELINE, Condition, toy_items
+from eah_interp.studies import Condition, toy_items
+from eah_interp.studies.conditions import BASELINE
 from eah_interp.studies.items import open_image
 from eah_interp.studies.work import run_batch, split_batches
 from tests.studies.common import SHORT
@@ -36,7 +37,7 @@ def test_a_row_names_the_donors_that_a_trace_of_its_item_reports(
         assert got.split() == donors_in_a_trace(toy, item, patch)
 
 
-def test_an_unreadable_picture_takes_no_other_item_s_donor(toy, batch):
+def test_an_unreadable_image_takes_no_other_item_s_donor(toy, batch):
     condition = Condition("it", eah.EAH(layers=LAYERS))
     whole = run_batch(toy, batch, condition, decoding=SHORT)
     broken = dataclasses.replace(batch.items[1], image="nowhere.png")

@@ -21,7 +21,7 @@ from eah_interp.toy import (
     objects_in,
 )
 from eah_interp.toy.language import build_processor
-from eah_interp.toy.training.recipe import STAGES, Recipe, Run, Stage
+from eah_interp.toy.training.recipe import STAGES, Recipe, Stage, TrainingRun
 from eah_interp.toy.training.stages import (
     BLANK_ID,
     OBJECT_IDS,
@@ -58,7 +58,7 @@ def weights_of(folder):
 
 
 def test_a_resumed_run_ends_in_the_same_weights(tmp_path):
-    straight = Run(out=tmp_path / "straight", test_scenes=4)
+    straight = TrainingRun(out=tmp_path / "straight", test_scenes=4)
     train(TINY, run=straight)
     record = json.loads((straight.out / "training_log.json").read_text())
     assert {line["stage"] for line in record["steps"]} == set(STAGES)
@@ -74,7 +74,7 @@ def test_a_resumed_run_ends_in_the_same_weights(tmp_path):
 
 
 def test_the_written_folder_loads_in_plain_transformers_with_the_same_logits(tmp_path):
-    train(TINY, run=Run(out=tmp_path, test_scenes=4))
+    train(TINY, run=TrainingRun(out=tmp_path, test_scenes=4))
     model = LlavaForConditionalGeneration.from_pretrained(tmp_path)
     processor = AutoProcessor.from_pretrained(tmp_path)
     fresh = build_model(TINY.architecture, world=TINY.world)
@@ -109,7 +109,7 @@ def test_the_written_folder_loads_in_plain_transformers_with_the_same_logits(tmp
 
 
 def test_a_checkpoint_of_another_recipe_is_refused(tmp_path):
-    run = Run(out=tmp_path, stop_after=1)
+    run = TrainingRun(out=tmp_path, stop_after=1)
     train(TINY, run=run)
     with pytest.raises(SettingsError, match="checkpoint of another recipe"):
         train(dataclasses.replace(TINY, seed=1), run=run)

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 import eah_interp as eah
-from eah_interp.benchmarks import ask_about_scenes, describe_scenes
+from eah_interp.benchmarks.toy import ask_about_scenes, describe_scenes
 from eah_interp.errors import SettingsError
 from eah_interp.toy import (
     OBJECTS,

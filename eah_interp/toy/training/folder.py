@@ -15,7 +15,7 @@ import torch
 
 from eah_interp.toy.language import build_processor
 from eah_interp.toy.scenes import draw_scenes
-from eah_interp.toy.training.recipe import Recipe, Run
+from eah_interp.toy.training.recipe import Recipe, TrainingRun
 from eah_interp.toy.world import Split, World
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ def write_folder(
     model: "LlavaForConditionalGeneration",
     *,
     recipe: Recipe,
-    run: Run,
+    run: TrainingRun,
     log: list[dict[str, Any]],
 ) -> None:
     """Evaluate the model, and write it, its processor, the log and the card.
@@ -193,7 +193,7 @@ def measure_folder(
     Returns:
         Metrics by kind of question, of all questions ("all"), and of the captions.
     """
-    from eah_interp.benchmarks import run_toy_benchmark
+    from eah_interp.benchmarks.toy import run_toy_benchmark
     from eah_interp.lvlm import load
 
     scenes = draw_scenes(range(n_scenes), split=split, world=world)

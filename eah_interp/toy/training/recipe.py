@@ -1,4 +1,4 @@
-"""Settings of a training run: what is trained (`Recipe`), and how to run it (`Run`)."""
+"""Settings of training: what is trained (`Recipe`), and how (`TrainingRun`)."""
 
 import dataclasses
 from pathlib import Path
@@ -78,7 +78,7 @@ class Recipe:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Run:
+class TrainingRun:
     """How to run a recipe; nothing here changes the weights in exact arithmetic.
 
     Attributes:

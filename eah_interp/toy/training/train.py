@@ -25,14 +25,14 @@ from tqdm import tqdm
 from eah_interp.errors import SettingsError
 from eah_interp.toy.model import build_model
 from eah_interp.toy.training.folder import write_folder
-from eah_interp.toy.training.recipe import STAGES, Recipe, Run, StageName
+from eah_interp.toy.training.recipe import STAGES, Recipe, StageName, TrainingRun
 from eah_interp.toy.training.stages import Trainee, run_step
 from eah_interp.toy.world import World
 
 # ---- The command line of the training script.
 
 
-def parse_arguments(arguments: Sequence[str]) -> tuple[Recipe, Run]:
+def parse_arguments(arguments: Sequence[str]) -> tuple[Recipe, TrainingRun]:
     """Turn command-line arguments into a recipe and a run."""
     parser = argparse.ArgumentParser(
         prog="eah_interp.toy.training.train", description="Train the toy LVLM."
@@ -81,7 +81,7 @@ def parse_arguments(arguments: Sequence[str]) -> tuple[Recipe, Run]:
         projection=stages["projection"],
         alignment=stages["alignment"],
     )
-    run = Run(
+    run = TrainingRun(
         out=given.out,
         device=given.device,
         threads=given.threads,
@@ -97,7 +97,7 @@ def parse_arguments(arguments: Sequence[str]) -> tuple[Recipe, Run]:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Progress:
+class TrainingProgress:
     """How far a run has come.
 
     Attributes:
@@ -118,7 +118,7 @@ def save_checkpoint(
     *,
     modules: dict[str, nn.Module],
     optimizer: torch.optim.Optimizer,
-    progress: Progress,
+    progress: TrainingProgress,
 ) -> None:
     """Write modules, optimizer and progress; a crash leaves the earlier state.
 
@@ -148,14 +148,14 @@ def save_checkpoint(
             old.unlink()
 
 
-def load_progress(folder: Path) -> Progress | None:
+def load_progress(folder: Path) -> TrainingProgress | None:
     """Read how far an earlier run has come, or None if there was none."""
     path = folder / "progress.json"
     if not path.exists():
         return None
     record = json.loads(path.read_text())
     del record["tensors"]
-    return Progress(**record)
+    return TrainingProgress(**record)
 
 
 def load_checkpoint(
@@ -188,7 +188,7 @@ def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     }
 
 
-def train(recipe: Recipe, *, run: Run) -> Path:
+def train(recipe: Recipe, *, run: TrainingRun) -> Path:
     """Train the toy and write it to `run.out`.
 
     Args:
@@ -242,7 +242,7 @@ def _run_stage(
     *,
     name: StageName,
     recipe: Recipe,
-    run: Run,
+    run: TrainingRun,
     log: list[dict[str, Any]],
     start: int,
     budget: int,
@@ -285,7 +285,7 @@ def _run_stage(
                 folder,
                 modules=modules,
                 optimizer=optimizer,
-                progress=Progress(
+                progress=TrainingProgress(
                     stage=name,
                     step=step + 1,
                     settings=dataclasses.asdict(recipe),

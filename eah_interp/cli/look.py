@@ -1,4 +1,7 @@
-"""The commands. Nothing here imports torch before a command runs."""
+"""The commands that look at one image, and the one that lists models.
+
+Nothing here imports torch before a command runs, so that help comes at once.
+"""
 
 from pathlib import Path
 from typing import Annotated
@@ -7,20 +10,22 @@ import typer
 
 from eah_interp.cli.app import app, save_figure, show, show_json, working
 from eah_interp.cli.options import (
+    CAPTION_START,
+    MAX_NEW_TOKENS,
+    OUTPUT,
+    Absent,
+    CaptionStart,
+    ImageFile,
+    MaxNewTokens,
     ModelOptions,
     PatchOptions,
-    check_output,
+    check_figure,
+    check_matplotlib,
     with_options,
     write_command,
 )
+from eah_interp.errors import InputError
 from eah_interp.files import make_folder
-
-FIGURES = (".png", ".pdf", ".svg")
-
-MaxNewTokens = Annotated[
-    int, typer.Option(min=1, metavar="N", help="Longest answer in words, in tokens.")
-]
-ImageFile = Annotated[Path, typer.Argument(help="An image file.", show_default=False)]
 
 
 @app.command(rich_help_panel="Commands")
@@ -33,7 +38,7 @@ def demo(
             metavar="DIR",
             help="Write report.html, result.json, sinks.png and picture.png into this "
             "folder.",
-            rich_help_panel="Output",
+            rich_help_panel=OUTPUT,
         ),
     ] = None,
     scene: Annotated[
@@ -44,7 +49,7 @@ def demo(
     ] = 0,
     image: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="A picture of yours instead of a scene."),
+        typer.Option(metavar="FILE", help="An image of yours instead of a scene."),
     ] = None,
     objects: Annotated[
         list[str] | None,
@@ -52,31 +57,21 @@ def demo(
             "--object",
             "-o",
             metavar="NAME",
-            help="An object in the picture; repeatable.",
+            help="An object in the image; repeatable.",
         ),
     ] = None,
-    absent: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--absent", "-a", metavar="NAME", help="An object not in it; repeatable."
-        ),
-    ] = None,
+    absent: Absent = None,
     prompts: Annotated[
         list[str] | None,
         typer.Option(
             "--prompt", "-p", metavar="TEXT", help="Your own question; repeatable."
         ),
     ] = None,
-    caption_start: Annotated[
-        str,
-        typer.Option(
-            metavar="TEXT", help="Words after which a caption names an object."
-        ),
-    ] = "There is a",
-    max_new_tokens: MaxNewTokens = 40,
+    caption_start: CaptionStart = CAPTION_START,
+    max_new_tokens: MaxNewTokens = MAX_NEW_TOKENS,
     options: PatchOptions,
 ) -> None:
-    """See what EAH does to one picture: answers, donors, densities, logits, controls.
+    """See what EAH does to one image: answers, donors, densities, logits, controls.
 
     By default the embedded toy model looks at a drawn scene, and is asked about an
     object that is there and about one that is not but often goes with it.
@@ -89,15 +84,15 @@ def demo(
     with working() as bar:
         bar.expect(2)
         bar.step("importing torch and transformers")
-        from eah_interp.cli.demo import run_demo
-        from eah_interp.cli.subject import choose_subject
-        from eah_interp.cli.tables import record_inspection, save_demo, show_demo
-        from eah_interp.viz.figures import make_figure
+        from eah_interp.cli.records import record_inspection, save_demo
+        from eah_interp.cli.tables import show_demo
+        from eah_interp.report import inspect_subject
+        from eah_interp.report.subjects import check_words, choose_subject
 
         if out is not None:
             make_folder(out)
-            make_figure(height=1.0)  # is matplotlib there?
-        eah = options.eah()
+            check_matplotlib()
+        options.eah()
         subject = choose_subject(
             image=image,
             scene=scene,
@@ -108,36 +103,45 @@ def demo(
         bar.step("loading the model")
         model = options.load()
         eah = options.eah_for(model)
-        given = {
-            "out": out,
-            "scene": scene if image is None else None,
-            "image": image,
-            "object": objects,
-            "absent": absent,
-            "prompt": prompts,
-            "caption_start": None if caption_start == "There is a" else caption_start,
-            "max_new_tokens": None if max_new_tokens == 40 else max_new_tokens,
-        }
-        result = run_demo(
+        check_words(model, subject, answer_start=caption_start.strip())
+        command = write_command(
+            "demo",
+            given={
+                "out": out,
+                "scene": scene if image is None else None,
+                "image": image,
+                "object": objects,
+                "absent": absent,
+                "prompt": prompts,
+                "caption_start": caption_start,
+                "max_new_tokens": max_new_tokens,
+            },
+            defaults={
+                "caption_start": CAPTION_START,
+                "max_new_tokens": MAX_NEW_TOKENS,
+            },
+            options=options,
+        )
+        found = inspect_subject(
             model,
             subject,
             eah=eah,
             name=options.model,
             answer_start=caption_start.strip(),
             max_new_tokens=max_new_tokens,
-            command=write_command("demo", given=given, options=options),
+            command=command,
             bar=bar,
         )
-        saved = None if out is None else save_demo(result, out)
+        files, note = ([], "") if out is None else save_demo(found, out)
     if options.json:
-        show_json(record_inspection(result, command="demo"))
+        show_json(record_inspection(found, command="demo"))
         return
-    show(show_demo(result))
-    if saved is not None:
-        show([f"\nWritten: {', '.join(map(str, saved.files))}"])
-        if saved.note:
-            show([saved.note])
-    if not (result.caption and result.caption.objects):
+    show(show_demo(found))
+    if files:
+        show([f"\nWritten: {', '.join(map(str, files))}"])
+    if note:
+        show([note])
+    if not (found.caption and found.caption.objects):
         show(["\nName what is in it and what is not: --object dog --absent cat."])
     elif image is None:
         show([f"\nAnother picture: --scene {scene + 1}. Your own: --image FILE."])
@@ -150,10 +154,10 @@ def ask(
     *,
     image: ImageFile,
     question: Annotated[str, typer.Argument(help="What to ask.", show_default=False)],
-    max_new_tokens: MaxNewTokens = 40,
+    max_new_tokens: MaxNewTokens = MAX_NEW_TOKENS,
     options: PatchOptions,
 ) -> None:
-    """Answer a question about a picture, without EAH and with it, side by side.
+    """Answer a question about an image, without EAH and with it, side by side.
 
     eah-interp ask photo.jpg "Is there a dog in the image?" --layers 0,1
     eah-interp ask photo.jpg "What is this?" -m llava-hf/llava-1.5-7b-hf
@@ -161,26 +165,37 @@ def ask(
     with working() as bar:
         bar.expect(2)
         bar.step("importing torch and transformers")
-        from eah_interp.cli.ask import answer
+        from eah_interp.cli.records import record_answer
+        from eah_interp.cli.tables import show_answer
         from eah_interp.lvlm.images import read_image
+        from eah_interp.report.inspect import ask_question
+        from eah_interp.report.reading import Question, compare_with
 
         options.eah()
-        read_image(image)
+        opened = read_image(image)
+        if not question.strip():
+            msg = "the question is empty: ask something, such as 'Is there a boat?'"
+            raise InputError(msg)
         bar.step("loading the model")
         model = options.load()
-        result = answer(
+        eah = options.eah_for(model)
+        bar.expect(4)
+        found = ask_question(
             model,
-            image,
-            prompt=question,
-            eah=options.eah_for(model),
-            name=options.model,
+            opened,
+            Question(question),
+            conditions=compare_with(eah, controls=False),
+            eah=eah,
             max_new_tokens=max_new_tokens,
             bar=bar,
         )
+        record = record_answer(
+            found, model=model, name=options.model, eah=eah, image=image
+        )
     if options.json:
-        show_json(result.to_dict())
+        show_json(record)
     else:
-        show(result.show())
+        show(show_answer(found, eah=eah))
 
 
 @app.command(rich_help_panel="Commands")
@@ -203,12 +218,12 @@ def sinks(
         typer.Option(
             metavar="FILE.png",
             help="Write the heat map, as .png, .pdf or .svg.",
-            rich_help_panel="Output",
+            rich_help_panel=OUTPUT,
         ),
     ] = None,
     options: PatchOptions,
 ) -> None:
-    """Score the vision sinks of every head of every layer on one picture.
+    """Score the vision sinks of every head of every layer on one image.
 
     Densities are the plain model's. The donors are those that EAH would take in
     --layers with these settings; nothing else of EAH shows here.
@@ -218,32 +233,45 @@ def sinks(
     with working() as bar:
         bar.expect(2)
         bar.step("importing torch and transformers")
-        from eah_interp.cli.sinks import find_sinks
+        from eah_interp.cli.records import record_sinks
+        from eah_interp.cli.tables import donor_heads, show_sinks
+        from eah_interp.interventions.sinks import score_sinks
         from eah_interp.lvlm.images import read_image
-        from eah_interp.viz.figures import make_figure
+        from eah_interp.report.inspection import list_donors
+        from eah_interp.report.reading import PATCHED, read_next_token
 
-        check_output(out, suffixes=FIGURES)
-        if out is not None:
-            make_figure(height=1.0)  # is matplotlib there?
+        check_figure(out)
         options.eah()
-        read_image(image)
+        opened = read_image(image)
         bar.step("loading the model")
         model = options.load()
-        result = find_sinks(
-            model,
-            image,
-            prompt=prompt,
-            eah=options.eah_for(model),
+        eah = options.eah_for(model)
+        bar.expect(2)
+        bar.step("sinks of every head")
+        found = score_sinks(
+            model, opened, prompt, definition=eah.definition, beta=eah.beta
+        )
+        # Donors of later layers depend on the patch of earlier ones: patch, and see.
+        reading = read_next_token(
+            model, opened, prompt=prompt, conditions={PATCHED: eah}, bar=bar
+        )
+        donors = list_donors(reading.patches[PATCHED])
+        record = record_sinks(
+            found,
             k=top,
+            donors=donors,
+            model=model,
             name=options.model,
-            bar=bar,
+            eah=eah,
+            image=image,
+            prompt=prompt,
         )
         if out is not None:
-            save_figure(result.sink_map.plot(donors=result.donor_heads), out)
+            save_figure(found.plot(donors=donor_heads(donors)), out)
     if options.json:
-        show_json(result.to_dict())
+        show_json(record)
         return
-    show(result.show())
+    show(show_sinks(found, k=top, donors=donors, eah=eah, prompt=prompt))
     if out is not None:
         show([f"\nWritten: {out}"])
 
@@ -259,23 +287,19 @@ def models(*, options: ModelOptions) -> None:
     with working() as bar:
         bar.expect(2)
         bar.step("importing torch and transformers")
+        from eah_interp.cli.records import list_models
+        from eah_interp.cli.tables import show_model, show_models
+        from eah_interp.report.reading import list_model
+
         if options.model is None:
-            from eah_interp.cli.models import list_models, show_models
-
             record = list_models()
-            parts = list(show_models(record))
+            parts = show_models(record)
         else:
-            from eah_interp.report.reading import list_model
-
             bar.step("loading the model")
             model = options.load()
             about = list_model(model, options.model)
             record = {"command": "models", **about, "verified": model.verified}
-            parts = [
-                f"{options.model} works: {about['class']}, {about['n_layers']} layers "
-                f"x {about['n_heads']} heads, {about['n_kv_heads']} key/value groups; "
-                "hook points run and verified."
-            ]
+            parts = show_model(record)
     if options.json:
         show_json(record)
     else:

@@ -1,4 +1,4 @@
-"""Which objects are in a picture: COCO's annotations, or a list of objects."""
+"""CHAIR's files: captions, and which objects are in which image."""
 
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping
@@ -19,6 +19,83 @@ from eah_interp.benchmarks.mentions import (
 from eah_interp.benchmarks.records import Record, read_json, read_records
 from eah_interp.errors import InputError
 
+Repeats: TypeAlias = Literal["refuse", "count"]
+"""What to do with several captions of one image."""
+
+
+_IMAGE, _TEXT = ("image_id", "image"), ("caption", "text")
+
+
+def read_captions(
+    path: Path | str,
+    *,
+    image_key: str | None = None,
+    caption_key: str | None = None,
+    repeats: Repeats = "refuse",
+) -> pd.DataFrame:
+    """Read captions, whatever release wrote them.
+
+    Objects `{"image_id": 226988, "caption": "..."}` as JSON lines or in an array;
+    also with `image`, a file name such as `COCO_val2014_000000226988.jpg`, and with
+    `text` for the caption (POPE's release); and the form of 2018, one object whose
+    `imgToEval` holds them.
+
+    Args:
+        path: The file.
+        image_key: Where the image stands; `image_id` or `image` when None.
+        caption_key: Where the caption stands; `caption` or `text` when None.
+        repeats: "refuse" a second caption of an image, which is mostly a file written
+            twice over, or "count" each.
+
+    Returns:
+        One row a caption, in the file's order: `image_id` and `caption`.
+
+    Raises:
+        InputError: If the file cannot be read, a caption or image is missing, or an
+            image stands twice.
+    """
+    images: list[ImageId] = []
+    texts: list[str] = []
+    first: dict[ImageId, str] = {}
+    for record in _unpack(read_records(path)):
+        names = _IMAGE if image_key is None else (image_key,)
+        key = record.key(*names)
+        if key is None:
+            expected = " or ".join(map(repr, names))
+            msg = (
+                f"{record.place}: expected the image under {expected}, got the keys "
+                f"{list(record.values)}; name it with image_key"
+            )
+            raise InputError(msg)
+        image = image_id_of(record.values[key], place=record.place)
+        if image in first and repeats == "refuse":
+            msg = (
+                f"{record.place}: image {image} has a caption in {first[image]} "
+                "already; expected one each, or repeats='count'"
+            )
+            raise InputError(msg)
+        first.setdefault(image, record.place)
+        images.append(image)
+        texts.append(record.text(*(_TEXT if caption_key is None else (caption_key,))))
+    return pd.DataFrame({"image_id": pd.Series(images, dtype=object), "caption": texts})
+
+
+def _unpack(records: list[Record]) -> list[Record]:
+    """Take the captions out of the form of 2018; others as they are."""
+    inside = records[0].values.get("imgToEval")
+    if len(records) > 1 or not isinstance(inside, dict):
+        return records
+    place = f"{records[0].place}, imgToEval"
+    odd = [key for key, values in inside.items() if not isinstance(values, dict)]
+    if odd or not inside:
+        msg = f"{place}: expected an object for each image, got {odd[:1] or 'none'}"
+        raise InputError(msg)
+    return [Record(values, f"{place}.{key}") for key, values in inside.items()]
+
+
+# ---- Ground truth: COCO's annotations, or lists of objects.
+
+
 URL = "http://images.cocodataset.org/annotations/annotations_trainval2014.zip"
 """COCO's annotations of 2014, segmentations and captions."""
 
@@ -37,12 +114,12 @@ def read_ground_truth(
     year: int = 2014,
     lemmatize: Lemmatize | None = None,
 ) -> GroundTruth:
-    """Read which objects are in which picture.
+    """Read which objects are in which image.
 
     Of a folder of COCO's annotations, as CHAIR does (Rohrbach et al., 2018): the
     categories of `instances_*.json` and the objects that the captions of
-    `captions_*.json` name, of val and train together; train is opened only if a picture
-    is not in val. Of a file, its own lists: one JSON object of picture to objects, or
+    `captions_*.json` name, of val and train together; train is opened only if an image
+    is not in val. Of a file, its own lists: one JSON object of image to objects, or
     POPE's `{"image": "...", "objects": [...]}` as JSON lines.
 
     Published numbers took nouns in COCO's captions from the package `pattern`; here
@@ -52,12 +129,12 @@ def read_ground_truth(
     Args:
         path: Folder or file; not part of this package.
         vocabulary: Names of objects; every object is read as its group's first.
-        images: Only these pictures, which for COCO saves minutes; all when None.
+        images: Only these images, which for COCO saves minutes; all when None.
         year: Of COCO's files.
         lemmatize: What `load_lemmatizer` returned; loaded when needed and None.
 
     Returns:
-        Picture to its objects; none are a picture's that has annotations but no
+        Image to its objects; none are an image's that has annotations but no
         objects.
 
     Raises:
@@ -110,7 +187,7 @@ def _read_split(
 def _of_images(
     content: Mapping[str, Any], wanted: set[ImageId] | None
 ) -> Iterator[tuple[ImageId, Mapping[str, Any] | None]]:
-    """Yield every picture once without, and once for each of its annotations."""
+    """Yield every image once without, and once for each of its annotations."""
     for entry in content["images"]:
         if wanted is None or entry["id"] in wanted:
             yield entry["id"], None
@@ -149,7 +226,7 @@ def _read_lists(path: Path, vocabulary: Vocabulary) -> GroundTruth:
     if not path.exists():
         msg = (
             f"cannot read {path}: no such file or folder; expected a folder of COCO's "
-            f"annotations ({URL}) or a file of objects by picture"
+            f"annotations ({URL}) or a file of objects by image"
         )
         raise InputError(msg)
     return {
@@ -161,11 +238,11 @@ def _read_lists(path: Path, vocabulary: Vocabulary) -> GroundTruth:
 
 
 def _lists(path: Path) -> Iterator[tuple[Any, list[str], str]]:
-    """Yield picture, objects and where that is said."""
+    """Yield image, objects and where that is said."""
     records = read_records(path)
-    by_picture = len(records) == 1 and "objects" not in records[0].values
+    by_image = len(records) == 1 and "objects" not in records[0].values
     for record in records:
-        if by_picture:
+        if by_image:
             items: list[tuple[Any, Any]] = list(record.values.items())
         else:
             key = record.key("image_id", "image") or "image"
@@ -175,7 +252,7 @@ def _lists(path: Path) -> Iterator[tuple[Any, list[str], str]]:
                 isinstance(n, str) for n in names
             ):
                 msg = (
-                    f"{record.place}: expected a list of objects of picture {image!r}, "
+                    f"{record.place}: expected a list of objects of image {image!r}, "
                     f"got {str(names)[:60]}"
                 )
                 raise InputError(msg)
@@ -196,80 +273,3 @@ def _keep(truth: GroundTruth, images: Collection[ImageId] | None) -> GroundTruth
     if images is None:
         return truth
     return {image: truth[image] for image in set(images) & set(truth)}
-
-
-# ---- Caption files, as releases write them.
-
-
-Repeats: TypeAlias = Literal["refuse", "count"]
-"""What to do with several captions of one picture."""
-
-
-_IMAGE, _TEXT = ("image_id", "image"), ("caption", "text")
-
-
-def read_captions(
-    path: Path | str,
-    *,
-    image_key: str | None = None,
-    caption_key: str | None = None,
-    repeats: Repeats = "refuse",
-) -> pd.DataFrame:
-    """Read captions, whatever release wrote them.
-
-    Objects `{"image_id": 226988, "caption": "..."}` as JSON lines or in an array;
-    also with `image`, a file name such as `COCO_val2014_000000226988.jpg`, and with
-    `text` for the caption (POPE's release); and the form of 2018, one object whose
-    `imgToEval` holds them.
-
-    Args:
-        path: The file.
-        image_key: Where the picture stands; `image_id` or `image` when None.
-        caption_key: Where the caption stands; `caption` or `text` when None.
-        repeats: "refuse" a second caption of a picture, which is mostly a file written
-            twice over, or "count" each.
-
-    Returns:
-        One row a caption, in the file's order: `image_id` and `caption`.
-
-    Raises:
-        InputError: If the file cannot be read, a caption or picture is missing, or a
-            picture stands twice.
-    """
-    images: list[ImageId] = []
-    texts: list[str] = []
-    first: dict[ImageId, str] = {}
-    for record in _unpack(read_records(path)):
-        names = _IMAGE if image_key is None else (image_key,)
-        key = record.key(*names)
-        if key is None:
-            expected = " or ".join(map(repr, names))
-            msg = (
-                f"{record.place}: expected the picture under {expected}, got the keys "
-                f"{list(record.values)}; name it with image_key"
-            )
-            raise InputError(msg)
-        image = image_id_of(record.values[key], place=record.place)
-        if image in first and repeats == "refuse":
-            msg = (
-                f"{record.place}: picture {image} has a caption in {first[image]} "
-                "already; expected one each, or repeats='count'"
-            )
-            raise InputError(msg)
-        first.setdefault(image, record.place)
-        images.append(image)
-        texts.append(record.text(*(_TEXT if caption_key is None else (caption_key,))))
-    return pd.DataFrame({"image_id": pd.Series(images, dtype=object), "caption": texts})
-
-
-def _unpack(records: list[Record]) -> list[Record]:
-    """Take the captions out of the form of 2018; others as they are."""
-    inside = records[0].values.get("imgToEval")
-    if len(records) > 1 or not isinstance(inside, dict):
-        return records
-    place = f"{records[0].place}, imgToEval"
-    odd = [key for key, values in inside.items() if not isinstance(values, dict)]
-    if odd or not inside:
-        msg = f"{place}: expected an object for each picture, got {odd[:1] or 'none'}"
-        raise InputError(msg)
-    return [Record(values, f"{place}.{key}") for key, values in inside.items()]

@@ -1,0 +1,296 @@
+"""Results as `--json` prints them and as the demo's folder keeps them."""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from eah_interp.attribution import HeadAttribution
+from eah_interp.attribution.results import largest
+from eah_interp.benchmarks.chair import ChairScore
+from eah_interp.benchmarks.pope import PopeScore
+from eah_interp.cli.app import save_figure, write_json
+from eah_interp.errors import UnsupportedError
+from eah_interp.files import save_bytes
+from eah_interp.interventions import EAH, SinkMap
+from eah_interp.lvlm import LVLM
+from eah_interp.report import write_report
+from eah_interp.report.inspection import (
+    Asked,
+    Inspection,
+    list_donor_sinks,
+    list_donors,
+)
+from eah_interp.report.reading import PATCHED, list_model, list_versions
+from eah_interp.report.tables import KINDS, PARTS, RUNS
+from eah_interp.testing import FAMILIES
+from eah_interp.testing.support import read_support
+from eah_interp.toy import TOYS, toy_path
+
+SUMS = {"head": "all heads", **KINDS}
+"""What effects are summed over, by kind of component."""
+
+
+def _begin(command: str, model: LVLM, name: str | None, eah: EAH) -> dict[str, Any]:
+    """Name the command, and what made its result."""
+    return {
+        "command": command,
+        "versions": list_versions(),
+        "model": list_model(model, name),
+        "settings": eah.to_dict(),
+    }
+
+
+def record_answer(
+    found: Asked, *, model: LVLM, name: str | None, eah: EAH, image: Path
+) -> dict[str, Any]:
+    """Record a question's answers, and the logits of what comes first in them."""
+    return {
+        **_begin("ask", model, name, eah),
+        "image": str(image),
+        "prompt": found.question.prompt,
+        "answers": dict(found.answers),
+        "next_tokens": dict(found.next_tokens),
+        "yes_minus_no": found.margins,
+        "donors": list_donors(found.reading.patches[PATCHED]),
+    }
+
+
+def record_sinks(
+    found: SinkMap,
+    *,
+    k: int,
+    donors: list[dict[str, Any]],
+    model: LVLM,
+    name: str | None,
+    eah: EAH,
+    image: Path,
+    prompt: str,
+) -> dict[str, Any]:
+    """Record the density of every head, the `k` densest, and whom EAH makes donors."""
+    top = found.top(k)[["name", "layer", "head", "density", "n_sinks"]]
+    gamma = eah.gamma
+    return {
+        **_begin("sinks", model, name, eah),
+        "image": str(image),
+        "prompt": prompt,
+        "n_columns": int(found.columns[0].sum()),
+        "grids": [list(span.grid) for span in found.spans[0]],
+        "layers": list(found.layers),
+        "density": found.density[0].tolist(),
+        "dense": None if gamma is None else found.dense(gamma)[0].tolist(),
+        "top": top.to_dict(orient="records"),
+        "donors": donors,
+    }
+
+
+def list_models() -> dict[str, Any]:
+    """List the embedded toys and the tested families, refused ones included."""
+    tested = read_support()["families"]
+    return {
+        "command": "models",
+        "toys": [
+            {
+                "name": name,
+                "path": str(toy_path(name)),
+                "present": (toy_path(name) / "model.safetensors").is_file(),
+            }
+            for name in TOYS
+        ],
+        "families": [
+            {
+                "name": family.name,
+                "class": family.model,
+                "supported": not family.refused,
+                "why": family.refused,
+                "tests": tested.get(family.name, {}),
+            }
+            for family in FAMILIES.values()
+        ],
+    }
+
+
+def record_attribution(
+    found: HeadAttribution,
+    *,
+    k: int,
+    model: LVLM,
+    name: str | None,
+    eah: EAH,
+    image: Path,
+    prompt: str,
+    caption: str | None,
+) -> dict[str, Any]:
+    """Record each target's `k` largest heads, its sums by kind, and what is left."""
+    assert found.patched is not None
+    table = found.frame()
+    # A head matters that writes much in either run: EAH may take its effect away.
+    size = table[["plain", "patched"]].abs().max(axis=1)
+    heads = table.assign(size=size)[table["kind"] == "head"]
+    top = largest(heads, k, by="size")
+    columns = ["name", "layer", "head", *RUNS, *PARTS]
+    return {
+        **_begin("attribute", model, name, eah),
+        "image": str(image),
+        "prompt": prompt,
+        "caption": caption,
+        "metric": found.metric,
+        "donors": [_name_donor(layer, int(h[0])) for layer, h in found.donors.items()],
+        "targets": [
+            {
+                "object": target.label,
+                "position": target.position,
+                "text": target.text,
+                "plain": float(found.plain.values[index]),
+                "patched": float(found.patched.values[index]),
+                "top": top[top["target"] == index][columns].to_dict("records"),
+                "sums": _sum_kinds(table[table["target"] == index]),
+            }
+            for index, target in enumerate(found.targets)
+        ],
+        "error": max(float(run.error.max()) for run in (found.plain, found.patched)),
+    }
+
+
+def _sum_kinds(own: pd.DataFrame) -> dict[Any, Any]:
+    """Sum one target's effects by kind of component."""
+    return own.groupby("kind")[list(RUNS)].sum().loc[list(SUMS)].to_dict("index")
+
+
+def _name_donor(layer: int, head: int) -> dict[str, Any]:
+    if head < 0:
+        return {"layer": layer, "head": None, "name": None}
+    return {"layer": layer, "head": head, "name": f"L{layer}H{head}"}
+
+
+def record_toy(
+    changes: Mapping[str, pd.DataFrame],
+    *,
+    model: LVLM,
+    name: str | None,
+    eah: EAH,
+    n_scenes: int,
+) -> dict[str, Any]:
+    """Record what `compare_benchmarks` found of each condition against plain."""
+    return {
+        **_begin("toy", model, name, eah),
+        "scenes": n_scenes,
+        "changes": {name: found.to_dict("records") for name, found in changes.items()},
+    }
+
+
+def record_pope(
+    score: PopeScore, *, files: Mapping[str, Path], rule: str
+) -> dict[str, Any]:
+    """Record the score of a file of answers; null where nothing can be said."""
+    return {
+        "command": "score pope",
+        "versions": list_versions(),
+        "files": {name: str(path) for name, path in files.items()},
+        "rule": rule,
+        "score": _without_nan(score),
+    }
+
+
+def record_chair(
+    score: ChairScore, captions: pd.DataFrame, *, files: Mapping[str, Path]
+) -> dict[str, Any]:
+    """Record the score of a file of captions, and every caption's objects."""
+    columns = ["image_id", "mentions", "absent", "n_tokens"]
+    return {
+        "command": "score chair",
+        "versions": list_versions(),
+        "files": {name: str(path) for name, path in files.items()},
+        "score": _without_nan(score),
+        "captions": captions[columns].to_dict("records"),
+    }
+
+
+def _without_nan(score: PopeScore | ChairScore) -> dict[str, Any]:
+    return {
+        name: None if isinstance(value, float) and math.isnan(value) else value
+        for name, value in dataclasses.asdict(score).items()
+    }
+
+
+# ---- One image, looked at closely: the record, and the demo's folder.
+
+
+def record_inspection(found: Inspection, *, command: str) -> dict[str, Any]:
+    """Record what was measured of one image, but for heads.
+
+    Args:
+        found: What was measured.
+        command: The command that measured it.
+    """
+    subject, sinks = found.subject, found.sink_map
+    return {
+        "command": command,
+        "versions": dict(found.versions),
+        "model": dict(found.model),
+        "settings": found.eah.to_dict(),
+        "picture": {
+            "title": subject.title,
+            "present": list(subject.present),
+            "absent": list(subject.absent),
+        },
+        "questions": [_record_question(one) for one in found.asked],
+        "caption": dataclasses.asdict(found.caption) if found.caption else None,
+        "sinks": {
+            "prompt": found.asked[-1].question.prompt,
+            "definition": sinks.definition,
+            "beta": sinks.beta,
+            "n_columns": int(sinks.columns[0].sum()),
+            "layers": list(sinks.layers),
+            "density": sinks.density[0].tolist(),
+        },
+        "verdict": list(found.verdict),
+        "not_measured": list(found.remarks),
+    }
+
+
+def _record_question(one: Asked) -> dict[str, Any]:
+    return {
+        **dataclasses.asdict(one.question),
+        "position": one.reading.position,
+        "answers": dict(one.answers),
+        "yes": dict(one.yes),
+        "no": dict(one.no),
+        "yes_minus_no": one.margins,
+        "donors": {
+            name: list_donors(patch) for name, patch in one.reading.patches.items()
+        },
+    }
+
+
+def save_demo(found: Inspection, folder: Path) -> tuple[Sequence[Path], str]:
+    """Write result.json, report.html, sinks.png and picture.png into a folder.
+
+    Returns:
+        The files, and why picture.png is not among them: where image tokens have no
+        known place. Empty where it is.
+
+    Raises:
+        ExtraMissingError: If matplotlib is not installed.
+        SettingsError: If the folder cannot be written to.
+    """
+    from eah_interp.viz import plot_sink_map, plot_sinks
+
+    names = ("report.html", "result.json", "sinks.png", "picture.png")
+    page, result, sinks, overlay = files = [folder / name for name in names]
+    record = record_inspection(found, command="demo")
+    save_bytes((write_json(record) + "\n").encode(), result)
+    write_report(found, page)
+    save_figure(plot_sink_map(found.sink_map, donors=found.donors), sinks)
+    patch = found.asked[-1].reading.patches[PATCHED]
+    columns = {d.title: d.columns for d in list_donor_sinks(patch, found.sink_map)}
+    try:
+        drawn = plot_sinks(found.subject.image, found.span, columns=columns)
+    except UnsupportedError as error:
+        overlay.unlink(missing_ok=True)  # of an earlier demo
+        return files[:-1], f"{overlay.name} is not drawn: {error}"
+    save_figure(drawn, overlay)
+    return files, ""
