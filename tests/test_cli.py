@@ -367,7 +367,7 @@ REFUSED = {
     "suffix": (("sinks", "photo.png", "--out", "map.txt"), 2, "--out must end in"),
     "no folder": (("sinks", "photo.png", "--out", "gone/map.png"), 2, "does not exist"),
     "file as folder": (("demo", "--out", "photo.png"), 2, "cannot make the folder"),
-    "both": (("demo", "-o", "boat", "-a", "boat"), 2, "cannot be in the picture and"),
+    "both": (("demo", "-o", "boat", "-a", "boat"), 2, "cannot be in the image and"),
     "there": (("demo", "-a", draw_scene(0).objects[0]), 2, "is in scene 0"),
     "zebra": (("demo", "-o", "zebra"), 2, "no scene can be drawn with zebra"),
 }

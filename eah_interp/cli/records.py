@@ -17,13 +17,13 @@ from eah_interp.errors import UnsupportedError
 from eah_interp.files import save_bytes
 from eah_interp.interventions import EAH, SinkMap
 from eah_interp.lvlm import LVLM
-from eah_interp.report import write_report
 from eah_interp.report.inspection import (
     Asked,
     Inspection,
     list_donor_sinks,
     list_donors,
 )
+from eah_interp.report.page import write_report
 from eah_interp.report.reading import PATCHED, list_model, list_versions
 from eah_interp.report.tables import KINDS, PARTS, RUNS
 from eah_interp.testing import FAMILIES

@@ -13,7 +13,8 @@ from eah_interp.attribution import (
 )
 from eah_interp.interventions import EAH, EAHPatch, SinkMap
 from eah_interp.lvlm import ImageSpan
-from eah_interp.report.reading import PATCHED, PLAIN, Question, Reading, Subject
+from eah_interp.report.reading import PATCHED, PLAIN, Reading
+from eah_interp.report.subjects import Question, Subject
 
 
 @dataclasses.dataclass(frozen=True)

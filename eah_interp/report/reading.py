@@ -1,4 +1,4 @@
-"""What is asked of an image, and the next-token logits that answer it."""
+"""What a model would say next, under each condition; and what model it is."""
 
 import dataclasses
 from collections.abc import Iterable, Mapping
@@ -14,58 +14,6 @@ from eah_interp.errors import InputError
 from eah_interp.interventions import EAH, EAHPatch, edit, intervene
 from eah_interp.lvlm import LVLM
 from eah_interp.lvlm.inputs import image_placeholder, pair_rows, write_prompt
-
-# ---- An image, what is known of it, and what is asked about it.
-
-
-@dataclasses.dataclass(frozen=True)
-class Question:
-    """A question to ask, and what is known of its answer.
-
-    Attributes:
-        prompt: The question.
-        object: The object it asks for, if it does.
-        present: Whether that object is in the image; None where nobody said.
-    """
-
-    prompt: str
-    object: str | None = None
-    present: bool | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Subject:
-    """An image and what is known of it.
-
-    Attributes:
-        image: The image itself.
-        title: Where it is from.
-        present: Objects that are in it.
-        absent: Objects that are not.
-        companions: Those of the absent that go with the present ones.
-        questions: What to ask.
-    """
-
-    image: Image.Image
-    title: str
-    present: tuple[str, ...]
-    absent: tuple[str, ...]
-    companions: tuple[str, ...]
-    questions: tuple[Question, ...]
-
-
-def ask_for(name: str) -> str:
-    """Write the question whether an object is in the image.
-
-    Example:
-        >>> ask_for("apple")
-        'Is there an apple in the image?'
-    """
-    article = "an" if name[:1].lower() in "aeiou" else "a"
-    return f"Is there {article} {name} in the image?"
-
-
-# ---- Next-token logits under each condition.
 
 
 @runtime_checkable
