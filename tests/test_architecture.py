@@ -7,6 +7,11 @@ import ast
 import sys
 from pathlib import Path
 
+import torch
+
+import eah_interp as eah
+from eah_interp.toy import draw_scene
+
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "eah_interp"
 
@@ -238,6 +243,28 @@ def test_public_kernels_show_an_example_that_runs():
     ]
     assert public
     assert not silent, f"no example in {silent}"
+
+
+def test_intervene_is_followed_in_at_most_13_files():
+    """From the call to the patched attention; imports are done before."""
+    model, image = eah.load(), draw_scene(0).pil()
+    settings, entered = eah.EAH(), set()
+
+    def note(frame, event, _):
+        file = Path(frame.f_code.co_filename)
+        if event == "call" and PACKAGE in file.parents:
+            entered.add(name_of(file))
+
+    for _ in range(2):  # the first round imports
+        entered.clear()
+        with torch.no_grad(), model.trace(image, "Is there a boat in the image?"):
+            # Functions of this file cannot be called in a trace, so no helper.
+            sys.setprofile(note)
+            eah.intervene(model, settings)
+            sys.setprofile(None)
+            model.output.logits.save()
+    assert "eah_interp/lvlm/attention.py" in entered
+    assert len(entered) <= 13, sorted(entered)
 
 
 def test_the_rules_would_notice():

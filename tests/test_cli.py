@@ -25,7 +25,8 @@ from eah_interp.report.reading import (
 )
 from eah_interp.report.subjects import choose_subject
 from eah_interp.testing import FAMILIES, random_image, tiny_folder
-from eah_interp.toy import TOYS, ask_for, draw_scene, prompt_for, toy_path
+from eah_interp.toy import TOYS, draw_scene, prompt_for, toy_path
+from eah_interp.toy.language import ask_for
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = ("demo", "report", "ask", "sinks", "models")

@@ -21,7 +21,7 @@ from eah_interp.attribution.sides import check_broadcast
 from eah_interp.errors import InputError, SettingsError, UnsupportedError
 from eah_interp.interventions.eah import EAH
 from eah_interp.interventions.point import PatchPoint
-from eah_interp.kernels import ColumnScores
+from eah_interp.kernels.sinks import ColumnScores
 from eah_interp.lvlm.spans import ImageSpan
 
 if TYPE_CHECKING:

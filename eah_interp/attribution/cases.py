@@ -1,8 +1,12 @@
 """Questions in words: which objects are read, and where."""
 
-from collections.abc import Mapping, Sequence
+import functools
+import inspect
+import re
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict, TypeVar, cast, get_type_hints
 
 import torch
 from torch import Tensor
@@ -13,6 +17,8 @@ from eah_interp.attribution.objects import ObjectWord, check_distinct, spell_obj
 from eah_interp.attribution.readouts import MetricName, Readout, Term, read_tokens
 from eah_interp.errors import InputError, SettingsError
 from eah_interp.lvlm.inputs import Encoding, append_tokens, repeat_rows
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 # ---- One question to a model: its inputs, and the numbers that are read off it.
 
@@ -142,6 +148,72 @@ Caption = str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]]
 """An answer for each row, as text or as token ids."""
 
 
+class Ask(TypedDict, total=False):
+    """What is read of an item: keywords of every function that asks about one.
+
+    Attributes:
+        objects: The words, such as `["boat", "fish"]`.
+        metric: What is read of them, such as `"logit"`; `pose` says what each is.
+        caption: An answer; objects are then read wherever it names them.
+        synonyms: Other words for an object, by object.
+    """
+
+    objects: Sequence[str]
+    metric: MetricName
+    caption: Caption | None
+    synonyms: Mapping[str, Sequence[str]] | None
+
+
+_DEFAULTS: Ask = {"objects": (), "metric": "logit", "caption": None, "synonyms": None}
+
+
+def asks(function: Function) -> Function:
+    """Spell the keywords of `Ask` out in a function's signature and help.
+
+    A checker sees `**asked: Unpack[Ask]`; so that a reader of `help()` and an editor
+    see every keyword, they are put in its place. Unknown ones are refused by the
+    function's own name.
+    """
+    types = get_type_hints(Ask)
+    written = inspect.signature(function)
+    spelled = [
+        inspect.Parameter(
+            name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=default,
+            annotation=types[name],
+        )
+        for name, default in _DEFAULTS.items()
+    ]
+    own = [
+        each for each in written.parameters.values() if each.kind != each.VAR_KEYWORD
+    ]
+    whole = written.replace(parameters=[*own, *spelled])
+    known = whole.parameters
+
+    @functools.wraps(function)
+    def asking(*args: Any, **kwargs: Any) -> Any:
+        for name in kwargs:
+            if name not in known:
+                msg = (
+                    f"{function.__name__}() got an unexpected keyword argument "
+                    f"{name!r}: expected {', '.join(known)}"
+                )
+                raise TypeError(msg)
+        return function(*args, **kwargs)
+
+    asking.__signature__ = whole  # type: ignore[attr-defined]
+    entries = textwrap.dedent(str(Ask.__doc__).partition("Attributes:\n")[2]).strip()
+    text = inspect.cleandoc(function.__doc__ or "")
+    asking.__doc__ = re.sub(
+        r"^    \*\*asked:.*(?:\n {8}.*)*",
+        textwrap.indent(entries, "    "),
+        text,
+        flags=re.MULTILINE,
+    )
+    return cast("Function", asking)
+
+
 def pose(
     model: Any,
     images: object,
@@ -186,7 +258,7 @@ def pose(
         ['Yes - No']
     """
     words = _check_objects(objects, metric, captioned=caption is not None)
-    if isinstance(images, Encoding):  # it may know how large the pictures were
+    if isinstance(images, Encoding):  # it may know how large the images were
         encoding = images
     elif isinstance(images, Mapping):
         encoding = Encoding(images)
@@ -229,7 +301,7 @@ def as_case(model: Any, images: object, prompts: object = None, **asked: Any) ->
     """
     if not isinstance(images, Case):
         return pose(model, images, prompts, **asked)
-    defaults: dict[str, Any] = {"metric": "logit", "objects": ()}
+    defaults: dict[str, Any] = {**_DEFAULTS}
     more = [k for k, v in asked.items() if v is not None and v != defaults.get(k)]
     if prompts is not None or more:
         named = ", ".join(["prompts"] * (prompts is not None) + more)

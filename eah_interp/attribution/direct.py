@@ -1,15 +1,15 @@
 """Direct logit attribution: what every head writes towards an object's logit."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from eah_interp.attribution.cases import Caption, as_case
+from eah_interp.attribution.cases import Ask, as_case, asks
 from eah_interp.attribution.direct_path import DirectRun, run_direct
 from eah_interp.attribution.readouts import MetricName, Target, TargetValues
 from eah_interp.attribution.results import (
@@ -49,7 +49,7 @@ class DirectEffects:
         heads: Direct effect of each head.
         blocks: Direct effect of every other component: MLPs, experts.
         embedding: Direct effect of what enters the first layer.
-        between: Direct effect of what is added between layers (DeepStack's pictures).
+        between: Direct effect of what is added between layers (DeepStack's images).
         bias: Direct effect of constants: biases of output projections and norms.
         sources: Direct effect of each head by the position that it read; None where
             it was not asked for.
@@ -326,17 +326,15 @@ WORST_ERROR = {torch.float16: 0.05, torch.bfloat16: 0.2}
 WORST_ERROR_EXACT = 1e-3
 
 
+@asks
 def attribute_heads(
     model: Any,
     images: object,
     prompts: object = None,
     *,
-    objects: Sequence[str] = (),
-    metric: MetricName = "logit",
-    caption: Caption | None = None,
-    synonyms: Mapping[str, Sequence[str]] | None = None,
     patch: Intervention | None = None,
     sources: bool = False,
+    **asked: Unpack[Ask],
 ) -> HeadAttribution:
     """Attribute an object's logit to every head, MLP and the embedding, directly.
 
@@ -356,12 +354,10 @@ def attribute_heads(
         model: An LVLM.
         images: An image or images; a ready-made encoding; or a `Case` of `pose`.
         prompts: A prompt or prompts; "Describe the image." when None.
-        objects: The words, such as `["boat", "fish"]`.
-        metric: `"logit"`, `"logit_diff"` of two objects, or `"yes_no"`.
-        caption: An answer; objects are then read wherever it names them.
-        synonyms: Other words for an object, by object.
         patch: Settings of a second, patched run: `EAH()`, or any intervention.
         sources: Also split every head's effect by the position that it read.
+        **asked: What is read: `objects`, `metric`, `caption` and `synonyms`, as for
+            `pose`.
 
     Returns:
         Effects by target, layer and head, on the CPU.
@@ -385,21 +381,13 @@ def attribute_heads(
     """
     if patch is not None:
         model.check(patch)
-    if metric == "log_prob":
+    if asked.get("metric") == "log_prob":
         msg = (
             "a log-probability is not a sum of direct effects: expected metric="
             '"logit", "logit_diff" or "yes_no" here; exact patching takes "log_prob"'
         )
         raise SettingsError(msg)
-    case = as_case(
-        model,
-        images,
-        prompts,
-        objects=objects,
-        metric=metric,
-        caption=caption,
-        synonyms=synonyms,
-    )
+    case = as_case(model, images, prompts, **asked)
     if not case.readout.is_linear:
         msg = 'this case reads log-probabilities; pose it with metric="logit"'
         raise SettingsError(msg)

@@ -267,7 +267,7 @@ class DirectRun:
         heads: Direct effect of each head, by layer, `[target head]`.
         blocks: Direct effect of every other component, by path, `[target]`.
         embedding: Direct effect of what enters the first layer.
-        between: Direct effect of what is added between layers (DeepStack's pictures).
+        between: Direct effect of what is added between layers (DeepStack's images).
         bias: Direct effect of constants.
         slopes: What a unit of a head's output does to each target, by layer: one
             tensor `[place head d_value]` for each target's pass.
@@ -301,7 +301,7 @@ class DirectRun:
     def credit(
         self, layer: int, outputs: Float[Tensor, "place head d_value"]
     ) -> Float[Tensor, "target head"]:
-        """Say what head outputs at the places would do to each target in this run."""
+        """Compute what head outputs at the places would do to each target here."""
         effect = (self.slopes[layer] * outputs.float()).sum(-1)  # target place head
         return torch.stack(
             [effect[t, own].sum(0) for t, own in enumerate(self.places.of_targets)]
@@ -458,7 +458,7 @@ def _effect(
     *,
     shape: tuple[int, int],
 ) -> Tensor:
-    """Say what a thing that was written does to targets; it may be a constant."""
+    """Compute what something written does to targets; it may be a constant."""
     if slope is None:
         return torch.zeros(len(targets), device=written.device)
     effect = written.detach().float() * slope.float()

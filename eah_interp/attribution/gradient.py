@@ -3,9 +3,8 @@
 Exact patching runs every head; a gradient says it of all heads at once, to first order.
 """
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, Unpack, get_args
 
 import pandas as pd
 import torch
@@ -13,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from eah_interp._types import HeadOutputs
-from eah_interp.attribution.cases import as_case
+from eah_interp.attribution.cases import Ask, as_case, asks
 from eah_interp.attribution.direct import HeadEffects
 from eah_interp.attribution.gradient_runs import (
     GradientRun,
@@ -325,6 +324,7 @@ def patch_sample(
     return exact
 
 
+@asks
 def approximate_heads(
     model: Any,
     images: object,
@@ -334,16 +334,13 @@ def approximate_heads(
     target: Side = "plain",
     source_images: object = None,
     source_prompts: object = None,
-    objects: Sequence[str] = (),
-    metric: MetricName = "logit",
-    caption: str | Sequence[str] | None = None,
-    synonyms: Mapping[str, Sequence[str]] | None = None,
     what: What = "output",
     method: Method = "attribution_patching",
     n_steps: int = 8,
     check: int = 16,
     seed: int = 0,
     batch_size: int = 32,
+    **asked: Unpack[Ask],
 ) -> HeadApproximation:
     """Approximate what patching each head would do, from gradients, and check some.
 
@@ -374,13 +371,9 @@ def approximate_heads(
         source: The run that activations are taken from: `"plain"`, or an
             intervention's settings.
         target: The run that they are put into, likewise.
-        source_images: Other pictures for the source, whose tokens stand where those
+        source_images: Other images for the source, whose tokens stand where those
             of `images` do.
         source_prompts: Other prompts for the source, of the same length.
-        objects: The words, such as `["boat", "fish"]`.
-        metric: What is read; see `pose`.
-        caption: An answer; objects are then read wherever it names them.
-        synonyms: Other words for an object, by object.
         what: `"output"`: what the head returns. `"pattern"`: the source's attention
             pattern over the target's values (the gradient of the pattern times its
             change; no pattern is written out). `"values"`: the target's pattern over
@@ -392,6 +385,8 @@ def approximate_heads(
         seed: Of that draw.
         batch_size: Most copies of an item in one forward pass; halved, with a warning,
             when memory runs out.
+        **asked: What is read: `objects`, `metric`, `caption` and `synonyms`, as for
+            `pose`.
 
     Returns:
         Approximate effects by target, layer and head, and exact ones of some heads, on
@@ -421,12 +416,6 @@ def approximate_heads(
     check_side(model, source, name="source")
     check_side(model, target, name="target")
     check_gradients(model)
-    asked: dict[str, Any] = {
-        "objects": objects,
-        "metric": metric,
-        "caption": caption,
-        "synonyms": synonyms,
-    }
     case = other = as_case(model, images, prompts, **asked)
     if source_images is not None or source_prompts is not None:
         pictures = images if source_images is None else source_images

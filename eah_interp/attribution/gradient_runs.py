@@ -112,7 +112,7 @@ def begin_graph(operation: Any) -> HeadOutputs:
 
 @contextlib.contextmanager
 def with_gradients(model: Any) -> Iterator[None]:
-    """Let graphs grow from what is made to require gradients, not from weights.
+    """Grow graphs from what is made to require gradients, not from weights.
 
     So no graph is kept before the first head output, nor for any weight. The weights
     are as they were afterwards.
@@ -178,7 +178,7 @@ def check_gradients(model: Any) -> None:
 
 
 def _quantised(module: nn.Module) -> str:
-    """Say how a module's weights are quantised; nothing if they are not."""
+    """Name how a module's weights are quantised; nothing if they are not."""
     for parameter in module.parameters(recurse=False):
         if not parameter.is_floating_point() or parameter.element_size() < 2:
             return str(parameter.dtype).removeprefix("torch.")

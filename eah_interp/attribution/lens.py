@@ -1,16 +1,16 @@
 """The logit lens: what each layer's residual stream would say of an object."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import pandas as pd
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from eah_interp.attribution.cases import Case, as_case
+from eah_interp.attribution.cases import Ask, Case, as_case, asks
 from eah_interp.attribution.readouts import MetricName, Readout, Target, TargetValues
 from eah_interp.attribution.results import (
     Result,
@@ -231,18 +231,16 @@ LOGITS_AT_ONCE = 2**25
 """How many logits are held at a time: 128 MiB of float32."""
 
 
+@asks
 def logit_lens(
     model: Any,
     images: object,
     prompts: object = None,
     *,
-    objects: Sequence[str] = (),
-    metric: MetricName = "logit",
-    caption: str | Sequence[str] | None = None,
-    synonyms: Mapping[str, Sequence[str]] | None = None,
     patch: Intervention | None = None,
+    **asked: Unpack[Ask],
 ) -> LogitLens:
-    """Read an object off the residual stream of every layer, at answer and picture.
+    """Read an object off the residual stream of every layer, at answer and image.
 
     The stream that enters the first layer and that leaves each layer is put through
     the model's own final norm, unembedding, and whatever it does to logits after that
@@ -258,12 +256,9 @@ def logit_lens(
         model: An LVLM.
         images: An image or images; a ready-made encoding; or a `Case` of `pose`.
         prompts: A prompt or prompts; "Describe the image." when None.
-        objects: The words, such as `["boat", "fish"]`.
-        metric: `"logit"`, `"logit_diff"` of two objects, or `"yes_no"`.
-        caption: An answer; objects are then read wherever it names them, and at the
-            image tokens.
-        synonyms: Other words for an object, by object.
         patch: Settings of a second, patched run: `EAH()`, or any intervention.
+        **asked: What is read: `objects`, `metric`, `caption` and `synonyms`, as for
+            `pose`.
 
     Returns:
         Logit, rank and probability by target, layer and position, on the CPU.
@@ -286,22 +281,14 @@ def logit_lens(
     """
     if patch is not None:
         model.check(patch)
-    if metric == "log_prob":
+    if asked.get("metric") == "log_prob":
         msg = (
             "the lens reads one position at a time, and a log-probability of a whole "
             'word several: expected metric="logit", "logit_diff" or "yes_no"; the '
             "result has the probability of the first token"
         )
         raise SettingsError(msg)
-    case = as_case(
-        model,
-        images,
-        prompts,
-        objects=objects,
-        metric=metric,
-        caption=caption,
-        synonyms=synonyms,
-    )
+    case = as_case(model, images, prompts, **asked)
     _check_positions(case.readout)
     spans = model.spans(case.encoding)
     places = list_places(case.readout, spans)

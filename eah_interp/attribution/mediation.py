@@ -1,14 +1,14 @@
 """Which later heads and MLPs carry a broadcast's effect to an object's logit."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 import pandas as pd
 from jaxtyping import Float
 from torch import Tensor
 
-from eah_interp.attribution.cases import as_case
+from eah_interp.attribution.cases import Ask, as_case, asks
 from eah_interp.attribution.nodes import (
     Node,
     NodeName,
@@ -114,6 +114,7 @@ class Mediation(Result):
         return plot_heads({"carried by": grid}, layers=layers, title=title)
 
 
+@asks
 def trace_mediators(
     model: Any,
     images: object,
@@ -121,12 +122,9 @@ def trace_mediators(
     *,
     eah: EAH | None = None,
     nodes: Sequence[NodeName] | Literal["all"] = "all",
-    objects: Sequence[str] = (),
-    metric: MetricName = "logit",
-    caption: str | Sequence[str] | None = None,
-    synonyms: Mapping[str, Sequence[str]] | None = None,
     batch_size: int = 64,
     progress: bool = False,
+    **asked: Unpack[Ask],
 ) -> Mediation:
     """Trace which later heads and MLPs carry a broadcast's effect on an object.
 
@@ -147,13 +145,11 @@ def trace_mediators(
         prompts: A prompt or prompts; "Describe the image." when None.
         eah: The broadcast; `EAH()` when None.
         nodes: The nodes that are set back: `(layer, head)`, `"L3H7"`, `"L3.mlp"`.
-        objects: The words, such as `["boat", "fish"]`.
-        metric: What is read; see `pose`.
-        caption: An answer; objects are then read wherever it names them.
-        synonyms: Other words for an object, by object.
         batch_size: Most copies in one forward pass; halved, with a warning, when
             memory runs out.
         progress: Whether to show a bar.
+        **asked: What is read: `objects`, `metric`, `caption` and `synonyms`, as for
+            `pose`.
 
     Returns:
         The effect, and what of it each node carries, on the CPU.
@@ -178,15 +174,7 @@ def trace_mediators(
     check_batch_size(batch_size)
     check_broadcast(model, eah)
     chosen = find_mediators(model, eah, nodes)
-    case = as_case(
-        model,
-        images,
-        prompts,
-        objects=objects,
-        metric=metric,
-        caption=caption,
-        synonyms=synonyms,
-    )
+    case = as_case(model, images, prompts, **asked)
     variants = [chosen, *((node,) for node in chosen)]
     plain, patched, changes = [], [], []
     for item, indices, (settings,) in split_items(case, eah):

@@ -221,7 +221,7 @@ def _fold(text: str) -> str:
 
 
 def _refuse(place: _Place, word: str) -> NoReturn:
-    """Say why a word cannot be spelled at a place."""
+    """Explain why a word cannot be spelled at a place."""
     written = _continue(place, word)
     if not written:
         msg = (

@@ -1,15 +1,15 @@
-"""Effects of image tokens, on the picture: the result of `attribute_patches`."""
+"""Effects of image tokens, on the image: the result of `attribute_patches`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, Unpack, get_args
 
 import pandas as pd
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from eah_interp.attribution.cases import Case, as_case
+from eah_interp.attribution.cases import Ask, Case, as_case, asks
 from eah_interp.attribution.direct_path import run_direct
 from eah_interp.attribution.gradient_runs import (
     SourceRun,
@@ -215,22 +215,22 @@ class PictureAttribution(Result):
         sign: Sign = "both",
         image: int = 0,
     ) -> tuple[Float[Tensor, "row column"], ...]:
-        """Lay one target's effects out as the patches lie in the picture.
+        """Lay one target's effects out as the patches lie in the image.
 
         Args:
             target: Which target.
             heads: Layers and heads; all when None.
             run: Plain, patched, or the change.
             sign: As for `summed`.
-            image: Which picture of the target's row.
+            image: Which image of the target's row.
 
         Returns:
-            A grid for each part of the picture (`spans[row][image].parts`: the whole,
+            A grid for each part of the image (`spans[row][image].parts`: the whole,
             crops, tiles); NaN where a patch shows padding only.
 
         Raises:
-            UnsupportedError: If image tokens have no place in the picture.
-            SettingsError: If a target, head, run or picture does not exist.
+            UnsupportedError: If image tokens have no place in the image.
+            SettingsError: If a target, head, run or image does not exist.
         """
         values = self.summed(target, heads=heads, run=run, sign=sign)
         columns = self.columns[target].tolist()
@@ -238,14 +238,14 @@ class PictureAttribution(Result):
         return lay_out(self.span(target, image=image), by_column)
 
     def span(self, target: int, *, image: int = 0) -> ImageSpan:
-        """Return where a picture of a target's row is.
+        """Return where an image of a target's row is.
 
         Raises:
-            SettingsError: If the row has no such picture.
+            SettingsError: If the row has no such image.
         """
         spans = self.spans[self.targets[target].row]
         if not 0 <= image < len(spans):
-            msg = f"picture {image} does not exist: expected 0 to {len(spans) - 1}"
+            msg = f"image {image} does not exist: expected 0 to {len(spans) - 1}"
             raise SettingsError(msg)
         return spans[image]
 
@@ -300,24 +300,22 @@ class PictureAttribution(Result):
         )
 
 
-# ---- Which patches of the picture move an object's logit, through which heads.
+# ---- Which patches of the image move an object's logit, through which heads.
 
 
 Method = Literal["contribution", "attention_gradient"]
 """How an image token is credited; see `attribute_patches`."""
 
 
+@asks
 def attribute_patches(
     model: Any,
     images: object,
     prompts: object = None,
     *,
-    objects: Sequence[str] = (),
-    metric: MetricName = "logit",
-    caption: str | Sequence[str] | None = None,
-    synonyms: Mapping[str, Sequence[str]] | None = None,
     patch: Intervention | None = None,
     method: Method = "contribution",
+    **asked: Unpack[Ask],
 ) -> PictureAttribution:
     """Credit every image token with what each head takes from it to an object's logit.
 
@@ -338,12 +336,10 @@ def attribute_patches(
         model: An LVLM.
         images: An image or images; a ready-made encoding; or a `Case` of `pose`.
         prompts: A prompt or prompts; "Describe the image." when None.
-        objects: The words, such as `["boat", "fish"]`.
-        metric: What is read of them; `"log_prob"` under `"attention_gradient"` only.
-        caption: An answer; objects are then read wherever it names them.
-        synonyms: Other words for an object, by object.
         patch: Settings of a second, patched run: `EAH()`, or any intervention.
         method: How image tokens are credited.
+        **asked: What is read: `objects`, `metric`, `caption` and `synonyms`, as for
+            `pose`.
 
     Returns:
         Effects by target, layer, head and image token, on the CPU.
@@ -369,16 +365,8 @@ def attribute_patches(
         raise SettingsError(msg)
     if patch is not None:
         model.check(patch)
-    _check_linear(method, linear=metric != "log_prob")
-    case = as_case(
-        model,
-        images,
-        prompts,
-        objects=objects,
-        metric=metric,
-        caption=caption,
-        synonyms=synonyms,
-    )
+    _check_linear(method, linear=asked.get("metric") != "log_prob")
+    case = as_case(model, images, prompts, **asked)
     _check_linear(method, linear=case.readout.is_linear)
     if method == "attention_gradient":
         check_gradients(model)

@@ -1,15 +1,15 @@
 """Exact patching: a head of one run put into another, and what it does to an object."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, Unpack, get_args
 
 import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from eah_interp.attribution.cases import as_case
+from eah_interp.attribution.cases import Ask, as_case, asks
 from eah_interp.attribution.nodes import NodeName, find_nodes, grid_of_heads, list_nodes
 from eah_interp.attribution.readouts import MetricName, Target, TargetValues
 from eah_interp.attribution.replay import (
@@ -119,6 +119,7 @@ class HeadPatching(Result):
         return plot_heads({panel: grid}, layers=layers, title=title)
 
 
+@asks
 def patch_heads(
     model: Any,
     images: object,
@@ -128,15 +129,12 @@ def patch_heads(
     target: Side = "plain",
     source_images: object = None,
     source_prompts: object = None,
-    objects: Sequence[str] = (),
-    metric: MetricName = "logit",
-    caption: str | Sequence[str] | None = None,
-    synonyms: Mapping[str, Sequence[str]] | None = None,
     heads: Sequence[NodeName] | None = None,
     what: What = "output",
     together: bool = False,
     batch_size: int = 64,
     progress: bool = False,
+    **asked: Unpack[Ask],
 ) -> HeadPatching:
     """Put each head of one run into another, and measure what becomes of an object.
 
@@ -145,7 +143,7 @@ def patch_heads(
     "Investigating Gender Bias in Language Models Using Causal Mediation Analysis",
     2020). `source=EAH()` puts what the broadcast made of a head into the plain run,
     `source="plain", target=EAH()` takes it back out, and `source_images` puts another
-    picture's head in.
+    image's head in.
 
     Many heads share a forward pass, which starts at the first layer that changes; the
     vision tower does not run again. Donors of an EAH run are those it chose by itself,
@@ -158,13 +156,9 @@ def patch_heads(
         source: The run that activations are taken from: `"plain"`, or an
             intervention's settings.
         target: The run that they are put into, likewise.
-        source_images: Other pictures for the source (or a `Case`), whose tokens stand
+        source_images: Other images for the source (or a `Case`), whose tokens stand
             where those of `images` do.
         source_prompts: Other prompts for the source, of the same length.
-        objects: The words, such as `["boat", "fish"]`.
-        metric: What is read; see `pose`.
-        caption: An answer; objects are then read wherever it names them.
-        synonyms: Other words for an object, by object.
         heads: `(layer, head)`, `"L3H7"`, or another component, `"L3.mlp"`; every
             head of every layer when None.
         what: `"output"`: what the head returns. `"pattern"`: the source's attention
@@ -174,6 +168,8 @@ def patch_heads(
         batch_size: Most patched copies in one forward pass; halved, with a warning,
             when memory runs out.
         progress: Whether to show a bar.
+        **asked: What is read: `objects`, `metric`, `caption` and `synonyms`, as for
+            `pose`.
 
     Returns:
         Effects by target and patch, on the CPU.
@@ -207,12 +203,6 @@ def patch_heads(
     if blocks and what != "output":
         msg = f'{blocks[0]} has no {what}: expected heads, or what="output"'
         raise SettingsError(msg)
-    asked = {
-        "objects": objects,
-        "metric": metric,
-        "caption": caption,
-        "synonyms": synonyms,
-    }
     case = as_case(model, images, prompts, **asked)
     other = case
     if source_images is not None or source_prompts is not None:
@@ -258,7 +248,7 @@ def patch_heads(
 def _head_source(
     taken: Recording, into: Recording, what: What
 ) -> Callable[[int, AttentionCall], Tensor]:
-    """Say what a head becomes, given its layer and the attention call of that row."""
+    """Compute what a head becomes, given its layer and its row's attention call."""
     if what == "output":
         return given_by(taken).heads
 
@@ -280,6 +270,7 @@ AblationMode = Literal["zero", "mean"]
 """What a head returns instead: nothing; or its mean over the item's positions."""
 
 
+@asks
 def ablate_heads(
     model: Any,
     images: object,
@@ -287,14 +278,11 @@ def ablate_heads(
     *,
     how: AblationMode = "zero",
     target: Side = "plain",
-    objects: Sequence[str] = (),
-    metric: MetricName = "logit",
-    caption: str | Sequence[str] | None = None,
-    synonyms: Mapping[str, Sequence[str]] | None = None,
     heads: Sequence[NodeName] | None = None,
     together: bool = False,
     batch_size: int = 64,
     progress: bool = False,
+    **asked: Unpack[Ask],
 ) -> HeadPatching:
     """Ablate each head, and measure what becomes of an object.
 
@@ -310,16 +298,14 @@ def ablate_heads(
         how: What the head returns instead.
         target: The run in which heads are ablated: `"plain"`, or an
             intervention's settings.
-        objects: The words, such as `["boat", "fish"]`.
-        metric: What is read; see `pose`.
-        caption: An answer; objects are then read wherever it names them.
-        synonyms: Other words for an object, by object.
         heads: `(layer, head)`, `"L3H7"`, or another component, `"L3.mlp"`; every
             head of every layer when None.
         together: Ablate all of them at once, instead of one at a time.
         batch_size: Most copies in one forward pass; halved, with a warning, when
             memory runs out.
         progress: Whether to show a bar.
+        **asked: What is read: `objects`, `metric`, `caption` and `synonyms`, as for
+            `pose`.
 
     Returns:
         Effects by target and ablation (ablated minus not), on the CPU.
@@ -346,15 +332,7 @@ def ablate_heads(
     check_batch_size(batch_size)
     check_side(model, target, name="target")
     nodes = find_nodes(model, heads)
-    case = as_case(
-        model,
-        images,
-        prompts,
-        objects=objects,
-        metric=metric,
-        caption=caption,
-        synonyms=synonyms,
-    )
+    case = as_case(model, images, prompts, **asked)
     variants = [nodes] if together else [(node,) for node in nodes]
     effects, values = [], []
     for item, indices, (settings,) in split_items(case, target):

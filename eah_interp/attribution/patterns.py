@@ -178,36 +178,36 @@ class HeadPatterns(Result):
         run: RunName = "plain",
         image: int = 0,
     ) -> tuple[Float[Tensor, "row column"], ...]:
-        """Lay one row's attention out as the patches lie in the picture.
+        """Lay one row's attention out as the patches lie in the image.
 
         Args:
             head: Such as `"L1H3"`.
             item: Which batch item.
             query: The row's position.
             run: Plain or patched.
-            image: Which picture of the item.
+            image: Which image of the item.
 
         Returns:
-            A grid for each part of the picture (`spans[item][image].parts`: the whole,
+            A grid for each part of the image (`spans[item][image].parts`: the whole,
             crops, tiles); NaN where a patch shows padding only.
 
         Raises:
-            UnsupportedError: If image tokens have no place in the picture.
-            SettingsError: If an item, head, row, run or picture is not there.
+            UnsupportedError: If image tokens have no place in the image.
+            SettingsError: If an item, head, row, run or image is not there.
         """
         row = self.row(head, item=item, query=query, run=run)
         span = self.span(item, image=image)
         return lay_out(span, {column: float(row[column]) for column in span.columns})
 
     def span(self, item: int, *, image: int = 0) -> ImageSpan:
-        """Return where a picture of an item is.
+        """Return where an image of an item is.
 
         Raises:
-            SettingsError: If there is no such item or picture.
+            SettingsError: If there is no such item or image.
         """
         spans = self.spans[self.find_item(item)]
         if not 0 <= image < len(spans):
-            msg = f"picture {image} does not exist: expected 0 to {len(spans) - 1}"
+            msg = f"image {image} does not exist: expected 0 to {len(spans) - 1}"
             raise SettingsError(msg)
         return spans[image]
 
@@ -238,7 +238,7 @@ class HeadPatterns(Result):
         return known.index(wanted)
 
     def find_item(self, item: int) -> int:
-        """See that a batch item is there.
+        """Check that a batch item is there.
 
         Raises:
             SettingsError: If it is not.
@@ -595,7 +595,7 @@ def _run(model: Any, asked: _Asked, patch: Intervention | None) -> _Read:
 def _find_positions(
     query: int | Sequence[int] | Literal["all"], width: int
 ) -> list[int]:
-    """Say which positions are meant, counted from the front.
+    """Find which positions are meant, counted from the front.
 
     Raises:
         SettingsError: If one does not exist, is named twice, or there is none.

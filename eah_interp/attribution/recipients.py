@@ -1,15 +1,15 @@
 """Which recipients of an EAH broadcast its effect is owed to."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, Unpack, get_args
 
 import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from eah_interp.attribution.cases import as_case
+from eah_interp.attribution.cases import Ask, as_case, asks
 from eah_interp.attribution.nodes import grid_of_heads, list_nodes
 from eah_interp.attribution.readouts import MetricName, Target, TargetValues
 from eah_interp.attribution.replay import (
@@ -159,7 +159,7 @@ class BroadcastGame:
     def worth(
         self, coalitions: Sequence[Coalition]
     ) -> Float[Tensor, "coalition target"]:
-        """Say what each target is where exactly these players receive."""
+        """Compute each target where exactly these players receive."""
         new = [each for each in dict.fromkeys(coalitions) if each not in self.known]
         if new:
             found = in_batches(
@@ -195,7 +195,7 @@ class BroadcastGame:
 
 
 def _changes(run: Recording, layer: int, head: int) -> bool:
-    """Say whether a broadcast gives a head another pattern than its own."""
+    """Tell whether a broadcast gives a head another pattern than its own."""
     assert isinstance(run.patch, EAH)
     done = run.learned[layer]
     if not bool(done.patched[0]):
@@ -203,6 +203,7 @@ def _changes(run: Recording, layer: int, head: int) -> bool:
     return run.patch.remakes_pattern or int(done.donors[0]) != head
 
 
+@asks
 def attribute_recipients(
     model: Any,
     images: object,
@@ -212,12 +213,9 @@ def attribute_recipients(
     method: Method = "alone",
     n_permutations: int = 64,
     seed: int = 0,
-    objects: Sequence[str] = (),
-    metric: MetricName = "logit",
-    caption: str | Sequence[str] | None = None,
-    synonyms: Mapping[str, Sequence[str]] | None = None,
     batch_size: int = 64,
     progress: bool = False,
+    **asked: Unpack[Ask],
 ) -> RecipientAttribution:
     """Attribute a broadcast's effect on an object to the heads that receive it.
 
@@ -239,13 +237,11 @@ def attribute_recipients(
         n_permutations: Orders that are sampled for Shapley values of more than 8
             heads, half of them the others' reverses: even, at least 4.
         seed: Of the orders.
-        objects: The words, such as `["boat", "fish"]`.
-        metric: What is read; see `pose`.
-        caption: An answer; objects are then read wherever it names them.
-        synonyms: Other words for an object, by object.
         batch_size: Most copies in one forward pass; halved, with a warning, when
             memory runs out.
         progress: Whether to show a bar.
+        **asked: What is read: `objects`, `metric`, `caption` and `synonyms`, as for
+            `pose`.
 
     Returns:
         Effects by target and recipient, on the CPU.
@@ -273,15 +269,7 @@ def attribute_recipients(
     check_batch_size(batch_size)
     check_orders(n_permutations)
     check_broadcast(model, eah)
-    case = as_case(
-        model,
-        images,
-        prompts,
-        objects=objects,
-        metric=metric,
-        caption=caption,
-        synonyms=synonyms,
-    )
+    case = as_case(model, images, prompts, **asked)
     heads = range(model.n_heads) if eah.recipients == "all" else eah.recipients
     players = [(layer, head) for layer in eah.layers for head in heads]
     donors = {layer: torch.full((case.n_items,), -1) for layer in eah.layers}

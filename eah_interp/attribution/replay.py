@@ -50,13 +50,13 @@ class Replay:
 
     Attributes:
         recording: The item.
-        reuses_pictures: Whether the vision tower is left out: the decoder is called
+        reuses_images: Whether the vision tower is left out: the decoder is called
             with what it was called with.
         skips_layers: Whether layers before the first change are left out.
     """
 
     recording: Recording
-    reuses_pictures: bool
+    reuses_images: bool
     skips_layers: bool
 
     def run(
@@ -91,7 +91,7 @@ class Replay:
         at_calls = at_calls or {}
         patching = Patching.of(recording) if patching is None else patching
         with (
-            _replaced(model, recording, n_rows, decoder=self.reuses_pictures),
+            _replaced(model, recording, n_rows, decoder=self.reuses_images),
             _changed_blocks(model, blocks or {}),
             model.trace(**self._inputs(n_rows), **kept, use_cache=False),
         ):
@@ -114,7 +114,7 @@ class Replay:
         return values.view(n_rows, -1)
 
     def _inputs(self, n_rows: int) -> dict[str, Any]:
-        if not self.reuses_pictures:
+        if not self.reuses_images:
             copies = repeat_rows(self.recording.case.encoding, [0] * n_rows)
             return {k: v for k, v in copies.items() if k != "labels"}
         ids = self.recording.case.encoding["input_ids"]
@@ -149,8 +149,8 @@ def prepare_replay(model: Any, recording: Recording) -> Replay:
     starts = sorted({(last + 1) // 2, last})
     allowed = _TOLERANCE.get(model._module.dtype, _COARSE)
     allowed *= float(recording.values.abs().max().clamp(min=1.0))
-    for pictures, layers in _WAYS:
-        replay = Replay(recording, reuses_pictures=pictures, skips_layers=layers)
+    for images, layers in _WAYS:
+        replay = Replay(recording, reuses_images=images, skips_layers=layers)
         try:
             found = max(
                 float(
@@ -176,7 +176,7 @@ def prepare_replay(model: Any, recording: Recording) -> Replay:
 
 
 _WAYS = ((True, True), (True, False), (False, True), (False, False))
-"""Whether pictures are reused and layers skipped, the cheapest way first."""
+"""Whether images are reused and layers skipped, the cheapest way first."""
 
 
 _BREAKS = (RuntimeError, ValueError, TypeError, LookupError, AttributeError)

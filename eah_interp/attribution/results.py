@@ -33,7 +33,7 @@ class Result:
     """
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Let results of this kind be loaded by name."""
+        """Register a kind of result, so that it is loaded by name."""
         super().__init_subclass__(**kwargs)
         _KINDS[cls.__name__] = cls
 
@@ -101,7 +101,7 @@ class Result:
 
 
 def register(kind: type[Any]) -> type[Any]:
-    """Let a dataclass be part of saved results."""
+    """Register a dataclass as part of saved results."""
     _KINDS[kind.__name__] = kind
     return kind
 

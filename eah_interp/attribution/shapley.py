@@ -137,7 +137,7 @@ def _weigh(player: int, n: int, worth: Tensor, index: dict[Coalition, int]) -> T
 
 
 def _walk(order: list[int], worth: Tensor, index: dict[Coalition, int]) -> Tensor:
-    """Let players join in an order, and note what each adds."""
+    """Add players in an order, and note what each adds."""
     added = torch.zeros(len(order), *worth.shape[1:], dtype=worth.dtype)
     for stop, player in enumerate(order):
         before = index[Coalition(order[:stop])]

@@ -80,12 +80,12 @@ def take_item(case: Case, item: int) -> Case:
 def pose_alike(
     model: Any, case: Case, images: object, prompts: object, **asked: Any
 ) -> Case:
-    """Ask of other pictures or prompts what a case asks of its own.
+    """Ask of other images or prompts what a case asks of its own.
 
     Args:
         model: An LVLM.
         case: The case.
-        images: Other pictures; or a `Case`, whose inputs are taken.
+        images: Other images; or a `Case`, whose inputs are taken.
         prompts: Other prompts.
         **asked: What the case was posed with.
 
@@ -94,12 +94,12 @@ def pose_alike(
 
     Raises:
         InputError: If their positions do not correspond to the case's.
-        SettingsError: If pictures come with a ready-made case, which does not say
+        SettingsError: If images come with a ready-made case, which does not say
             how they are to be encoded.
     """
     if isinstance(images, Case):
         other = images
-    elif asked == {"objects": (), "metric": "logit", "caption": None, "synonyms": None}:
+    elif not asked:
         msg = (
             "images is a case, so the source is a case too: pose it with the same "
             "objects, and pass it as source_images"
@@ -125,7 +125,7 @@ def check_same_places(model: Any, case: Case, other: Case) -> None:
         if one != two:
             msg = (
                 f"the source has {two} {what}, the target {one}: expected the same, "
-                "so that positions correspond; use pictures of one size and prompts "
+                "so that positions correspond; use images of one size and prompts "
                 "of one length"
             )
             raise InputError(msg)
@@ -139,7 +139,7 @@ def check_same_places(model: Any, case: Case, other: Case) -> None:
             msg = (
                 f"source and target have their {what} at different places, first at "
                 f"position {place} of item {row}: expected the same, so that positions "
-                "correspond; use pictures of one size and prompts of one length"
+                "correspond; use images of one size and prompts of one length"
             )
             raise InputError(msg)
 
@@ -166,10 +166,10 @@ def name_side(side: Side, *, pictured: bool = False) -> str:
 
     Example:
         >>> name_side("plain"), name_side(EAH()), name_side("plain", pictured=True)
-        ('plain', 'EAH', 'plain, another picture')
+        ('plain', 'EAH', 'plain, another image')
     """
     name = type(side).__name__ if isinstance(side, Intervention) else side
-    return f"{name}, another picture" if pictured else name
+    return f"{name}, another image" if pictured else name
 
 
 def gather(parts: Sequence[tuple[list[int], Tensor]], n_targets: int) -> Tensor:

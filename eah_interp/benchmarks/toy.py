@@ -18,8 +18,8 @@ from eah_interp.lvlm import LVLM
 from eah_interp.statistics import Counts, compare_rates
 
 if TYPE_CHECKING:
-    from eah_interp.toy import Scene
     from eah_interp.toy.language import Sampling
+    from eah_interp.toy.render import Scene
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def run_toy_benchmark(
         >>> len(result.questions), len(result.captions)
         (24, 4)
     """
-    from eah_interp.toy import draw_scenes
+    from eah_interp.toy.scenes import draw_scenes
 
     scenes = draw_scenes(range(1000)) if scenes is None else scenes
     options: dict[str, Any] = {"batch_size": batch_size, "progress": progress}
@@ -134,7 +134,7 @@ def ask_about_scenes(
     Raises:
         InputError: If there are no scenes.
     """
-    from eah_interp.toy import prompt_for, questions_for
+    from eah_interp.toy.language import prompt_for, questions_for
 
     asked = [
         (scene, kind, question)
@@ -193,7 +193,7 @@ def describe_scenes(
     Raises:
         InputError: If there are no scenes.
     """
-    from eah_interp.toy import mentions_in
+    from eah_interp.toy.language import mentions_in
 
     rows: list[dict[str, Any]] = []
     scenes = list(_require(scenes))

@@ -402,7 +402,7 @@ def write_command(
     """Write the command line that has the same meaning.
 
     Args:
-        name: The command.
+        name: The command, such as `study run`.
         words: Its arguments.
         given: Its own options, by name; lists are repeated, None, False and empty ones
             left out, and True written without a value.
@@ -419,7 +419,7 @@ def write_command(
         >>> write_command("ask", ["a b.png", "Why?"], given={}, options=options)
         "eah-interp ask 'a b.png' 'Why?' --layers 0,1 --seed 4"
     """
-    parts = ["eah-interp", name, *map(str, words)]
+    parts = ["eah-interp", *name.split(), *map(str, words)]
     fields = () if options is None else dataclasses.fields(options)
     shared = {
         field.name: getattr(options, field.name)

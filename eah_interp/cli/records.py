@@ -28,7 +28,7 @@ from eah_interp.report.reading import PATCHED, list_model, list_versions
 from eah_interp.report.tables import KINDS, PARTS, RUNS
 from eah_interp.testing import FAMILIES
 from eah_interp.testing.support import read_support
-from eah_interp.toy import TOYS, toy_path
+from eah_interp.toy.model import TOYS, toy_path
 
 SUMS = {"head": "all heads", **KINDS}
 """What effects are summed over, by kind of component."""
@@ -277,14 +277,14 @@ def save_demo(found: Inspection, folder: Path) -> tuple[Sequence[Path], str]:
         ExtraMissingError: If matplotlib is not installed.
         SettingsError: If the folder cannot be written to.
     """
-    from eah_interp.viz import plot_sink_map, plot_sinks
+    from eah_interp.viz.overlays import plot_sinks
 
     names = ("report.html", "result.json", "sinks.png", "picture.png")
     page, result, sinks, overlay = files = [folder / name for name in names]
     record = record_inspection(found, command="demo")
     save_bytes((write_json(record) + "\n").encode(), result)
     write_report(found, page)
-    save_figure(plot_sink_map(found.sink_map, donors=found.donors), sinks)
+    save_figure(found.sink_map.plot(donors=found.donors), sinks)
     patch = found.asked[-1].reading.patches[PATCHED]
     columns = {d.title: d.columns for d in list_donor_sinks(patch, found.sink_map)}
     try:

@@ -42,7 +42,7 @@ def toy(
         from eah_interp.cli.records import record_toy
         from eah_interp.cli.tables import show_toy
         from eah_interp.report.reading import PLAIN, compare_with
-        from eah_interp.toy import draw_scenes
+        from eah_interp.toy.scenes import draw_scenes
 
         options.eah()
         bar.step("loading the model")

@@ -73,6 +73,7 @@ class EAH(Intervention):
     """
 
     kind: ClassVar[str] = "eah"
+    reads_images: ClassVar[bool] = True
 
     layers: tuple[int, ...] = (1,)
     definition: Definition = "visible"
@@ -324,7 +325,7 @@ class EAH(Intervention):
         return replace(self, seed=self.seed[item])
 
     def report(self, learned: dict[int, Any]) -> "EAHPatch":
-        """Say who donated in each layer."""
+        """Collect who donated in each layer."""
         return EAHPatch(self, tuple(learned.values()))
 
 

@@ -14,8 +14,8 @@ from eah_interp.interventions.intervention import (
     check_indices,
 )
 from eah_interp.interventions.point import PatchPoint, RowIndex
-from eah_interp.kernels import (
-    PatternBlock,
+from eah_interp.kernels.patterns import PatternBlock
+from eah_interp.kernels.replacements import (
     hide_columns,
     previous_pattern,
     uniform_pattern,
@@ -33,7 +33,7 @@ class Ablation(Intervention):
     """Settings of an ablation: which heads, and what they do instead.
 
     `"zero"`: they return nothing. `"mean"`: at every position what they returned on
-    average over this item's prompt (pictures and words, no padding), which leaves the
+    average over this item's prompt (images and words, no padding), which leaves the
     stream nearer to what later layers are used to; the mean is of the item alone, so
     it does not depend on its batch. The others keep the head's values and replace its
     pattern: `"uniform"` spreads every row evenly over the image columns that it sees
@@ -78,6 +78,11 @@ such as 'L3H7', each once, got ()
         return self.how == "mean"
 
     @property
+    def reads_images(self) -> bool:  # type: ignore[override]
+        """Whether it acts on image columns."""
+        return self.how in ("uniform", "knockout")
+
+    @property
     def pairs(self) -> tuple[tuple[int, int], ...]:
         """The heads as `(layer, head)`."""
         return cast("tuple[tuple[int, int], ...]", self.heads)
@@ -92,7 +97,7 @@ such as 'L3H7', each once, got ()
         return [anatomy.site(layer) for layer in self.layers]
 
     def check_fits(self, *, n_heads: int, d_model: int) -> None:
-        """See that the heads exist."""
+        """Check that the heads exist."""
         del d_model
         beyond = [f"L{layer}H{head}" for layer, head in self.pairs if head >= n_heads]
         if beyond:
@@ -136,7 +141,7 @@ such as 'L3H7', each once, got ()
             return hide_columns(logits, image[:, : logits.shape[-1]])
 
         def elsewhere(block: PatternBlock, rows: RowIndex) -> Tensor:
-            # A row that sees pictures only has had every column hidden.
+            # A row that sees images only has had every column hidden.
             del rows
             words = ~image[:, None, None, : block.weights.shape[-1]]
             return block.weights * (block.visible & words)

@@ -15,6 +15,7 @@ from eah_interp.interventions.donation import LayerPatch
 from eah_interp.interventions.eah import EAH, EAHPatch
 from eah_interp.interventions.intervention import Intervention, Patch
 from eah_interp.interventions.point import PatchPoint
+from eah_interp.kernels.sinks import check_image_columns
 from eah_interp.lvlm.anatomy import (
     AttentionSite,
     attention_operation,
@@ -24,7 +25,13 @@ from eah_interp.lvlm.anatomy import (
 )
 from eah_interp.lvlm.attention import AttentionCall
 from eah_interp.lvlm.prompt import memory_of_worker, prompt_of_worker
-from eah_interp.lvlm.runs import PatchedCall, patches_of_run, promise
+from eah_interp.lvlm.runs import (
+    PatchedCall,
+    check_mode,
+    passes_of,
+    patches_of_run,
+    promise,
+)
 
 
 @overload
@@ -99,6 +106,7 @@ def intervene(
     settings = EAH() if eah is None else eah
     memory = memory_of_worker()
     sites = check_settings(model, settings)
+    check_mode(model)
     promise(model.interleaver, memory, settings)
     whole = prompt_of_worker(model, image_mask=image_mask).limit(prompt_mask)
     done: dict[int, Any] = {}
@@ -113,10 +121,10 @@ def intervene(
             stream = _read_stream(model, site)
         call = AttentionCall.parse(operation.inputs)
         operation.check_rows(call.queries.shape[0])
-        point = PatchPoint.at(
-            operation, call, whole, layer=site.layer, step=operation.step
-        )
+        first = _first_row(model, operation.step, width=whole.image_mask.shape[1])
+        point = PatchPoint.at(operation, call, whole, layer=site.layer, first=first)
         if is_first:
+            _check_start(settings, point, step=operation.step)
             point.kept = settings.learn(point, stream)
             # Later steps need who donates, and not the scores that decided it.
             memory.learned[key] = settings.repeat(point.kept, call.queries.shape[0])
@@ -131,6 +139,45 @@ def intervene(
     with contextlib.suppress(ValueError):
         nnsight.save(result)
     return result
+
+
+def _first_row(model: Any, step: int, *, width: int) -> int:
+    """Find the position of a pass's first query row: how much was read before it."""
+    passes = passes_of(model)
+    if passes and passes[-1].past is not None:
+        return passes[-1].past
+    # On a server nobody counts: each pass after the prompt's reads one token.
+    return 0 if step == 0 else width + step - 1
+
+
+def _check_start(settings: Intervention, point: PatchPoint, *, step: int) -> None:
+    """Check that a patch begins where the prompt does.
+
+    Raises:
+        UnsupportedError: If keys stand before it that the patch has not seen.
+        InputError: If it acts on image tokens and there are none.
+    """
+    if settings.reads_images:
+        check_image_columns(point.image_mask)
+    if step > 0 or point.first == 0:
+        return
+    if point.first + point.call.queries.shape[2] > point.width:
+        msg = (
+            f"{point.first} keys stand before the prompt's first token (a learned "
+            "prefix, or a cache whose tokens are not in input_ids), so image tokens "
+            "are not where input_ids has them; pass all tokens as input_ids, and no "
+            "prefix"
+        )
+        raise UnsupportedError(msg)
+    if settings.steps == "prefill" or settings.needs_prompt:
+        msg = (
+            f"{point.first} of the prompt's {point.width} tokens are in a key/value "
+            f"cache already, computed without {type(settings).__name__}, which patches "
+            "or scores them; pass the whole prompt without past_key_values (and "
+            'without prefill_chunk_size), or, where that will do, steps="all" with '
+            "settings that need no scores"
+        )
+        raise UnsupportedError(msg)
 
 
 def attention_calls(
@@ -158,6 +205,7 @@ def attention_calls(
     Yields:
         Each call: `call` as the model made it, `operation` as it is now, patched.
     """
+    check_mode(model)
     whole = prompt_of_worker(model).limit(prompt_mask)
     found = [] if settings is None else check_settings(model, settings)
     patched = {site.layer for site in found}
@@ -175,6 +223,7 @@ def attention_calls(
             call = call.detach()
         point = PatchPoint.at(operation, call, whole, layer=site.layer)
         if settings is not None and here:
+            _check_start(settings, point, step=0)
             point.kept = settings.learn(point, stream)
             settings.apply_at(point)
             point.settings = settings

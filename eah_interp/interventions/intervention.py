@@ -42,6 +42,9 @@ class Intervention:
     reads_stream: ClassVar[bool] = False
     """Whether it learns it from the residual stream that enters the layer."""
 
+    reads_images: ClassVar[bool] = False
+    """Whether it acts on image columns, so that a prompt without any is a mistake."""
+
     steps: Steps = "all"
 
     def __post_init__(self) -> None:
@@ -60,7 +63,7 @@ class Intervention:
         raise NotImplementedError
 
     def check_fits(self, *, n_heads: int, d_model: int) -> None:
-        """See that what the settings name exists in a model.
+        """Check that what the settings name exists in a model.
 
         Raises:
             SettingsError: If not.
@@ -98,7 +101,7 @@ class Intervention:
         return self
 
     def report(self, learned: dict[int, Any]) -> Any:
-        """Say what was done in a forward pass.
+        """Report what was done in a forward pass.
 
         Args:
             learned: What was learned from the prompt, by layer, in order.
@@ -204,7 +207,7 @@ def find_layers(layers: Layers, anatomy: Anatomy) -> list[AttentionSite]:
 
 
 def check_layers(layers: object) -> Layers:
-    """See that layers are indices or a slice, and put indices in order.
+    """Check that layers are indices or a slice, and put indices in order.
 
     Raises:
         SettingsError: If they are not.
@@ -218,7 +221,7 @@ def check_layers(layers: object) -> Layers:
 
 
 def check_indices(name: str, values: object) -> tuple[int, ...]:
-    """See that indices are there, 0 or more, and not repeated; put them in order.
+    """Check that indices are there, 0 or more, and not repeated; put them in order.
 
     Raises:
         SettingsError: If not.
@@ -237,7 +240,7 @@ def check_indices(name: str, values: object) -> tuple[int, ...]:
 def check_number(
     name: str, value: object, *, least: float, most: float = math.inf
 ) -> float:
-    """See that a number is in its range.
+    """Check that a number is in its range.
 
     Raises:
         SettingsError: If it is not.

@@ -13,7 +13,7 @@ from eah_interp.interventions.intervention import (
     find_layers,
 )
 from eah_interp.interventions.point import PatchPoint, RowIndex
-from eah_interp.kernels import boost_scores
+from eah_interp.kernels.replacements import boost_scores
 from eah_interp.lvlm.anatomy import Anatomy, AttentionSite
 
 
@@ -43,6 +43,7 @@ class PAI(Intervention):
     """
 
     kind: ClassVar[str] = "pai"
+    reads_images: ClassVar[bool] = True
 
     alpha: float = 0.2
     layers: Layers = "2:"

@@ -41,7 +41,7 @@ class PatchPoint:
         call: The same, taken apart, as the model makes it.
         prompt: Its key columns: images, padding.
         width: Tokens of the prompt.
-        step: Which forward pass of the run this is, counted from 0.
+        first: Position of its first query row, counted from the prompt's first token.
         kept: What the intervention learned from the prompt in this layer.
         returned: What the call returned, once it was read.
         known_rows: Its query rows, once they were asked for.
@@ -53,7 +53,7 @@ class PatchPoint:
     call: AttentionCall
     prompt: Prompt
     width: int
-    step: int = 0
+    first: int = 0
     kept: Any = None
     returned: Any = None
     known_rows: QueryRows | None = None
@@ -67,7 +67,7 @@ class PatchPoint:
         whole: Prompt,
         *,
         layer: int,
-        step: int = 0,
+        first: int = 0,
         kept: Any = None,
     ) -> "PatchPoint":
         """Stand at an attention call.
@@ -77,19 +77,23 @@ class PatchPoint:
             call: The same, taken apart.
             whole: The tokens of the run's prompt.
             layer: The decoder layer.
-            step: Which forward pass of the run this is.
+            first: Position of its first query row.
             kept: What was learned from the prompt, where that is known already.
         """
-        # Each pass after the prompt's reads one token.
-        prompt, width = whole.fit(call, generated=step), whole.image_mask.shape[1]
-        return cls(layer, operation, call, prompt, width, step, kept)
+        width, n_rows = whole.image_mask.shape[1], call.queries.shape[2]
+        beyond = max(0, first + n_rows - width)
+        if beyond and first < width and whole.prompt_mask is None:
+            # Assisted decoding reads its first guesses together with the prompt.
+            whole = whole.limit(torch.ones_like(whole.image_mask))
+        prompt = whole.fit(call, generated=beyond)
+        return cls(layer, operation, call, prompt, width, first, kept)
 
     @property
     def rows(self) -> QueryRows:
         """Its query rows, by kind."""
         if self.known_rows is None:
             self.known_rows = QueryRows.of(
-                self.prompt, self.call, width=self.width, step=self.step
+                self.prompt, self.call, width=self.width, first=self.first
             )
         return self.known_rows
 
@@ -100,7 +104,8 @@ class PatchPoint:
             prompt_mask: `[batch, position]`; what came later is False.
         """
         prompt = Prompt(prompt_mask, prompt_mask)
-        return prompt.fit(self.call, generated=self.step).image_mask
+        beyond = max(0, self.first + self.call.queries.shape[2] - self.width)
+        return prompt.fit(self.call, generated=beyond).image_mask
 
     @property
     def image_mask(self) -> ColumnMask:
@@ -351,7 +356,7 @@ def find_changes(point: PatchPoint) -> tuple[HeadChange, ...]:
         call=point.call,
         prompt=point.prompt,
         width=point.width,
-        step=point.step,
+        first=point.first,
         kept=point.kept,
     )
     point.settings.apply_at(watched)

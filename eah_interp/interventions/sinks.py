@@ -15,7 +15,7 @@ from eah_interp.errors import InputError, SettingsError
 from eah_interp.interventions.donation import score_call
 from eah_interp.interventions.eah import EAH
 from eah_interp.interventions.intervene import attention_calls
-from eah_interp.kernels import choose_donors, dense_heads
+from eah_interp.kernels.sinks import choose_donors, dense_heads
 from eah_interp.lvlm.spans import ImageSpan
 
 if TYPE_CHECKING:

@@ -19,7 +19,8 @@ from eah_interp.interventions.intervention import (
     find_layers,
 )
 from eah_interp.interventions.point import PatchPoint, RowIndex
-from eah_interp.kernels import PatternBlock, redistribute_pattern, sink_values
+from eah_interp.kernels.patterns import PatternBlock
+from eah_interp.kernels.replacements import redistribute_pattern, sink_values
 from eah_interp.lvlm.anatomy import Anatomy, AttentionSite, envoy_at, walk_sites
 from eah_interp.lvlm.prompt import prompt_of_worker
 
@@ -75,6 +76,7 @@ class VAR(Intervention):
     """
 
     kind: ClassVar[str] = "var"
+    reads_images: ClassVar[bool] = True
     needs_prompt: ClassVar[bool] = True
     reads_stream: ClassVar[bool] = True
 
@@ -149,7 +151,7 @@ class VAR(Intervention):
         return find_layers(self.layers, anatomy)
 
     def check_fits(self, *, n_heads: int, d_model: int) -> None:
-        """See that the sink dimensions exist."""
+        """Check that the sink dimensions exist."""
         del n_heads
         beyond = [dim for dim in self.sink_dims if dim >= d_model]
         if beyond:

@@ -102,8 +102,9 @@ def broadcast_keys(
         )
         raise UnsupportedError(msg)
     change = changed_heads(donors, n_heads, recipients)
-    if n_groups != n_heads:
+    if n_groups != n_heads:  # all heads receive, so one flag is as good as another
         change = change[:, :n_groups]
+    # rounded down, so that -1 (no donor) stays negative
     donated = _take(keys, donors.div(n_heads // n_groups, rounding_mode="floor"))
     return torch.where(change[:, :, None, None], donated, keys)
 

@@ -11,96 +11,13 @@ from torch._subclasses.fake_tensor import FakeTensor
 from eah_interp._types import ColumnMask, HeadOutputs, Keys, Queries, Values
 from eah_interp.errors import InputError
 
-# ---- What an attention mask lets each row see, and whether a call's tensors fit.
-
-
-def find_visible(mask: Tensor) -> Bool[Tensor, "..."]:
-    """Say which keys an attention mask, or logits that it was added to, leave visible.
-
-    Args:
-        mask: Boolean (True is visible), or additive: a key is hidden where the value
-            is at most half the dtype's minimum, whatever logits were added to it.
-
-    Returns:
-        True where a row may look.
-
-    Example:
-        >>> import torch
-        >>> find_visible(torch.tensor([0.0, -7.5, torch.finfo().min, -torch.inf]))
-        tensor([ True,  True, False, False])
-    """
-    if mask.dtype == torch.bool:
-        return mask
-    return mask > torch.finfo(mask.dtype).min / 2
-
-
-def check_attention_shapes(
-    queries: Tensor, keys: Tensor, mask: Tensor | None, sink_logits: Tensor | None
-) -> None:
-    """See that the tensors of an attention call fit each other.
-
-    Raises:
-        InputError: If they do not.
-    """
-    n_heads, n_groups = queries.shape[1], keys.shape[1]
-    if n_heads % n_groups:
-        msg = (
-            f"{n_heads} query heads do not divide into {n_groups} key/value groups; "
-            "pass queries [batch head query d_head] and keys "
-            "[batch kv_head key d_head] of one attention call"
-        )
-        raise InputError(msg)
-    n_batch, n_rows, n_keys = queries.shape[0], queries.shape[2], keys.shape[2]
-    if mask is None and n_rows != n_keys:
-        msg = (
-            f"a causal pattern needs as many queries as keys, got {n_rows} "
-            f"and {n_keys}; pass the attention call's own mask"
-        )
-        raise InputError(msg)
-    wanted = (n_batch, n_heads, n_rows, n_keys)
-    if mask is not None and not _fits(mask, wanted, may_be_one=(0, 1)):
-        msg = (
-            f"the attention mask has shape {tuple(mask.shape)}: expected {wanted}, "
-            "with 1 allowed for batch and head"
-        )
-        raise InputError(msg)
-    wanted = (n_batch, n_heads, n_rows, 1)
-    if sink_logits is not None and not _fits(sink_logits, wanted, may_be_one=(0, 2)):
-        msg = (
-            f"the sink logits have shape {tuple(sink_logits.shape)}: expected "
-            f"{wanted}, with 1 allowed for batch and query; a model's one logit per "
-            "head is logits.view(1, -1, 1, 1)"
-        )
-        raise InputError(msg)
-
-
-def _fits(
-    given: Tensor, wanted: tuple[int, ...], *, may_be_one: tuple[int, ...]
-) -> bool:
-    return given.ndim == len(wanted) and all(
-        size == whole or (size == 1 and axis in may_be_one)
-        for axis, (size, whole) in enumerate(zip(given.shape, wanted, strict=True))
-    )
-
-
-# ---- Tensors that carry a shape but no numbers.
-
-
-def is_abstract(tensor: Tensor) -> bool:
-    """Whether a tensor carries a shape but no numbers (meta, or nnsight's scan)."""
-    return tensor.is_meta or isinstance(tensor, FakeTensor)
-
-
 BLOCK_BYTES = 64 * 2**20
 """Size aimed at for one float32 block of `[batch, head, rows, key]`, in bytes."""
-
 
 CPU_ROWS = 64
 """Most query rows of a block on a CPU, where a block that fits in cache is faster."""
 
-
 _LOWEST = torch.finfo(torch.float32).min
-
 
 ChangeLogits = Callable[[slice, Float[Tensor, "batch head rows key"]], Tensor]
 """From some query rows and their logits to other logits of the same shape."""
@@ -123,37 +40,6 @@ class PatternBlock:
     rows: slice
     weights: Float[Tensor, "batch head rows key"]
     visible: Bool[Tensor, "batch #head rows key"]
-
-
-def rows_per_block(queries: Queries, keys: Keys, *, block: int | None = None) -> int:
-    """Choose how many query rows one block holds: at most 64 MiB of float32 weights.
-
-    On a CPU no more than 64 rows either.
-
-    Args:
-        queries: Queries of the attention call.
-        keys: Keys of the attention call.
-        block: The caller's own number of rows; overrides the choice.
-
-    Returns:
-        Number of rows, at least 1.
-
-    Raises:
-        InputError: If `block` is below 1.
-
-    Example:
-        >>> import torch
-        >>> rows_per_block(torch.zeros(1, 32, 1000, 4), torch.zeros(1, 8, 1000, 4))
-        64
-    """
-    if block is None:
-        row = 4 * queries.shape[0] * queries.shape[1] * keys.shape[2]
-        most = CPU_ROWS if queries.device.type == "cpu" else queries.shape[2]
-        block = max(1, min(queries.shape[2], most, BLOCK_BYTES // max(row, 1)))
-    if block < 1:
-        msg = f"block must be at least 1 query row, got {block}; leave it out"
-        raise InputError(msg)
-    return block
 
 
 def pattern_blocks(
@@ -224,7 +110,7 @@ def pattern_blocks(
     for start in range(0, n_rows, step):
         rows = slice(start, min(start + step, n_rows))
         size = rows.stop - start
-        # A causal block sees no key after its last row: leave those out.
+        # a causal block sees no key after its last row: leave those out
         width = rows.stop if mask is None else n_keys
         grouped = queries[:, :, rows].to(dtype).mul(scale)
         grouped = grouped.reshape(n_batch, n_groups, -1, d_head)
@@ -237,6 +123,7 @@ def pattern_blocks(
         if mask is None:
             causal = columns[:width] <= columns[rows].unsqueeze(1)
             visible = causal.expand(n_batch, 1, size, width)
+            # only the block's own columns hold keys that some of its rows cannot see
             logits[..., rows].masked_fill_(~causal[:, rows], _LOWEST)
             if token_mask is not None:
                 tokens = token_mask[:, None, None, :width]
@@ -246,11 +133,12 @@ def pattern_blocks(
             part = mask[:, :, rows].expand(n_batch, -1, size, n_keys)
             visible = find_visible(part)
             if part.dtype != torch.bool:
+                # a quarter, so that adding to large negative logits cannot overflow
                 logits = logits.add_(part.to(dtype).clamp(min=_LOWEST / 4))
             logits.masked_fill_(~visible, _LOWEST)
         if sink_logits is None:
             weights = logits.softmax(-1)
-        else:
+        else:  # the sink is a column of the softmax, whose weight then goes nowhere
             sink = sink_logits if sink_logits.shape[2] == 1 else sink_logits[:, :, rows]
             sink = sink.to(dtype).expand(n_batch, -1, size, 1)
             weights = torch.cat([logits, sink], -1).softmax(-1)[..., :-1]
@@ -317,14 +205,122 @@ def mix_values(
     ):
         weights = change(part).to(values.dtype)
         n_batch, _, size, width = weights.shape
-        seen = values[:, :, :width]
+        seen = values[:, :, :width]  # a causal block's weights end with its last row
         grouped = weights.reshape(n_batch, n_groups, -1, width) @ seen
         mixed.append(grouped.view(n_batch, n_heads, size, -1))
     return torch.cat(mixed, 2).transpose(1, 2).contiguous()
 
 
+def rows_per_block(queries: Queries, keys: Keys, *, block: int | None = None) -> int:
+    """Choose how many query rows one block holds: at most 64 MiB of float32 weights.
+
+    On a CPU no more than 64 rows either.
+
+    Args:
+        queries: Queries of the attention call.
+        keys: Keys of the attention call.
+        block: The caller's own number of rows; overrides the choice.
+
+    Returns:
+        Number of rows, at least 1.
+
+    Raises:
+        InputError: If `block` is below 1.
+
+    Example:
+        >>> import torch
+        >>> rows_per_block(torch.zeros(1, 32, 1000, 4), torch.zeros(1, 8, 1000, 4))
+        64
+    """
+    if block is None:
+        row = 4 * queries.shape[0] * queries.shape[1] * keys.shape[2]
+        most = CPU_ROWS if queries.device.type == "cpu" else queries.shape[2]
+        block = max(1, min(queries.shape[2], most, BLOCK_BYTES // max(row, 1)))
+    if block < 1:
+        msg = f"block must be at least 1 query row, got {block}; leave it out"
+        raise InputError(msg)
+    return block
+
+
+# ---- What a mask leaves visible, and whether a call's tensors fit each other.
+
+
+def find_visible(mask: Tensor) -> Bool[Tensor, "..."]:
+    """Return which keys an attention mask, or logits it was added to, leave visible.
+
+    Args:
+        mask: Boolean (True is visible), or additive: a key is hidden where the value
+            is at most half the dtype's minimum, whatever logits were added to it.
+
+    Returns:
+        True where a row may look.
+
+    Example:
+        >>> import torch
+        >>> find_visible(torch.tensor([0.0, -7.5, torch.finfo().min, -torch.inf]))
+        tensor([ True,  True, False, False])
+    """
+    if mask.dtype == torch.bool:
+        return mask
+    # half, as logits, biases or a second mask may have been added to the minimum
+    return mask > torch.finfo(mask.dtype).min / 2
+
+
+def check_attention_shapes(
+    queries: Tensor, keys: Tensor, mask: Tensor | None, sink_logits: Tensor | None
+) -> None:
+    """Check that the tensors of an attention call fit each other.
+
+    Raises:
+        InputError: If they do not.
+    """
+    n_heads, n_groups = queries.shape[1], keys.shape[1]
+    if n_heads % n_groups:
+        msg = (
+            f"{n_heads} query heads do not divide into {n_groups} key/value groups; "
+            "pass queries [batch head query d_head] and keys "
+            "[batch kv_head key d_head] of one attention call"
+        )
+        raise InputError(msg)
+    n_batch, n_rows, n_keys = queries.shape[0], queries.shape[2], keys.shape[2]
+    if mask is None and n_rows != n_keys:
+        msg = (
+            f"a causal pattern needs as many queries as keys, got {n_rows} "
+            f"and {n_keys}; pass the attention call's own mask"
+        )
+        raise InputError(msg)
+    wanted = (n_batch, n_heads, n_rows, n_keys)
+    if mask is not None and not _fits(mask, wanted, may_be_one=(0, 1)):
+        msg = (
+            f"the attention mask has shape {tuple(mask.shape)}: expected {wanted}, "
+            "with 1 allowed for batch and head"
+        )
+        raise InputError(msg)
+    wanted = (n_batch, n_heads, n_rows, 1)
+    if sink_logits is not None and not _fits(sink_logits, wanted, may_be_one=(0, 2)):
+        msg = (
+            f"the sink logits have shape {tuple(sink_logits.shape)}: expected "
+            f"{wanted}, with 1 allowed for batch and query; a model's one logit per "
+            "head is logits.view(1, -1, 1, 1)"
+        )
+        raise InputError(msg)
+
+
+def _fits(
+    given: Tensor, wanted: tuple[int, ...], *, may_be_one: tuple[int, ...]
+) -> bool:
+    return given.ndim == len(wanted) and all(
+        size == whole or (size == 1 and axis in may_be_one)
+        for axis, (size, whole) in enumerate(zip(given.shape, wanted, strict=True))
+    )
+
+
+# ---- Plain products, and tensors that carry a shape but no numbers.
+
+
 def exact_product(left: Tensor, right: Tensor) -> Tensor:
     """Multiply matrices in their own dtype, also inside a caller's autocast."""
+    # scores are float32 by contract; autocast would make them bfloat16
     device = left.device.type
     if left.is_meta or not torch.is_autocast_enabled(device):
         return left @ right
@@ -332,7 +328,13 @@ def exact_product(left: Tensor, right: Tensor) -> Tensor:
         return left @ right
 
 
+def is_abstract(tensor: Tensor) -> bool:
+    """Return whether a tensor has a shape but no numbers (meta, or nnsight's scan)."""
+    return tensor.is_meta or isinstance(tensor, FakeTensor)
+
+
 def _is_plainly_full(token_mask: Tensor) -> bool:
-    """Whether there is no padding, where looking costs nothing (no wait for a GPU)."""
+    """Return whether there is no padding, where that is known without waiting."""
+    # reading a mask on a GPU would wait for all that is queued there
     on_cpu = token_mask.device.type == "cpu" and not is_abstract(token_mask)
     return on_cpu and bool(token_mask.all())

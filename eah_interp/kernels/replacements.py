@@ -1,4 +1,4 @@
-"""Patterns and scores rewritten by published rivals of EAH, and by ablations.
+"""Patterns and scores as controls, ablations and other methods rewrite them.
 
 Each takes some query rows of a layer's attention and returns them rewritten. What a row
 sums to is left alone: one, or less where a learned sink takes a share.
@@ -10,15 +10,125 @@ from torch import Tensor
 
 from eah_interp._types import ColumnMask
 
-Rows = Float[Tensor, "batch head rows key"]
-
-
+PatternRows = Float[Tensor, "batch head rows key"]
 VisibleRows = Bool[Tensor, "batch #head rows key"]
 
 
+# ---- Control patterns: what a causal claim about a donor is compared with.
+
+
+def mean_pattern(pattern: PatternRows) -> PatternRows:
+    """Replace every head's pattern by the mean over the layer's heads.
+
+    So is what a row sums to, where a learned sink takes a share.
+
+    Args:
+        pattern: Whole patterns or a block of rows.
+
+    Returns:
+        The same pattern in every head.
+
+    Example:
+        >>> import torch
+        >>> pattern = torch.tensor([[[[1.0, 0.0]], [[0.0, 1.0]]]])
+        >>> mean_pattern(pattern)[0, 0].tolist()
+        [[0.5, 0.5]]
+    """
+    return pattern.mean(1, keepdim=True).expand_as(pattern)
+
+
+def uniform_pattern(
+    pattern: PatternRows, *, image_mask: ColumnMask, visible: VisibleRows
+) -> PatternRows:
+    """Spread every row's attention evenly over the image columns it can see.
+
+    A row keeps its sum: what a learned sink takes of it is not handed out. Rows that
+    see no image column keep their own pattern.
+
+    Args:
+        pattern: Whole patterns or a block of rows.
+        image_mask: True at image tokens.
+        visible: Which keys each row may attend to.
+
+    Returns:
+        The new pattern.
+
+    Example:
+        >>> import torch
+        >>> see = torch.ones(3, 3, dtype=torch.bool).tril()[None, None]
+        >>> image = torch.tensor([[False, True, True]])
+        >>> own = see / see.sum(-1, keepdim=True)
+        >>> uniform_pattern(own, image_mask=image, visible=see)[0, 0, 2].tolist()
+        [0.0, 0.5, 0.5]
+    """
+    seen = visible & image_mask[:, None, None, :]
+    count = seen.sum(-1, keepdim=True)
+    mass = pattern.sum(-1, keepdim=True)
+    even = seen * (mass / count.clamp(min=1))
+    return torch.where(count > 0, even, pattern)
+
+
+def shuffled_pattern(
+    pattern: PatternRows,
+    donors: Int[Tensor, " batch"],
+    *,
+    image_mask: ColumnMask,
+    visible: VisibleRows,
+    priority: Float[Tensor, "batch key"],
+) -> PatternRows:
+    """Broadcast the donor's pattern with its image columns permuted.
+
+    A row that sees image columns `v` in order of position takes, at `v[i]`, the
+    donor's weight at `s[i]`, where `s` is the same columns in order of priority.
+    So every row that sees the whole image uses one permutation, no row looks at a key
+    that is hidden from it, and a row's sum is the donor's.
+
+    Args:
+        pattern: Whole patterns or a block of rows.
+        donors: Donor head of each item; items with -1 are left as they are.
+        image_mask: True at image tokens.
+        visible: Which keys each row may attend to.
+        priority: A random number for each column.
+
+    Returns:
+        The new pattern.
+
+    Example:
+        >>> import torch
+        >>> pattern = torch.tensor([[[[0.0, 0.7, 0.3]]]])
+        >>> new = shuffled_pattern(
+        ...     pattern,
+        ...     torch.tensor([0]),
+        ...     image_mask=torch.tensor([[False, True, True]]),
+        ...     visible=torch.ones(1, 1, 1, 3, dtype=torch.bool),
+        ...     priority=torch.tensor([[0.0, 0.9, 0.1]]),
+        ... )
+        >>> [round(w, 1) for w in new[0, 0, 0].tolist()]
+        [0.0, 0.3, 0.7]
+    """
+    items = torch.arange(pattern.shape[0], device=pattern.device)
+    index = donors.clamp(min=0)
+    own_heads = visible.shape[1] != 1
+    seen = (visible[items, index] if own_heads else visible[:, 0]) & image_mask[:, None]
+    # both argsorts list the seen columns first: by position, and by priority
+    place = torch.arange(pattern.shape[-1], device=pattern.device).float()
+    hidden = torch.tensor(torch.inf, device=pattern.device)
+    by_place = torch.where(seen, place, hidden).argsort(dim=-1, stable=True)
+    by_priority = torch.where(seen, priority[:, None], hidden).argsort(
+        dim=-1, stable=True
+    )
+    source = place.long().expand(seen.shape).scatter(-1, by_place, by_priority)
+    source = torch.where(seen, source, place.long())
+    donated = pattern[items, index].gather(-1, source).unsqueeze(1)
+    return torch.where((donors >= 0)[:, None, None, None], donated, pattern)
+
+
+# ---- Ablations: patterns and scores that take something away.
+
+
 def previous_pattern(
-    pattern: Rows, *, visible: VisibleRows, own: Int[Tensor, " rows"]
-) -> Rows:
+    pattern: PatternRows, *, visible: VisibleRows, own: Int[Tensor, " rows"]
+) -> PatternRows:
     """Let every row attend to the token before its own, and to nothing else.
 
     That is the last key before its own that it can see; a first token, which sees none,
@@ -47,7 +157,7 @@ def previous_pattern(
     return torch.where(last > 0, chosen * mass, pattern)
 
 
-def hide_columns(logits: Rows, columns: ColumnMask) -> Rows:
+def hide_columns(logits: PatternRows, columns: ColumnMask) -> PatternRows:
     """Hide columns before the softmax, so that the others take their mass.
 
     Attention knock-out as in Geva et al., arXiv:2304.14767.
@@ -69,9 +179,16 @@ def hide_columns(logits: Rows, columns: ColumnMask) -> Rows:
     return logits.masked_fill(columns[:, None, None], torch.finfo(logits.dtype).min)
 
 
+# ---- Other methods: PAI's scores, VAR's patterns.
+
+
 def boost_scores(
-    logits: Rows, columns: ColumnMask, *, alpha: float, rows: Bool[Tensor, "batch rows"]
-) -> Rows:
+    logits: PatternRows,
+    columns: ColumnMask,
+    *,
+    alpha: float,
+    rows: Bool[Tensor, "batch rows"],
+) -> PatternRows:
     """Scale up some rows' scores of some columns: `l + alpha |l|`, before the softmax.
 
     Source: PAI, Liu et al., arXiv:2407.21771, equation 3.
@@ -120,19 +237,20 @@ def sink_values(
         1.2
     """
     x = hidden.float()
+    # as in an RMSNorm: a token that is all zero gets 0, and not NaN
     scale = torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6)
     return (x * scale)[..., list(dims)].abs().amax(-1)
 
 
 def redistribute_pattern(
-    pattern: Rows,
+    pattern: PatternRows,
     *,
     image_mask: ColumnMask,
     sinks: ColumnMask,
     rho: float,
     share: float,
     min_image: float,
-) -> Rows:
+) -> PatternRows:
     """Move attention from sinks to the rest of the image, in heads that look there.
 
     A head is image-centric in a row `i` if it spends at least `min_image` on the image,
@@ -173,118 +291,10 @@ def redistribute_pattern(
     seeing = image & ~sink
     on_image = (pattern * image).sum(-1, keepdim=True)
     on_rest = (pattern * seeing).sum(-1, keepdim=True)
+    # the last: where every image column is a sink, nothing could take the budget
     centric = (on_image >= min_image) & (on_rest >= rho * on_image) & (on_rest > 0)
     budget = share * (pattern * sink).sum(-1, keepdim=True)
     tiny = torch.finfo(pattern.dtype).tiny
     grown = pattern * (1 + budget / on_rest.clamp(min=tiny))
     new = torch.where(seeing, grown, torch.where(sink, (1 - share) * pattern, pattern))
     return torch.where(centric, new, pattern)
-
-
-# ---- Control patterns: what a causal claim about a donor is compared with.
-
-
-def mean_pattern(pattern: Rows) -> Rows:
-    """Replace every head's pattern by the mean over the layer's heads.
-
-    So is what a row sums to, where a learned sink takes a share.
-
-    Args:
-        pattern: Whole patterns or a block of rows.
-
-    Returns:
-        The same pattern in every head.
-
-    Example:
-        >>> import torch
-        >>> pattern = torch.tensor([[[[1.0, 0.0]], [[0.0, 1.0]]]])
-        >>> mean_pattern(pattern)[0, 0].tolist()
-        [[0.5, 0.5]]
-    """
-    return pattern.mean(1, keepdim=True).expand_as(pattern)
-
-
-def uniform_pattern(
-    pattern: Rows, *, image_mask: ColumnMask, visible: VisibleRows
-) -> Rows:
-    """Spread every row's attention evenly over the image columns it can see.
-
-    A row keeps its sum: what a learned sink takes of it is not handed out. Rows that
-    see no image column keep their own pattern.
-
-    Args:
-        pattern: Whole patterns or a block of rows.
-        image_mask: True at image tokens.
-        visible: Which keys each row may attend to.
-
-    Returns:
-        The new pattern.
-
-    Example:
-        >>> import torch
-        >>> see = torch.ones(3, 3, dtype=torch.bool).tril()[None, None]
-        >>> image = torch.tensor([[False, True, True]])
-        >>> own = see / see.sum(-1, keepdim=True)
-        >>> uniform_pattern(own, image_mask=image, visible=see)[0, 0, 2].tolist()
-        [0.0, 0.5, 0.5]
-    """
-    seen = visible & image_mask[:, None, None, :]
-    count = seen.sum(-1, keepdim=True)
-    mass = pattern.sum(-1, keepdim=True)
-    even = seen * (mass / count.clamp(min=1))
-    return torch.where(count > 0, even, pattern)
-
-
-def shuffled_pattern(
-    pattern: Rows,
-    donors: Int[Tensor, " batch"],
-    *,
-    image_mask: ColumnMask,
-    visible: VisibleRows,
-    priority: Float[Tensor, "batch key"],
-) -> Rows:
-    """Broadcast the donor's pattern with its image columns permuted.
-
-    A row that sees image columns `v` in order of position takes, at `v[i]`, the
-    donor's weight at `s[i]`, where `s` is the same columns in order of priority.
-    So every row that sees the whole image uses one permutation, no row looks at a key
-    that is hidden from it, and a row's sum is the donor's.
-
-    Args:
-        pattern: Whole patterns or a block of rows.
-        donors: Donor head of each item; items with -1 are left as they are.
-        image_mask: True at image tokens.
-        visible: Which keys each row may attend to.
-        priority: A random number for each column.
-
-    Returns:
-        The new pattern.
-
-    Example:
-        >>> import torch
-        >>> pattern = torch.tensor([[[[0.0, 0.7, 0.3]]]])
-        >>> new = shuffled_pattern(
-        ...     pattern,
-        ...     torch.tensor([0]),
-        ...     image_mask=torch.tensor([[False, True, True]]),
-        ...     visible=torch.ones(1, 1, 1, 3, dtype=torch.bool),
-        ...     priority=torch.tensor([[0.0, 0.9, 0.1]]),
-        ... )
-        >>> [round(w, 1) for w in new[0, 0, 0].tolist()]
-        [0.0, 0.3, 0.7]
-    """
-    items = torch.arange(pattern.shape[0], device=pattern.device)
-    index = donors.clamp(min=0)
-    own_heads = visible.shape[1] != 1
-    seen = (visible[items, index] if own_heads else visible[:, 0]) & image_mask[:, None]
-    # Both argsorts list the seen columns first: by position, and by priority.
-    place = torch.arange(pattern.shape[-1], device=pattern.device).float()
-    hidden = torch.tensor(torch.inf, device=pattern.device)
-    by_place = torch.where(seen, place, hidden).argsort(dim=-1, stable=True)
-    by_priority = torch.where(seen, priority[:, None], hidden).argsort(
-        dim=-1, stable=True
-    )
-    source = place.long().expand(seen.shape).scatter(-1, by_place, by_priority)
-    source = torch.where(seen, source, place.long())
-    donated = pattern[items, index].gather(-1, source).unsqueeze(1)
-    return torch.where((donors >= 0)[:, None, None, None], donated, pattern)

@@ -186,6 +186,7 @@ def score_columns(
             f"weight, {tuple(pattern.shape)}, with 1 allowed for head"
         )
         raise InputError(msg)
+    # one block of all rows: the same sums as those of a stream of blocks
     whole = PatternBlock(slice(0, pattern.shape[2]), pattern.float(), visible)
     return _accumulate(
         iter([whole]),
@@ -286,6 +287,7 @@ def _accumulate(
         received = received + _column_sums(part.weights, counts, part.rows, n_keys)
         if definition == "visible":
             seen = part.visible.to(counts.dtype)
+            # what a row gives each key it sees, if it spreads its attention evenly
             share = seen / seen.sum(-1, keepdim=True).clamp(min=1)
             rows_seen = rows_seen + _column_sums(seen, counts, part.rows, n_keys)
             even = even + _column_sums(share, counts, part.rows, n_keys)
@@ -344,15 +346,25 @@ def _check_masks(
                 f"for each key, {(shape[0], shape[2])}"
             )
             raise InputError(msg)
-    if is_abstract(image_mask):
+    check_image_columns(image_mask)
+
+
+def check_image_columns(image_mask: ColumnMask) -> None:
+    """Check that every batch item has image tokens.
+
+    Raises:
+        InputError: If one has none.
+    """
+    if is_abstract(image_mask):  # in nnsight's scan there are no numbers to count
         return
     counts = image_mask.sum(-1).tolist()
     for item, count in enumerate(counts):
         if count == 0:
             msg = (
                 f"the image mask selects no tokens: expected at least 1, got 0 of "
-                f"{shape[2]} in batch item {item}; pass an image, or input_ids that "
-                "contain the model's image token id"
+                f"{image_mask.shape[-1]} in batch item {item}; pass an image, or "
+                "input_ids that contain the model's image token id (image_token_id= of "
+                "load and wrap names another)"
             )
             raise InputError(msg)
 

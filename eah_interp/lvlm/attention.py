@@ -15,13 +15,12 @@ from torch import Tensor, nn
 
 from eah_interp._types import ColumnMask, Donors, HeadMask, HeadOutputs
 from eah_interp.errors import ModelError, UnsupportedError
-from eah_interp.kernels import (
+from eah_interp.kernels.broadcast import (
     broadcast_keys,
     broadcast_queries,
     changed_heads,
-    mix_values,
 )
-from eah_interp.kernels.patterns import PatternBlock
+from eah_interp.kernels.patterns import PatternBlock, mix_values
 
 # ---- What an attention call gets besides queries and keys: masks and biases.
 
@@ -169,7 +168,7 @@ class AttentionCall:
         )
 
     def pattern_inputs(self, token_mask: ColumnMask | None = None) -> dict[str, Any]:
-        """Say what `kernels.pattern_blocks` needs to rebuild this call's pattern."""
+        """Collect what `kernels.pattern_blocks` needs to rebuild this pattern."""
         n_rows, n_keys = self.queries.shape[2], self.keys.shape[2]
         mask, tokens = self.mask, token_mask
         if isinstance(mask, Tensor) and mask.ndim == 2:
@@ -208,7 +207,7 @@ class AttentionCall:
         token_mask: ColumnMask | None = None,
         heads: Sequence[int] | None = None,
     ) -> dict[str, Any]:
-        """Say what `kernels.pattern_blocks` needs to rebuild some query rows.
+        """Collect what `kernels.pattern_blocks` needs to rebuild some query rows.
 
         Args:
             rows: Consecutive rows, or positions; the same in each batch item.

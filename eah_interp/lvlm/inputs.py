@@ -17,10 +17,10 @@ DEFAULT_PROMPT = "Describe the image."
 
 
 class Encoding(dict[str, Any]):
-    """Model inputs, which also know how large the pictures were.
+    """Model inputs, which also know how large the images were.
 
     Attributes:
-        image_sizes: Height and width of every picture, in the order of the rows; None
+        image_sizes: Height and width of every image, in the order of the rows; None
             where they are not known.
     """
 
@@ -149,7 +149,7 @@ def encode_rows(
 
     Returns:
         The model's inputs: `input_ids`, `attention_mask`, `pixel_values`, ..., with
-        the sizes of the pictures.
+        the sizes of the images.
 
     Raises:
         InputError: If there is no processor, or a tokenizer in its place.
@@ -336,7 +336,7 @@ def repeat_rows(encoding: Encoding, rows: Sequence[int]) -> Encoding:
 
     Args:
         encoding: A batch. Of more than one row, everything in it must have a line for
-            each row (pictures as `[batch, channel, height, width]`, say).
+            each row (images as `[batch, channel, height, width]`, say).
         rows: The row of each copy.
 
     Returns:
@@ -360,7 +360,7 @@ def repeat_rows(encoding: Encoding, rows: Sequence[int]) -> Encoding:
         if not isinstance(value, Tensor):
             copies[name] = value
         elif n_rows == 1:
-            # patches of one picture may lie along the first axis: copy them all
+            # patches of one image may lie along the first axis: copy them all
             copies[name] = value.repeat(len(index), *(1,) * (value.ndim - 1))
         elif value.shape[0] == n_rows:
             copies[name] = value[index.to(value.device)]

@@ -26,7 +26,7 @@ TESTED: dict[str, tuple[str, str]] = {
 
 
 def list_untested() -> str:
-    """Say which installed libraries are outside the tested range; empty if none is.
+    """List which installed libraries are outside the tested range; empty if none is.
 
     Example:
         >>> list_untested()
@@ -43,7 +43,7 @@ def list_untested() -> str:
 
 @contextlib.contextmanager
 def naming_versions() -> Iterator[None]:
-    """Say in any failure to load whether untested versions may be its cause.
+    """Add to any failure to load whether untested versions may be its cause.
 
     Raises:
         ModelError: In place of whatever else was raised, where a version is untested.
@@ -87,7 +87,7 @@ IMAGES_ONLY = ("image_processor", "tokenizer")
 
 
 def drop_video(processor_class: type[ProcessorMixin]) -> type[ProcessorMixin]:
-    """Return a subclass of a processor class that takes pictures and text only.
+    """Return a subclass of a processor class that takes images and text only.
 
     The video processors of transformers need torchvision; a processor class that wants
     one cannot be built, or loaded, without it. The subclass keeps the name, so that
@@ -176,7 +176,7 @@ def load(
     """
     kind, _, which = str(name_or_path or _TOY).partition(":")
     if kind == _TOY and not isinstance(name_or_path, Path):
-        from eah_interp.toy import TOYS, toy_path
+        from eah_interp.toy.model import TOYS, toy_path
 
         wanted: Any = which or TOYS[0]
         name_or_path = toy_path(wanted)  # refuses names it does not know

@@ -27,7 +27,7 @@ from eah_interp.lvlm.inputs import (
 )
 from eah_interp.lvlm.prompt import INPUTS
 from eah_interp.lvlm.remote import is_shipping, ship_package
-from eah_interp.lvlm.runs import stoppable, watched_run
+from eah_interp.lvlm.runs import refuse_nan, stoppable, watched_run
 from eah_interp.lvlm.spans import ImageSpan, find_spans
 from eah_interp.lvlm.verify import verify_hook_points
 
@@ -161,7 +161,7 @@ class LVLM(TransformersModel):
 
         Args:
             encoding: What `encode` returned. A processor's own output does not know
-                how large the pictures were, so where the processor crops, what its
+                how large the images were, so where the processor crops, what its
                 grids show is unknown.
 
         Returns:
@@ -243,9 +243,18 @@ class LVLM(TransformersModel):
 
         Raises:
             InputError: As for `encode`.
+            NumericalError: If the model's logits are NaN.
         """
         encoding = self.encode(images, prompts)
-        ids = self.generate(**encoding, max_new_tokens=max_new_tokens, **generate)
+        # First, so that a processor of the user's does not see NaN and pass it on.
+        processors = [refuse_nan, *(generate.pop("logits_processor", None) or [])]
+        found = self.generate(
+            **encoding,
+            max_new_tokens=max_new_tokens,
+            logits_processor=processors,
+            **generate,
+        )
+        ids = getattr(found, "sequences", found)  # return_dict_in_generate=True
         new = ids[:, encoding["input_ids"].shape[1] :]
         answers = [
             text.strip()
@@ -256,9 +265,8 @@ class LVLM(TransformersModel):
 
     def interleave(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Run the model with its workers, then see that promised patches happened."""
-        with watched_run(self, kwargs) as run:
-            run.result = super().interleave(stoppable(self, fn), *args, **kwargs)
-        return run.result
+        with watched_run(self):
+            return super().interleave(stoppable(self, fn), *args, **kwargs)
 
     def _take_images(
         self, inputs: tuple[Any, ...], kwargs: dict[str, Any]

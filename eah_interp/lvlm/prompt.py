@@ -15,7 +15,12 @@ from torch import Tensor
 
 from eah_interp._types import ColumnMask, HeadOutputs
 from eah_interp.errors import InputError, UnsupportedError
-from eah_interp.kernels.patterns import PatternBlock, is_abstract, mix_values
+from eah_interp.kernels.patterns import (
+    PatternBlock,
+    find_visible,
+    is_abstract,
+    mix_values,
+)
 from eah_interp.lvlm.attention import AttentionCall
 from eah_interp.lvlm.spans import image_mask as find_image_mask
 
@@ -46,7 +51,7 @@ class Prompt:
         return self.token_mask & self.prompt_mask
 
     def limit(self, prompt_mask: ColumnMask | None) -> "Prompt":
-        """Say which tokens are the prompt; the rest was written after it.
+        """Mark which tokens are the prompt; the rest was written after it.
 
         Raises:
             InputError: If there is not a flag for each token.
@@ -66,7 +71,7 @@ class Prompt:
 
         Args:
             call: The call.
-            generated: How many tokens were read since the prompt; no pictures.
+            generated: How many tokens were read since the prompt; no images.
 
         Raises:
             InputError: If they cannot be.
@@ -165,11 +170,19 @@ def _read_prompt(model: Any, image_mask: ColumnMask | None) -> Prompt:
         image_mask = find_image_mask(ids, image_token)
     if isinstance(ids, Tensor):
         _check_widths(ids, image_mask, mask)
+    return Prompt(image_mask, _read_tokens(mask, image_mask))
+
+
+def _read_tokens(mask: Any, image_mask: Tensor) -> Tensor:
+    """Tell tokens from padding, by a mask of any kind that transformers takes."""
     if isinstance(mask, Tensor) and mask.shape == image_mask.shape:
-        tokens = mask.bool()
-    else:
-        tokens = torch.ones_like(image_mask)
-    return Prompt(image_mask, tokens)
+        return mask.bool()
+    n_rows, width = image_mask.shape
+    if isinstance(mask, Tensor) and mask.ndim == 4 and mask.shape[2] == width:
+        # A row that sees nothing is padding: no row of a token is without its own.
+        seen = find_visible(mask[..., :width]).any(1).any(-1)
+        return seen.expand(n_rows, -1).to(image_mask.device)
+    return torch.ones_like(image_mask)
 
 
 def _check_widths(ids: Tensor, image_mask: Tensor, mask: Any) -> None:
@@ -221,7 +234,7 @@ def _fit(mask: Tensor, call: AttentionCall, *, new: Tensor) -> Tensor:
     return torch.nn.functional.pad(mask, (0, missing))[:, -n_keys:]
 
 
-# ---- What a forward pass's query rows are: pictures, words, the prompt, the answer.
+# ---- What a forward pass's query rows are: images, words, the prompt, the answer.
 
 
 RowMask = Bool[Tensor, "batch query"]
@@ -251,33 +264,31 @@ class QueryRows:
 
     @classmethod
     def of(
-        cls, prompt: Prompt, call: AttentionCall, *, width: int, step: int
+        cls, prompt: Prompt, call: AttentionCall, *, width: int, first: int
     ) -> "QueryRows":
-        """Say what an attention call's rows are.
+        """Sort an attention call's query rows by kind.
 
         Args:
             prompt: The tokens, as wide as the call's keys.
             call: The call.
             width: Tokens of the prompt.
-            step: Which forward pass of a generation this is.
+            first: Position of the first row, counted from the prompt's first token.
         """
-        n_batch, _, n_rows, _ = call.queries.shape
-        device = call.queries.device
-        place = torch.arange(n_rows, device=device)
-        if step > 0 and n_rows == 1:
-            # The cache holds the prompt, or a sliding window's end of it.
-            nowhere = torch.zeros(n_batch, 1, dtype=torch.bool, device=device)
-            last_key = min(width + step, call.keys.shape[2]) - 1
-            own = torch.full((1,), last_key, device=device)
-            return cls(nowhere, nowhere, ~nowhere, nowhere, own)
-        tokens = prompt.token_mask[:, :n_rows]
-        written = tokens & (place >= width)
+        n_rows, n_keys = call.queries.shape[2], call.keys.shape[2]
+        # A sliding window's cache has dropped the first keys; none are dropped else.
+        dropped = max(0, first + n_rows - n_keys)
+        place = torch.arange(first, first + n_rows, device=call.queries.device)
+        own = place - dropped
+        tokens = prompt.token_mask
+        columns = torch.arange(n_keys, device=tokens.device)
+        of_prompt = tokens & (columns + dropped < width)
         if prompt.prompt_mask is not None:
-            written = written | (tokens & ~prompt.prompt_mask[:, :n_rows])
-        asked = tokens & ~written
-        end = ((place + 1) * asked).amax(-1, keepdim=True)
-        last = asked & (place + 1 == end)
-        return cls(prompt.image_mask[:, :n_rows], asked, written, last, place)
+            of_prompt = of_prompt & prompt.prompt_mask
+        end = ((columns + 1) * of_prompt).amax(-1, keepdim=True)
+        asked = of_prompt[:, own]
+        written = tokens[:, own] & ~asked
+        last = asked & (own + 1 == end)
+        return cls(prompt.image_mask[:, own], asked, written, last, own)
 
 
 def first_row(rows: RowMask) -> int:

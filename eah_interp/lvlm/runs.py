@@ -6,19 +6,24 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from nnsight.intervention.interleaver import (
     EarlyStopException,
     GreenletExit,
     Mediator,
     OutOfOrderError,
 )
-from torch import Tensor
+from torch import Tensor, nn
 
-from eah_interp.errors import UnsupportedError
+from eah_interp.errors import NumericalError, UnsupportedError
+from eah_interp.kernels.patterns import is_abstract
 from eah_interp.lvlm.prompt import INPUTS, Memory
 
 PROMISES = "eah_promises"
 """Attribute of nnsight's interleaver: the memories of this run's patching workers."""
+
+PASSES = "eah_passes"
+"""Attribute of nnsight's interleaver: this run's forward passes of the decoder."""
 
 _PATCHED = "eah_patched"
 """Attribute of the run's batcher: the outputs replaced, as (layer, step, rows)."""
@@ -88,7 +93,7 @@ class PatchedCall:
             self.output = (output[0], *self.output[1:])
 
     def check_rows(self, n_rows: int) -> None:
-        """See that this worker reads the rows of its own invoke, and no others.
+        """Check that this worker reads the rows of its own invoke, and no others.
 
         Raises:
             UnsupportedError: If they cannot be told apart.
@@ -145,28 +150,79 @@ def promise(interleaver: Any, memory: Memory, settings: Any) -> None:
         memory.chosen.add(settings)
 
 
-def check_promises(interleaver: Any, result: Any, *, cached: bool) -> None:
-    """See that a generation was patched in the forward passes that were asked for.
+@dataclass(frozen=True)
+class ForwardPass:
+    """One forward pass of the decoder.
+
+    Attributes:
+        past: Tokens that stood in the key/value cache before it; None where the
+            decoder does not say.
+        n_rows: Tokens that it reads.
+    """
+
+    past: int | None
+    n_rows: int
+
+
+def passes_of(model: Any) -> list[ForwardPass]:
+    """List the decoder's passes in a model's running (or latest) run, by now."""
+    passes: list[ForwardPass] = getattr(model.interleaver, PASSES, [])
+    return passes
+
+
+@contextlib.contextmanager
+def _noted_passes(model: Any) -> Iterator[None]:
+    """Note what each forward pass reads, at the decoder's door.
+
+    Steps of a generation do not say it: assisted decoding reads several tokens at a
+    time, a chunked prefill reads the prompt in parts, a second turn finds the first in
+    its cache, and without a cache each pass reads everything.
+    """
+    passes: list[ForwardPass] = []
+    setattr(model.interleaver, PASSES, passes)
+
+    def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        del module
+        given = [kwargs.get("inputs_embeds"), kwargs.get("input_ids"), *args[:1]]
+        read = next((tensor for tensor in given if isinstance(tensor, Tensor)), None)
+        cache = kwargs.get("past_key_values")
+        past: int | None = 0
+        if cache is not None:
+            length = getattr(cache, "get_seq_length", None)
+            found = None if length is None else length()
+            # A shape-only run (nnsight's scan) has a cache without a length.
+            unknown = isinstance(found, Tensor) and is_abstract(found)
+            past = None if found is None or unknown else int(found)
+        passes.append(ForwardPass(past, 0 if read is None else int(read.shape[1])))
+
+    decoder = model._module.get_submodule(model.anatomy.layers.rpartition(".")[0])
+    handle = decoder.register_forward_pre_hook(note, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def check_promises(interleaver: Any, passes: list[ForwardPass]) -> None:
+    """Check that a run was patched in the forward passes that were asked for.
 
     Args:
         interleaver: nnsight's interleaver, after the run.
-        result: What the run returned; token ids, if it was a generation.
-        cached: Whether a generation reads each token once.
+        passes: The decoder's passes in it, whatever the run returned.
 
     Raises:
         UnsupportedError: If forward passes were left unpatched.
     """
-    ids = (getattr(interleaver, INPUTS, None) or {}).get("input_ids")
-    if not isinstance(result, Tensor) or ids is None:
-        return
-    steps = result.shape[1] - ids.shape[1]
+    steps = len(passes)
+    again = any(later.past == 0 for later in passes[1:])
     for memory in getattr(interleaver, PROMISES, ()):
         for settings, done in memory.steps.items():
-            if settings.steps == "prefill" and not cached and steps > 1:
+            if settings.steps == "prefill" and again:
                 msg = (
                     'steps="prefill" patched the prompt in the first of '
-                    f"{steps} forward passes, and use_cache=False makes each of them "
-                    'read it again; leave the cache on, or use steps="all"'
+                    f"{steps} forward passes, and without a key/value cache "
+                    "(use_cache=False) each of them reads it again; leave the cache "
+                    'on, or use steps="all"'
                 )
                 raise UnsupportedError(msg)
             whole = settings.steps == "all" and settings not in memory.chosen
@@ -180,51 +236,72 @@ def check_promises(interleaver: Any, result: Any, *, cached: bool) -> None:
                 raise UnsupportedError(msg)
 
 
+def check_mode(model: Any) -> None:
+    """Refuse a model in training mode, where a patch does not do what it says.
+
+    Raises:
+        UnsupportedError: If dropout would draw, or layers would be computed a second
+            time, outside the patch.
+    """
+    root: nn.Module = model._module
+    if not root.training:
+        return
+    for name, module in root.named_modules():
+        if not module.training:
+            continue
+        again = getattr(module, "gradient_checkpointing", False)
+        drops = float(getattr(module, "attention_dropout", 0.0) or 0.0) > 0
+        drops = drops or (isinstance(module, nn.Dropout) and module.p > 0)
+        if again or drops:
+            what = (
+                "gradient checkpointing computes layers a second time, without the "
+                "patch; call gradient_checkpointing_disable() or eval()"
+                if again
+                else "dropout draws anew in every pass; call eval()"
+            )
+            msg = f"the model is in training mode, and in {name or 'it'} {what} on it"
+            raise UnsupportedError(msg)
+
+
 def patches_of_run(model: Any) -> tuple[Memory, ...]:
     """List what this process's patching workers learned in a model's latest run."""
     return tuple(getattr(model.interleaver, PROMISES, ()))
 
 
-@dataclass
-class Run:
-    """A run that is watched.
-
-    Attributes:
-        result: What it returned.
-    """
-
-    result: Any = None
-
-
 @contextlib.contextmanager
-def watched_run(model: Any, settings: dict[str, Any]) -> Iterator[Run]:
-    """Start a run without a past, and see at its end that promised patches happened.
+def watched_run(model: Any) -> Iterator[None]:
+    """Start a run without a past, and check at its end that promised patches happened.
 
     Args:
         model: The model that runs.
-        settings: Keyword arguments of the run.
     """
     setattr(model.interleaver, INPUTS, None)
     setattr(model.interleaver, PROMISES, [])
-    run = Run()
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _noted_passes(model):
         if model.loops_openly:
             warnings.filterwarnings("ignore", ".* was never reached: the loop asked")
-        yield run
-    cached = _reads_once(model, settings)
-    check_promises(model.interleaver, run.result, cached=cached)
+        yield
+    check_promises(model.interleaver, passes_of(model))
 
 
-def _reads_once(model: Any, settings: dict[str, Any]) -> bool:
-    batcher = settings.get("batcher")
-    extra = {} if batcher is None else batcher.extra_kwargs
-    given = {**(getattr(model.interleaver, INPUTS, None) or {}), **settings, **extra}
-    config = given.get("generation_config") or model._module.generation_config
-    return bool(given.get("use_cache", getattr(config, "use_cache", True)) is not False)
+def refuse_nan(ids: Tensor, scores: Tensor) -> Tensor:
+    """Stop a generation whose logits are no numbers: its words would be chance.
+
+    Raises:
+        NumericalError: If one is NaN.
+    """
+    del ids
+    if bool(torch.isnan(scores).any()):
+        msg = (
+            "the model's logits are NaN: expected numbers; load it in another dtype, "
+            "or see what the patch does to it"
+        )
+        raise NumericalError(msg)
+    return scores
 
 
 def stoppable(model: Any, function: Any) -> Callable[..., Any]:
-    """Let `tracer.stop()` end a run before the layers of stored edits.
+    """Allow `tracer.stop()` to end a run before the layers of stored edits.
 
     nnsight takes an edit that still waits for its layer for one that missed it.
 

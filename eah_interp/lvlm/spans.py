@@ -1,8 +1,8 @@
-"""Where the pictures are in a prompt, and where in a picture a prompt position is.
+"""Where the images are in a prompt, and where in an image a prompt position is.
 
 spans = find_spans(config, encoding, image_sizes=[(480, 640)], processor=processor)
-spans[0][0].grid           # rows and columns of the first picture of the first row
-spans[0][0].place(42)      # the region of the picture that position 42 shows
+spans[0][0].grid           # rows and columns of the first image of the first row
+spans[0][0].place(42)      # the region of the image that position 42 shows
 """
 
 import math
@@ -20,25 +20,25 @@ from eah_interp._types import ColumnMask
 from eah_interp.errors import InputError, ModelError, UnsupportedError
 from eah_interp.lvlm.layouts import grids
 from eah_interp.lvlm.layouts.grids import Box as Box
+from eah_interp.lvlm.layouts.grids import EncodedImage, Layout
 from eah_interp.lvlm.layouts.grids import ImagePart as ImagePart
-from eah_interp.lvlm.layouts.grids import Layout, Picture
 from eah_interp.lvlm.layouts.table import LAYOUTS
 
 PER_PICTURE = ("image_grid_thw", "image_sizes")
-"""Tensors of an encoding that have one row for each picture."""
+"""Tensors of an encoding that have one row for each image."""
 
 
 @dataclass(frozen=True)
 class ImageSpan:
-    """One picture in one row of a prompt.
+    """One image in one row of a prompt.
 
     Attributes:
         row: Row of the batch.
-        image: Number of the picture in its row.
+        image: Number of the image in its row.
         start: Position of its first image token; padding counts.
         stop: One past its last image token.
         columns: Positions that hold its image tokens, text and markers left out.
-        parts: Its grids; empty where its tokens have no place in the picture.
+        parts: Its grids; empty where its tokens have no place in the image.
     """
 
     row: int
@@ -50,7 +50,7 @@ class ImageSpan:
 
     @property
     def spatial(self) -> bool:
-        """Whether image tokens stand for places in the picture."""
+        """Whether image tokens stand for places in the image."""
         return bool(self.parts)
 
     @property
@@ -61,7 +61,7 @@ class ImageSpan:
         return len(self.parts[0].columns), len(self.parts[0].columns[0])
 
     def place(self, column: int) -> Box | None:
-        """Return the region of the picture that an image token stands for.
+        """Return the region of the image that an image token stands for.
 
         Vision towers mix patches, so a token also carries what is elsewhere; this is
         where its patch was cut.
@@ -70,16 +70,16 @@ class ImageSpan:
             column: A position of `columns`.
 
         Returns:
-            Left, top, right and bottom in fractions of the original picture; None for
+            Left, top, right and bottom in fractions of the original image; None for
             newline vectors, latents, class tokens, and patches of padding alone.
 
         Raises:
-            InputError: The position holds none of this picture's image tokens.
-            UnsupportedError: The grid is known but not what of the picture it shows.
+            InputError: The position holds none of this image's tokens.
+            UnsupportedError: The grid is known but not what of the image it shows.
         """
         if column not in self._members:
             raise InputError(
-                f"expected a position of this picture's image tokens, {self.start} to "
+                f"expected a position of this image's tokens, {self.start} to "
                 f"{self.stop - 1}, got {column}; take it from `columns`"
             )
         if column not in self._cells:
@@ -108,7 +108,7 @@ class ImageSpan:
 
 
 def image_token_id(config: PreTrainedConfig) -> int:
-    """Return the id that stands for picture content in a model's prompts.
+    """Return the id that stands for image content in a model's prompts.
 
     It is the config's: a processor's id may be a marker, as in Gemma 3.
 
@@ -127,7 +127,7 @@ def image_token_id(config: PreTrainedConfig) -> int:
             return found
     raise ModelError(
         f"expected image_token_id in the config of model type {config.model_type!r}, "
-        "got none; use a model whose pictures are tokens of the prompt, or set "
+        "got none; use a model whose images are tokens of the prompt, or set "
         "config.image_token_id where an old checkpoint lacks it"
     )
 
@@ -150,28 +150,28 @@ def find_spans(
     image_sizes: Sequence[tuple[int, int]] | None = None,
     processor: ProcessorMixin | None = None,
 ) -> tuple[tuple[ImageSpan, ...], ...]:
-    """Find each picture of each row, and the grids that its image tokens form.
+    """Find each image of each row, and the grids that its image tokens form.
 
-    Pictures that stand side by side are told apart by their number of tokens, which
+    Images that stand side by side are told apart by their number of tokens, which
     follows from the family's layout rule. Of a family without a rule, an unbroken run
-    of image tokens is taken for one picture, and it has a grid only where it is as long
+    of image tokens is taken for one image, and it has a grid only where it is as long
     as the vision tower has patches.
 
     Args:
         config: The model's config.
         encoding: The processor's output, `input_ids` included.
-        image_sizes: Height and width of every original picture, in the order of the
-            rows and of the pictures in them. Without them, what a grid shows is unknown
+        image_sizes: Height and width of every original image, in the order of the
+            rows and of the images in them. Without them, what a grid shows is unknown
             where the processor crops (LLaVA) or chooses tiles by shape (InternVL).
         processor: The processor that made the encoding, for the same reason.
 
     Returns:
-        For each row, its pictures from left to right; none for a row without pictures.
+        For each row, its images from left to right; none for a row without images.
 
     Raises:
         ModelError: The config names no image token.
         InputError: The encoding lacks `input_ids`, or its image tokens do not add up
-            to whole pictures, or to as many as are described.
+            to whole images, or to as many as are described.
     """
     ids = encoding.get("input_ids")
     if not isinstance(ids, Tensor) or ids.ndim != 2:
@@ -192,7 +192,7 @@ def find_spans(
             if image_sizes is not None:
                 _check_number({"image_sizes": image_sizes}, at_least=index + 1)
                 size = image_sizes[index]
-            picture = Picture(
+            picture = EncodedImage(
                 index, config, encoding, processor, size, row_ids, positions
             )
             span = _cut_span(picture, lay_out, row=row, image=len(spans))
@@ -208,9 +208,13 @@ def find_spans(
 
 
 def _cut_span(
-    picture: Picture, lay_out: Callable[[Picture], Layout], *, row: int, image: int
+    picture: EncodedImage,
+    lay_out: Callable[[EncodedImage], Layout],
+    *,
+    row: int,
+    image: int,
 ) -> ImageSpan:
-    """Cut the first picture off the remaining image tokens of a row."""
+    """Cut the first image off the remaining image tokens of a row."""
     layout = lay_out(picture)
     columns = tuple(picture.positions[: layout.count])
     done = 0
@@ -219,9 +223,9 @@ def _cut_span(
         unbroken = len(run) == length and run[-1] - run[0] == length - 1
         if not unbroken:
             raise InputError(
-                f"expected {length} image tokens side by side for picture {image} of "
+                f"expected {length} image tokens side by side for image {image} of "
                 f"row {row}, got a run of {_measure_run(run)} at {run[:1]}; pass "
-                "input_ids and picture tensors of one and the same processor call"
+                "input_ids and image tensors of one and the same processor call"
             )
         done += length
     parts = tuple(
@@ -239,18 +243,18 @@ def _measure_run(run: Sequence[int]) -> int:
 def _check_number(
     described: Mapping[str, Any], *, at_least: int, at_most: int | None = None
 ) -> None:
-    """Refuse descriptions of fewer or more pictures than the text holds."""
+    """Refuse descriptions of fewer or more images than the text holds."""
     for name, values in described.items():
         given = len(values)
         if given < at_least or (at_most is not None and given > at_most):
             found = f"at least {at_least}" if at_most is None else str(at_least)
             raise InputError(
-                f"expected {given} pictures by {name}, got {found} in input_ids; pass "
-                "input_ids and pictures that belong together"
+                f"expected {given} images by {name}, got {found} in input_ids; pass "
+                "input_ids and images that belong together"
             )
 
 
-# ---- Numbers of image tokens, laid out as their patches lie in the picture.
+# ---- Numbers of image tokens, laid out as their patches lie in the image.
 
 
 def lay_out(
@@ -259,14 +263,14 @@ def lay_out(
     """Put a number of each image token where its patch was cut.
 
     Args:
-        span: The picture in the prompt.
+        span: The image in the prompt.
         values: A number for each position of `span.columns`.
 
     Returns:
         A grid for each of `span.parts`; NaN where a patch shows padding only.
 
     Raises:
-        UnsupportedError: If image tokens have no place in the picture.
+        UnsupportedError: If image tokens have no place in the image.
 
     Example:
         >>> from eah_interp.lvlm import ImagePart
@@ -277,7 +281,7 @@ def lay_out(
     """
     if not span.spatial:
         msg = (
-            "expected image tokens that stand for places in the picture, got learned "
+            "expected image tokens that stand for places in the image, got learned "
             "queries or a layout that is not known; look at frame() or at sums over "
             "image tokens instead"
         )

@@ -18,7 +18,7 @@ from nnsight.intervention.source import STATE
 from torch import Tensor, nn
 
 from eah_interp.errors import ModelError
-from eah_interp.kernels import broadcast_pattern
+from eah_interp.kernels.broadcast import broadcast_pattern
 from eah_interp.lvlm.anatomy import (
     Anatomy,
     AttentionSite,
@@ -48,7 +48,7 @@ def verify_hook_points(model: Any, anatomy: Anatomy) -> None:
     _check_image_token(model, anatomy)
     ids = _probe_ids(model, anatomy)
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    inputs |= _blank_picture(model, ids)
+    inputs |= _blank_image(model, ids)
     opened = _unopened_modules(model, anatomy)
     try:
         _check_patches(model, anatomy, inputs)
@@ -158,8 +158,8 @@ def _check_image_token(model: Any, anatomy: Anatomy) -> None:
         raise ModelError(msg)
 
 
-def _blank_picture(model: Any, ids: Tensor) -> dict[str, Tensor]:
-    """Make the picture that a forward insists on, of which no token of the text tells.
+def _blank_image(model: Any, ids: Tensor) -> dict[str, Tensor]:
+    """Make the image that a forward insists on, of which no token of the text tells.
 
     BLIP-2, InstructBLIP and Kosmos-2 take no call without one.
     """

@@ -11,7 +11,9 @@ from eah_interp.lvlm import LVLM
 from eah_interp.lvlm.images import read_image
 from eah_interp.lvlm.inputs import DEFAULT_PROMPT
 from eah_interp.report.reading import first_token, write_text
-from eah_interp.toy import GROUPS, OBJECTS, draw_scene, group_of, questions_for
+from eah_interp.toy.language import questions_for
+from eah_interp.toy.scenes import draw_scene
+from eah_interp.toy.world import GROUPS, OBJECTS, group_of
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 from eah_interp.errors import SettingsError
 from eah_interp.interventions import EAH, PAI, VAR, Ablation, Intervention, edit
 from eah_interp.interventions.donation import seed_items
-from eah_interp.kernels import DEFAULT_BETA
+from eah_interp.kernels.sinks import DEFAULT_BETA
 
 KINDS: dict[str, type[EAH] | type[Intervention]] = {
     "eah": EAH,

@@ -64,7 +64,7 @@ def open_image(image: str) -> Any:
         InputError: If it cannot be read.
     """
     if image.startswith(TOY):
-        from eah_interp.toy import draw_scene
+        from eah_interp.toy.scenes import draw_scene
 
         _, split, seed = image.split(":")
         return draw_scene(int(seed), split=split).pil()  # type: ignore[arg-type]
@@ -101,7 +101,8 @@ def toy_items(
         >>> [(item.id, item.label) for item in items][:3]
         [('0/random/yes', True), ('0/random/no', False), ('1/random/yes', True)]
     """
-    from eah_interp.toy import draw_scene, prompt_for, questions_for
+    from eah_interp.toy.language import prompt_for, questions_for
+    from eah_interp.toy.scenes import draw_scene
 
     if n_scenes < 1 or not (questions or captions):
         msg = (

@@ -121,7 +121,7 @@ def _score_captions(
 
 
 def _name_toy_objects(table: pd.DataFrame) -> pd.DataFrame:
-    from eah_interp.toy import mentions_in
+    from eah_interp.toy.language import mentions_in
 
     named = [list(mentions_in(text)) for text in table.caption]
     return table.assign(mentions=pd.Series(named, index=table.index, dtype=object))

@@ -7,16 +7,15 @@ from typing import Any
 
 import pandas as pd
 import torch
-from torch import Tensor
 
 from eah_interp.errors import (
     EAHError,
     ExtraMissingError,
-    NumericalError,
     UnsupportedError,
     is_out_of_memory,
 )
 from eah_interp.interventions import donors_of_run, score_sinks
+from eah_interp.lvlm.runs import refuse_nan
 from eah_interp.studies.conditions import Condition
 from eah_interp.studies.items import Item, open_image
 
@@ -269,22 +268,6 @@ the same study goes on from it
             "and the same study goes on from it"
         )
         raise UnsupportedError(msg) from error
-
-
-def refuse_nan(ids: Tensor, scores: Tensor) -> Tensor:
-    """Stop a generation whose logits are no numbers: its words would be chance.
-
-    Raises:
-        NumericalError: If one is NaN.
-    """
-    del ids
-    if bool(torch.isnan(scores).any()):
-        msg = (
-            "the model's logits are NaN: expected numbers; load it in another dtype, "
-            "or see what the patch does to it"
-        )
-        raise NumericalError(msg)
-    return scores
 
 
 def describe(error: BaseException) -> str:

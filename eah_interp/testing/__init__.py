@@ -12,5 +12,4 @@ from eah_interp.testing._build import tiny_lvlm as tiny_lvlm
 from eah_interp.testing._build import tiny_processor as tiny_processor
 from eah_interp.testing._build import tiny_tokenizer as tiny_tokenizer
 from eah_interp.testing._facts import Family as Family
-from eah_interp.testing._facts import Size as Size
 from eah_interp.testing._families import FAMILIES as FAMILIES

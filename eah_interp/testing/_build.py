@@ -1,4 +1,4 @@
-"""The public door: tiny models, processors, folders and pictures."""
+"""What users call: tiny models, tokenizers, processors, folders, inputs and images."""
 
 import math
 from collections.abc import Sequence
@@ -18,70 +18,9 @@ from transformers import (
 )
 
 from eah_interp.errors import SettingsError, UnsupportedError
-from eah_interp.testing._facts import Family, Size
+from eah_interp.testing._facts import Family, Size, call_processor
 from eah_interp.testing._families import FAMILIES
 from eah_interp.testing._tokenizer import build_tokenizer
-
-# ---- Random weights under which attention heads differ and logits are not all alike.
-
-
-QUERY_KEY_GAIN = 1.7
-
-
-LOGIT_SCALE = 3.0
-
-
-_QUERY_KEY = ("q_proj", "k_proj", "qkv_proj", "qkv", "q_b_proj", "kv_b_proj")
-
-
-@torch.no_grad()
-def scale_weights(model: PreTrainedModel, *, seed: int) -> None:
-    """Refill the weights in place so that activations, scores and logits have size.
-
-    A Hugging Face initialisation (standard deviation 0.02) of a narrow model gives
-    attention that is even and the same in every head, and logits that are nearly zero,
-    which would let a wrong patch pass a test. Here a linear map keeps the variance of
-    its input, queries and keys are `QUERY_KEY_GAIN` times larger, and logits have a
-    standard deviation near `LOGIT_SCALE` (near 1 where the unembedding is tied to the
-    embedding). Norm weights keep their initial values.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    unembedding = model.get_output_embeddings()
-    embedding = model.get_input_embeddings()
-    tied = unembedding is not None and unembedding.weight is embedding.weight
-    seen: set[int] = set()
-    for name, module in model.named_modules():
-        for part, parameter in module.named_parameters(recurse=False):
-            if id(parameter) in seen or not parameter.is_floating_point():
-                continue
-            seen.add(id(parameter))
-            std = _choose_std(name, module, part, parameter)
-            if parameter is embedding.weight:
-                # a tied, strong embedding would only repeat the last token
-                std = 1.0 / math.sqrt(parameter.shape[1]) if tied else 1.0
-            elif unembedding is not None and parameter is unembedding.weight:
-                std = LOGIT_SCALE / math.sqrt(parameter.shape[1])
-            if std is not None:
-                noise = torch.randn(parameter.shape, generator=generator)
-                parameter.copy_(std * noise)
-
-
-def _choose_std(
-    name: str, module: nn.Module, part: str, parameter: nn.Parameter
-) -> float | None:
-    """Return the standard deviation to draw a parameter with, None to keep it."""
-    if isinstance(module, nn.Embedding):
-        return 1.0
-    if isinstance(module, (nn.Linear, nn.modules.conv._ConvNd)):
-        if part == "bias":
-            return 0.1
-        gain = QUERY_KEY_GAIN if name.rpartition(".")[2] in _QUERY_KEY else 1.0
-        return gain / math.sqrt(parameter[0].numel())
-    if part == "sinks":  # one logit per head: as wide as the attention logits
-        return QUERY_KEY_GAIN
-    if parameter.ndim > 1:  # position tables, expert weights
-        return 1.0 / math.sqrt(parameter.shape[-1])
-    return None
 
 
 def tiny_lvlm(
@@ -136,6 +75,7 @@ def tiny_lvlm(
     options = (
         {"attn_implementation": attn_implementation} if attn_implementation else {}
     )
+    # the model's own initialisation fills what `scale_weights` keeps
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model: PreTrainedModel = model_class._from_config(config, **options)
@@ -212,9 +152,9 @@ def tiny_inputs(
 
     Args:
         family: A supported family of `FAMILIES`.
-        images: The pictures of each prompt; one random picture each when None.
+        images: The images of each prompt; one random image each when None.
         prompts: One text per row, holding the family's `placeholder` once for each of
-            its pictures; pictures followed by a question when None.
+            its images; images followed by a question when None.
 
     Returns:
         A left-padded batch of model inputs, as tensors.
@@ -241,16 +181,11 @@ def tiny_inputs(
         prompts = [facts.placeholder * len(row) + question for row in images]
     if facts.encode is not None:
         return facts.encode(tiny_tokenizer(family), images, prompts)
-    return tiny_processor(family)(
-        images=[list(row) for row in images],
-        text=list(prompts),
-        padding=True,
-        return_tensors="pt",
-    )
+    return call_processor(tiny_processor(family), images, prompts)
 
 
 def random_image(seed: int = 0, *, width: int = 32, height: int = 32) -> Image.Image:
-    """Draw a picture of 8 x 8 randomly coloured cells, the same for the same seed.
+    """Draw an image of 8 x 8 randomly coloured cells, the same for the same seed.
 
     Example:
         >>> random_image(3, width=40, height=24).size
@@ -271,3 +206,63 @@ def _find(family: str) -> Family:
 
 def _with_processor() -> list[str]:
     return [name for name, facts in FAMILIES.items() if facts.build_processor]
+
+
+# ---- Random weights under which attention heads differ and logits are not all alike.
+
+
+QUERY_KEY_GAIN = 1.7
+
+LOGIT_SCALE = 3.0
+
+_QUERY_KEY = ("q_proj", "k_proj", "qkv_proj", "qkv", "q_b_proj", "kv_b_proj")
+
+
+@torch.no_grad()
+def scale_weights(model: PreTrainedModel, *, seed: int) -> None:
+    """Refill the weights in place so that activations, scores and logits have size.
+
+    A Hugging Face initialisation (standard deviation 0.02) of a narrow model gives
+    attention that is even and the same in every head, and logits that are nearly zero,
+    which would let a wrong patch pass a test. Here a linear map keeps the variance of
+    its input, queries and keys are `QUERY_KEY_GAIN` times larger, and logits have a
+    standard deviation near `LOGIT_SCALE` (near 1 where the unembedding is tied to the
+    embedding). Norm weights keep their initial values.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    unembedding = model.get_output_embeddings()
+    embedding = model.get_input_embeddings()
+    tied = unembedding is not None and unembedding.weight is embedding.weight
+    seen: set[int] = set()
+    for name, module in model.named_modules():
+        for part, parameter in module.named_parameters(recurse=False):
+            if id(parameter) in seen or not parameter.is_floating_point():
+                continue
+            seen.add(id(parameter))
+            std = _choose_std(name, module, part, parameter)
+            if parameter is embedding.weight:
+                # a tied, strong embedding would only repeat the last token
+                std = 1.0 / math.sqrt(parameter.shape[1]) if tied else 1.0
+            elif unembedding is not None and parameter is unembedding.weight:
+                std = LOGIT_SCALE / math.sqrt(parameter.shape[1])
+            if std is not None:
+                noise = torch.randn(parameter.shape, generator=generator)
+                parameter.copy_(std * noise)
+
+
+def _choose_std(
+    name: str, module: nn.Module, part: str, parameter: nn.Parameter
+) -> float | None:
+    """Return the standard deviation to draw a parameter with, None to keep it."""
+    if isinstance(module, nn.Embedding):
+        return 1.0
+    if isinstance(module, (nn.Linear, nn.modules.conv._ConvNd)):
+        if part == "bias":
+            return 0.1
+        gain = QUERY_KEY_GAIN if name.rpartition(".")[2] in _QUERY_KEY else 1.0
+        return gain / math.sqrt(parameter[0].numel())
+    if part == "sinks":  # one logit per head: as wide as the attention logits
+        return QUERY_KEY_GAIN
+    if parameter.ndim > 1:  # position tables, expert weights
+        return 1.0 / math.sqrt(parameter.shape[-1])
+    return None

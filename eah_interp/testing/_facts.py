@@ -1,4 +1,9 @@
-"""What a tiny model of a family is made of, and the settings that families share."""
+"""What a tiny model of a family is made of, and what families share.
+
+`Family` holds the facts about one. The families themselves stand in the files that
+`_families.py` names; they are put together from the settings, chat templates and
+encoders here.
+"""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,8 +28,8 @@ from eah_interp.testing._tokenizer import BOS_ID, EOS_ID, PAD_ID
 
 Tokenizer: TypeAlias = PreTrainedTokenizerFast
 
-
-Pictures = Sequence[Sequence[Image.Image]]
+ImageRows: TypeAlias = Sequence[Sequence[Image.Image]]
+"""The images of each prompt of a batch."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,13 @@ class Size:
         return self.n_heads * self.d_head
 
 
+BuildConfig: TypeAlias = Callable[[Size, Tokenizer], PreTrainedConfig]
+
+BuildProcessor: TypeAlias = Callable[[Tokenizer], ProcessorMixin]
+
+Encode: TypeAlias = Callable[[Tokenizer, ImageRows, Sequence[str]], BatchFeature]
+
+
 @dataclass(frozen=True)
 class Family:
     """Facts about one family: the classes that are real, and what is missing offline.
@@ -53,7 +65,7 @@ class Family:
         specials: Special tokens, in the order of their ids; the first has id 4.
         named: Attributes under which the processor finds them on the tokenizer.
         add_bos: Whether the tokenizer starts a text with `<s>`.
-        placeholder: What stands for one picture in a prompt; empty where none does.
+        placeholder: What stands for one image in a prompt; empty where none does.
         build_processor: Makes the real processor; None where that needs a package or
             a download that is not here.
         no_processor: Why `build_processor` is None.
@@ -64,16 +76,16 @@ class Family:
 
     name: str
     model: str
-    build_config: Callable[[Size, Tokenizer], PreTrainedConfig]
+    build_config: BuildConfig
     specials: tuple[str, ...] = ("<image>",)
     named: Mapping[str, str] = field(
         default_factory=lambda: MappingProxyType({"image_token": "<image>"})
     )
     add_bos: bool = True
     placeholder: str = "<image>"
-    build_processor: Callable[[Tokenizer], ProcessorMixin] | None = None
+    build_processor: BuildProcessor | None = None
     no_processor: str = ""
-    encode: Callable[[Tokenizer, Pictures, Sequence[str]], BatchFeature] | None = None
+    encode: Encode | None = None
     refused: str = ""
     notes: str = ""
 
@@ -109,6 +121,38 @@ def vision_settings(**changes: Any) -> dict[str, Any]:
     }
 
 
+def any_size_settings(**changes: Any) -> dict[str, Any]:
+    """Return the settings of such a tower that sees images of any size."""
+    settings = vision_settings(**changes)
+    del settings["image_size"]
+    return settings
+
+
+def siglip_settings(**changes: Any) -> hf.SiglipVisionConfig:
+    """Return such a tower's config as SigLIP, which gives patches and nothing else."""
+    return hf.SiglipVisionConfig(**vision_settings(**changes), vision_use_head=False)
+
+
+def list_kinds(size: Size, *, other: str) -> list[str]:
+    """Return the kind of each layer: odd layers attend, and so does an only one."""
+    return [
+        "full_attention" if i % 2 or size.n_layers == 1 else other
+        for i in range(size.n_layers)
+    ]
+
+
+def rope_settings(**changes: Any) -> dict[str, Any]:
+    """Return the settings of a plain rotary embedding."""
+    return {"rope_type": "default", "rope_theta": 1e4, **changes}
+
+
+def name_ids(tokenizer: Tokenizer, **tokens: str) -> dict[str, int]:
+    """Return ids of special tokens under the names that a config has for them."""
+    return {
+        name: tokenizer.convert_tokens_to_ids(token) for name, token in tokens.items()
+    }
+
+
 def write_chat_template(
     *,
     user: str,
@@ -122,17 +166,17 @@ def write_chat_template(
     Args:
         user: What opens a turn of the user.
         assistant: What opens a turn of the model, the generation prompt included.
-        image: What stands for a picture.
+        image: What stands for an image.
         close: What closes a turn.
-        images_first: Whether a turn's pictures come before all of its text.
+        images_first: Whether a turn's images come before all of its text.
     """
     parts = "{% for part in message['content'] "
-    picture = "{% if part['type'] == 'image' %}" + image + "{% endif %}"
+    shown = "{% if part['type'] == 'image' %}" + image + "{% endif %}"
     words = "{% if part['type'] == 'text' %}{{ part['text'] }}{% endif %}"
     if images_first:
-        body = parts + "%}" + picture + "{% endfor %}" + parts + "%}" + words
+        body = parts + "%}" + shown + "{% endfor %}" + parts + "%}" + words
     else:
-        body = parts + "%}" + picture + words
+        body = parts + "%}" + shown + words
     return (
         "{% for message in messages %}"
         "{% if message['role'] == 'assistant' %}" + assistant + "{% else %}" + user + ""
@@ -147,18 +191,32 @@ def write_chat_template(
     )
 
 
+def write_chatml(image: str) -> str:
+    """Write the chat template of Qwen's form, with a text for each image."""
+    return write_chat_template(
+        user="<|im_start|>user\n",
+        assistant="<|im_start|>assistant\n",
+        image=image,
+        close="<|im_end|>\n",
+    )
+
+
+PIXELS = {"shortest_edge": 16 * 16, "longest_edge": 96 * 96}
+"""Least and most pixels of an image where a family takes images of any size."""
+
+
 # ---- Ready-made inputs of families whose processors cannot be built offline.
 
 
-def flatten(images: Pictures) -> list[Image.Image]:
-    """Return the pictures of all rows, in order."""
-    return [picture for row in images for picture in row]
+def flatten(images: ImageRows) -> list[Image.Image]:
+    """Return the images of all rows, in order."""
+    return [image for row in images for image in row]
 
 
 def call_processor(
-    processor: ProcessorMixin, images: Pictures, prompts: Sequence[str]
+    processor: ProcessorMixin, images: ImageRows, prompts: Sequence[str]
 ) -> BatchFeature:
-    """Encode rows of pictures and text with a real processor, padded, as tensors."""
+    """Encode rows of images and text with a real processor, padded, as tensors."""
     return processor(
         images=[list(row) for row in images],
         text=list(prompts),
@@ -167,28 +225,40 @@ def call_processor(
     )
 
 
+def encode_as(other: Family) -> Encode:
+    """Return an encoder that calls the real processor of another family."""
+
+    def encode(
+        tokenizer: Tokenizer, images: ImageRows, prompts: Sequence[str]
+    ) -> BatchFeature:
+        assert other.build_processor is not None
+        return call_processor(other.build_processor(tokenizer), images, prompts)
+
+    return encode
+
+
 def write_runs(
     tokenizer: Tokenizer,
-    images: Pictures,
+    images: ImageRows,
     prompts: Sequence[str],
     *,
     placeholder: str,
     runs: Iterable[str],
 ) -> dict[str, Tensor]:
-    """Put each picture's tokens in the place of its placeholder, and tokenize.
+    """Put each image's tokens in the place of its placeholder, and tokenize.
 
     Args:
         tokenizer: The family's tokenizer.
-        images: The pictures of each prompt.
+        images: The images of each prompt.
         prompts: One text per row.
-        placeholder: What stands for one picture in a prompt.
-        runs: The text of each picture's tokens, in the order of the pictures.
+        placeholder: What stands for one image in a prompt.
+        runs: The text of each image's tokens, in the order of the images.
 
     Returns:
         `input_ids` and `attention_mask`, left-padded.
 
     Raises:
-        InputError: A prompt has more or fewer placeholders than pictures.
+        InputError: A prompt has more or fewer placeholders than images.
     """
     left = iter(runs)
     texts = []
@@ -196,13 +266,38 @@ def write_runs(
         pieces = prompt.split(placeholder)
         if len(pieces) != len(row) + 1:
             raise InputError(
-                f"expected one {placeholder} for each of {len(row)} pictures, got "
+                f"expected one {placeholder} for each of {len(row)} images, got "
                 f"{len(pieces) - 1} in {prompt!r}; change the prompt"
             )
         middle = "".join(next(left) + piece for piece in pieces[1:])
         texts.append(pieces[0] + middle)
     words = tokenizer(texts, padding=True, return_tensors="pt")
     return {name: words[name] for name in ("input_ids", "attention_mask")}
+
+
+def encode_equal(
+    tokenizer: Tokenizer,
+    images: ImageRows,
+    prompts: Sequence[str],
+    *,
+    image_processor: BaseImageProcessor,
+    placeholder: str,
+    run: str,
+) -> BatchFeature:
+    """Do what processors do that write the same tokens for every image.
+
+    Args:
+        tokenizer: The family's tokenizer.
+        images: The images of each prompt.
+        prompts: One text per row.
+        image_processor: What makes pixels of the images.
+        placeholder: What stands for one image in a prompt.
+        run: The text of an image's tokens.
+    """
+    flat = flatten(images)
+    runs = [run] * len(flat)
+    words = write_runs(tokenizer, images, prompts, placeholder=placeholder, runs=runs)
+    return BatchFeature({**words, **image_processor(flat, return_tensors="pt")})
 
 
 def mark_tokens(ids: Tensor, tokenizer: Tokenizer, *tokens: str) -> Tensor:
@@ -213,10 +308,10 @@ def mark_tokens(ids: Tensor, tokenizer: Tokenizer, *tokens: str) -> Tensor:
 
 def encode_merged(
     tokenizer: Tokenizer,
-    images: Pictures,
+    images: ImageRows,
     prompts: Sequence[str],
     *,
-    pictures: BaseImageProcessor,
+    image_processor: BaseImageProcessor,
     placeholder: str,
     token: str,
     around: tuple[str, str] = ("", ""),
@@ -225,38 +320,38 @@ def encode_merged(
 
     Args:
         tokenizer: The family's tokenizer.
-        images: The pictures of each prompt.
+        images: The images of each prompt.
         prompts: One text per row.
-        pictures: An image processor that cuts patches and gives `image_grid_thw`.
-        placeholder: What stands for one picture in a prompt.
+        image_processor: It cuts patches, and gives `image_grid_thw`.
+        placeholder: What stands for one image in a prompt.
         token: The image token.
-        around: What the processor writes before and after a picture's tokens.
+        around: What the processor writes before and after an image's tokens.
     """
     flat = flatten(images)
-    encoded: Mapping[str, Tensor] = pictures(flat, return_tensors="pt")
-    merged = encoded["image_grid_thw"].prod(-1) // pictures.merge_size**2
+    encoded: Mapping[str, Tensor] = image_processor(flat, return_tensors="pt")
+    merged = encoded["image_grid_thw"].prod(-1) // image_processor.merge_size**2
     runs = (around[0] + token * count + around[1] for count in merged.tolist())
     words = write_runs(tokenizer, images, prompts, placeholder=placeholder, runs=runs)
     return BatchFeature({**words, **encoded})
 
 
-# ---- Pictures in the corner of a canvas: what image processors without torchvision do.
+# ---- Images in the corner of a canvas: what image processors without torchvision do.
 
 
-def pad_picture(
-    picture: Image.Image, *, factor: int, color: int = 0, scale: float = 1.0
+def pad_image(
+    image: Image.Image, *, factor: int, color: int = 0, scale: float = 1.0
 ) -> Image.Image:
-    """Put a picture on a canvas whose sides are multiples of `factor`, top left."""
-    width, height = (max(1, int(side * scale)) for side in picture.size)
+    """Put an image on a canvas whose sides are multiples of `factor`, top left."""
+    width, height = (max(1, int(side * scale)) for side in image.size)
     sides = (-(-width // factor) * factor, -(-height // factor) * factor)
     canvas = Image.new("RGB", sides, (color,) * 3)
-    canvas.paste(picture.convert("RGB").resize((width, height)))
+    canvas.paste(image.convert("RGB").resize((width, height)))
     return canvas
 
 
-def read_pixels(picture: Image.Image) -> Tensor:
+def read_pixels(image: Image.Image) -> Tensor:
     """Return pixels from -1 to 1, as `[channel, row, column]`."""
-    values = np.asarray(picture.convert("RGB"), dtype=np.float32)
+    values = np.asarray(image.convert("RGB"), dtype=np.float32)
     return torch.from_numpy(values / 127.5 - 1).permute(2, 0, 1)
 
 
@@ -271,7 +366,7 @@ def build_row_patcher(*, smallest: int = 1) -> BaseImageProcessor:
     """Build an image processor that gives patches row by row, 8 x 8 pixels each.
 
     Args:
-        smallest: Number of pixels that a picture is enlarged to.
+        smallest: Number of pixels that an image is enlarged to.
     """
     return hf.HunYuanVLImageProcessorPil(
         patch_size=8,

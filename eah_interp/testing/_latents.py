@@ -1,4 +1,7 @@
-"""Idefics2, InstructBLIP and BLIP-2: learned latents stand for a picture."""
+"""Learned latents or queries stand for an image: their tokens have no place in it.
+
+Families: idefics2, instructblip, blip_2, aria, kosmos2.
+"""
 
 from collections.abc import Sequence
 
@@ -9,29 +12,36 @@ from transformers import BatchFeature, PreTrainedConfig, ProcessorMixin
 
 from eah_interp.testing._facts import (
     Family,
-    Pictures,
+    ImageRows,
     Size,
     Tokenizer,
+    encode_equal,
     flatten,
     mark_tokens,
+    name_ids,
     read_pixels,
     text_settings,
     vision_settings,
-    write_chat_template,
+    write_chatml,
     write_runs,
 )
 from eah_interp.testing._tiles import IDEFICS_CHAT
 
 LATENTS = 4
 
+N_QUERIES = 6
 
 _NO_PLACEHOLDER = (
-    "its processor knows no placeholder: it writes one picture's tokens before the "
+    "its processor knows no placeholder: it writes one image's tokens before the "
     "padding of a row"
 )
 
 
+# ---- Idefics2.
+
+
 def _configure_idefics2(size: Size, tokenizer: Tokenizer) -> PreTrainedConfig:
+    text = text_settings(size, tokenizer, sliding_window=None)
     return hf.Idefics2Config(
         vision_config=vision_settings(),
         perceiver_config={
@@ -42,23 +52,38 @@ def _configure_idefics2(size: Size, tokenizer: Tokenizer) -> PreTrainedConfig:
             "resampler_head_dim": 8,
             "num_key_value_heads": 2,
         },
-        text_config=hf.MistralConfig(
-            **text_settings(size, tokenizer, sliding_window=None)
-        ),
-        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
+        text_config=hf.MistralConfig(**text),
+        **name_ids(tokenizer, image_token_id="<image>"),
     )
 
 
 def _process_idefics2(tokenizer: Tokenizer) -> ProcessorMixin:
-    pictures = hf.Idefics2ImageProcessorPil(
+    image_processor = hf.Idefics2ImageProcessorPil(
         size={"shortest_edge": 16, "longest_edge": 32}, do_image_splitting=True
     )
     return hf.Idefics2Processor(
-        pictures, tokenizer, image_seq_len=LATENTS, chat_template=IDEFICS_CHAT
+        image_processor, tokenizer, image_seq_len=LATENTS, chat_template=IDEFICS_CHAT
     )
 
 
-def _configure_blip(
+IDEFICS2 = Family(
+    "idefics2",
+    "Idefics2ForConditionalGeneration",
+    _configure_idefics2,
+    specials=("<image>", "<fake_token_around_image>", "<end_of_utterance>"),
+    named={
+        "image_token": "<image>",
+        "image_boundary_token": "<fake_token_around_image>",
+    },
+    build_processor=_process_idefics2,
+    notes="four quarters and the whole image, 4 perceiver latents each",
+)
+
+
+# ---- InstructBLIP and BLIP-2.
+
+
+def _join_blip(
     config: type[PreTrainedConfig], text: PreTrainedConfig, tokenizer: Tokenizer
 ) -> PreTrainedConfig:
     """Put a tower and a Q-Former of two layers before a language model."""
@@ -73,13 +98,13 @@ def _configure_blip(
         },
         text_config=text,
         num_query_tokens=LATENTS,
-        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        **name_ids(tokenizer, image_token_index="<image>"),
     )
 
 
 def _configure_instructblip(size: Size, tokenizer: Tokenizer) -> PreTrainedConfig:
     text = hf.LlamaConfig(**text_settings(size, tokenizer))
-    return _configure_blip(hf.InstructBlipConfig, text, tokenizer)
+    return _join_blip(hf.InstructBlipConfig, text, tokenizer)
 
 
 def _configure_blip2(size: Size, tokenizer: Tokenizer) -> PreTrainedConfig:
@@ -92,29 +117,27 @@ def _configure_blip2(size: Size, tokenizer: Tokenizer) -> PreTrainedConfig:
     )
     for absent in ("intermediate_size", "num_key_value_heads", "head_dim"):
         del settings[absent]  # OPT has one key/value head for each query head
-    return _configure_blip(hf.Blip2Config, hf.OPTConfig(**settings), tokenizer)
+    return _join_blip(hf.Blip2Config, hf.OPTConfig(**settings), tokenizer)
 
 
 def _encode_blip2(
-    tokenizer: Tokenizer, images: Pictures, prompts: Sequence[str]
+    tokenizer: Tokenizer, images: ImageRows, prompts: Sequence[str]
 ) -> BatchFeature:
-    """Write a run of query tokens for each picture."""
-    flat = flatten(images)
-    pictures = hf.BlipImageProcessorPil(size={"height": 32, "width": 32})
-    words = write_runs(
+    """Write a run of query tokens for each image."""
+    return encode_equal(
         tokenizer,
         images,
         prompts,
+        image_processor=hf.BlipImageProcessorPil(size={"height": 32, "width": 32}),
         placeholder="<image>",
-        runs=["<image>" * LATENTS] * len(flat),
+        run="<image>" * LATENTS,
     )
-    return BatchFeature({**words, **pictures(flat, return_tensors="pt")})
 
 
 def _encode_instructblip(
-    tokenizer: Tokenizer, images: Pictures, prompts: Sequence[str]
+    tokenizer: Tokenizer, images: ImageRows, prompts: Sequence[str]
 ) -> BatchFeature:
-    """Do the same, and show each picture's Q-Former the text of its row.
+    """Do the same, and show each image's Q-Former the text of its row.
 
     It is padded on the right: the Q-Former counts its positions from the left.
     """
@@ -133,20 +156,6 @@ def _encode_instructblip(
     return BatchFeature({**_encode_blip2(tokenizer, images, prompts), **qformer})
 
 
-IDEFICS2 = Family(
-    "idefics2",
-    "Idefics2ForConditionalGeneration",
-    _configure_idefics2,
-    specials=("<image>", "<fake_token_around_image>", "<end_of_utterance>"),
-    named={
-        "image_token": "<image>",
-        "image_boundary_token": "<fake_token_around_image>",
-    },
-    build_processor=_process_idefics2,
-    notes="four quarters and the whole picture, 4 perceiver latents each",
-)
-
-
 INSTRUCTBLIP = Family(
     "instructblip",
     "InstructBlipForConditionalGeneration",
@@ -155,7 +164,6 @@ INSTRUCTBLIP = Family(
     encode=_encode_instructblip,
     notes="4 queries that also read the question; Llama decoder, as with Vicuna",
 )
-
 
 BLIP_2 = Family(
     "blip_2",
@@ -167,22 +175,11 @@ BLIP_2 = Family(
 )
 
 
-# ---- Learned queries stand for a picture: Aria and Kosmos-2.
-
-
-ARIA_CHAT = write_chat_template(
-    user="<|im_start|>user\n",
-    assistant="<|im_start|>assistant\n",
-    image="<|img|>",
-    close="<|im_end|>\n",
-)
-
-
-N_QUERIES = 6
+# ---- Aria.
 
 
 def _configure_aria(size: Size, tokenizer: Tokenizer) -> PreTrainedConfig:
-    # its processor makes every picture 980 x 980 pixels: 14 x 14 large patches
+    # its processor makes every image 980 x 980 pixels: 14 x 14 large patches
     vision = vision_settings(
         model_type="idefics3_vision", hidden_size=8, image_size=980, patch_size=70
     )
@@ -191,7 +188,7 @@ def _configure_aria(size: Size, tokenizer: Tokenizer) -> PreTrainedConfig:
         vision_config=vision,
         text_config=hf.AriaTextConfig(**text),
         projector_patch_to_query_dict={196: N_QUERIES},
-        image_token_index=tokenizer.convert_tokens_to_ids("<|img|>"),
+        **name_ids(tokenizer, image_token_index="<|img|>"),
     )
 
 
@@ -199,9 +196,24 @@ def _process_aria(tokenizer: Tokenizer) -> ProcessorMixin:
     return hf.AriaProcessor(
         hf.AriaImageProcessorPil(),
         tokenizer,
-        chat_template=ARIA_CHAT,
+        chat_template=write_chatml("<|img|>"),
         size_conversion={980: N_QUERIES},
     )
+
+
+ARIA = Family(
+    "aria",
+    "AriaForConditionalGeneration",
+    _configure_aria,
+    specials=("<|img|>", "<|im_start|>", "<|im_end|>"),
+    named={"image_token": "<|img|>"},
+    placeholder="<|img|>",
+    build_processor=_process_aria,
+    notes="6 learned queries, not spatial; experts",
+)
+
+
+# ---- Kosmos-2.
 
 
 def _configure_kosmos2(size: Size, tokenizer: Tokenizer) -> PreTrainedConfig:
@@ -227,7 +239,7 @@ def _configure_kosmos2(size: Size, tokenizer: Tokenizer) -> PreTrainedConfig:
 
 
 def _encode_kosmos2(
-    tokenizer: Tokenizer, images: Pictures, prompts: Sequence[str]
+    tokenizer: Tokenizer, images: ImageRows, prompts: Sequence[str]
 ) -> BatchFeature:
     """Do what Kosmos2Processor does, with one id for all latents instead of many."""
     words = write_runs(
@@ -246,18 +258,6 @@ def _encode_kosmos2(
             "image_embeds_position_mask": places,
         }
     )
-
-
-ARIA = Family(
-    "aria",
-    "AriaForConditionalGeneration",
-    _configure_aria,
-    specials=("<|img|>", "<|im_start|>", "<|im_end|>"),
-    named={"image_token": "<|img|>"},
-    placeholder="<|img|>",
-    build_processor=_process_aria,
-    notes="6 learned queries, not spatial; experts",
-)
 
 
 KOSMOS2 = Family(

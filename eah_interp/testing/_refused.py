@@ -1,9 +1,19 @@
-"""Models that this package refuses, to test that it says so."""
+"""Models that this package refuses, to test that it says so.
+
+Families: llama, blip2_t5, mllama.
+"""
 
 import transformers as hf
 from transformers import PreTrainedConfig
 
-from eah_interp.testing._facts import Family, Size, Tokenizer, text_settings
+from eah_interp.testing._facts import (
+    Family,
+    Size,
+    Tokenizer,
+    name_ids,
+    rope_settings,
+    text_settings,
+)
 
 
 def _configure_llama(size: Size, tokenizer: Tokenizer) -> PreTrainedConfig:
@@ -34,7 +44,7 @@ def _configure_blip2_t5(size: Size, tokenizer: Tokenizer) -> PreTrainedConfig:
         qformer_config={**tower, "encoder_hidden_size": 32, "vocab_size": 256},
         text_config=text,
         num_query_tokens=4,
-        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        **name_ids(tokenizer, image_token_index="<image>"),
     )
 
 
@@ -54,13 +64,13 @@ def _configure_mllama(size: Size, tokenizer: Tokenizer) -> PreTrainedConfig:
         size,
         tokenizer,
         cross_attention_layers=[1],
-        rope_parameters={"rope_type": "default", "rope_theta": 1e4},
+        rope_parameters=rope_settings(),
     )
     del text["head_dim"]
     return hf.MllamaConfig(
         vision_config=vision,
         text_config=text,
-        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        **name_ids(tokenizer, image_token_index="<image>"),
     )
 
 
@@ -79,12 +89,12 @@ BLIP2_T5 = Family(
     "Blip2ForConditionalGeneration",
     _configure_blip2_t5,
     no_processor="the model is here only to be refused",
-    refused="it is an encoder-decoder: its picture is not in the decoder's prompt",
+    refused="it is an encoder-decoder: its image is not in the decoder's prompt",
 )
 MLLAMA = Family(
     "mllama",
     "MllamaForConditionalGeneration",
     _configure_mllama,
     no_processor="the model is here only to be refused",
-    refused="its picture enters through cross-attention layers, not image tokens",
+    refused="its image enters through cross-attention layers, not image tokens",
 )

@@ -1,6 +1,10 @@
-"""DeepSeek-VL, its hybrid, Janus and GOT-OCR2: one square shows the whole picture."""
+"""One grid shows the whole image: patches of a square, or codes of an autoencoder.
 
-from collections.abc import Callable, Sequence
+Families: deepseek_vl, deepseek_vl_hybrid, janus, got_ocr2, chameleon, emu3.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -8,11 +12,15 @@ import transformers as hf
 from transformers import BatchFeature, PreTrainedConfig, ProcessorMixin
 
 from eah_interp.testing._facts import (
+    BuildProcessor,
     Family,
-    Pictures,
+    ImageRows,
     Size,
     Tokenizer,
+    encode_equal,
     flatten,
+    name_ids,
+    siglip_settings,
     text_settings,
     vision_settings,
     write_chat_template,
@@ -23,7 +31,6 @@ DEEPSEEK_CHAT = write_chat_template(
     user="User: ", assistant="Assistant: ", image="<image_placeholder>", close=" "
 )
 
-
 _SAM: dict[str, Any] = {
     **vision_settings(image_size=64),
     "output_channels": 32,
@@ -33,22 +40,28 @@ _SAM: dict[str, Any] = {
 }
 
 
+# ---- DeepSeek-VL, its hybrid and Janus.
+
+
+def _set_deepseek(size: Size, tokenizer: Tokenizer) -> dict[str, Any]:
+    return {
+        "text_config": hf.LlamaConfig(**text_settings(size, tokenizer)),
+        "tie_word_embeddings": False,
+        **name_ids(tokenizer, image_token_id="<image_placeholder>"),
+    }
+
+
 def _configure_deepseek(size: Size, tokenizer: Tokenizer) -> PreTrainedConfig:
     return hf.DeepseekVLConfig(
-        vision_config=hf.SiglipVisionConfig(**vision_settings(), vision_use_head=False),
-        text_config=hf.LlamaConfig(**text_settings(size, tokenizer)),
-        image_token_id=tokenizer.convert_tokens_to_ids("<image_placeholder>"),
-        tie_word_embeddings=False,
+        vision_config=siglip_settings(), **_set_deepseek(size, tokenizer)
     )
 
 
 def _configure_hybrid(size: Size, tokenizer: Tokenizer) -> PreTrainedConfig:
     return hf.DeepseekVLHybridConfig(
-        vision_config=hf.SiglipVisionConfig(**vision_settings(), vision_use_head=False),
+        vision_config=siglip_settings(),
         high_res_vision_config=hf.SamVisionConfig(**_SAM),
-        text_config=hf.LlamaConfig(**text_settings(size, tokenizer)),
-        image_token_id=tokenizer.convert_tokens_to_ids("<image_placeholder>"),
-        tie_word_embeddings=False,
+        **_set_deepseek(size, tokenizer),
     )
 
 
@@ -60,7 +73,7 @@ def _configure_janus(size: Size, tokenizer: Tokenizer) -> PreTrainedConfig:
             "projection_dim": size.d_model,
             "num_image_tokens": 16,
         },
-        vq_config={  # draws pictures, which no test here asks for
+        vq_config={  # draws images, which no test here asks for
             "embed_dim": 4,
             "num_embeddings": 32,
             "latent_channels": 4,
@@ -70,53 +83,26 @@ def _configure_janus(size: Size, tokenizer: Tokenizer) -> PreTrainedConfig:
             "projection_dim": size.d_model,
             "image_token_embed_dim": size.d_model,
         },
-        text_config=hf.LlamaConfig(**text_settings(size, tokenizer)),
-        image_token_id=tokenizer.convert_tokens_to_ids("<image_placeholder>"),
-        tie_word_embeddings=False,
+        **_set_deepseek(size, tokenizer),
     )
 
 
-def _process(
-    name: str, pictures: str, **sizes: Any
-) -> Callable[[Tokenizer], ProcessorMixin]:
-    """Return the builder of a processor that pads a picture to a square."""
+def _process(name: str, images: str, **sizes: Any) -> BuildProcessor:
+    """Return the builder of a processor that pads an image to a square."""
 
     def build(tokenizer: Tokenizer) -> ProcessorMixin:
-        images = getattr(hf, pictures)(
+        image_processor = getattr(hf, images)(
             size={"height": 32, "width": 32}, min_size=1, **sizes
         )
-        return getattr(hf, name)(
-            images, tokenizer, chat_template=DEEPSEEK_CHAT, num_image_tokens=16
+        processor: ProcessorMixin = getattr(hf, name)(
+            image_processor,
+            tokenizer,
+            chat_template=DEEPSEEK_CHAT,
+            num_image_tokens=16,
         )
+        return processor
 
     return build
-
-
-def _configure_got(size: Size, tokenizer: Tokenizer) -> PreTrainedConfig:
-    return hf.GotOcr2Config(
-        vision_config=_SAM,
-        text_config=hf.Qwen2Config(**text_settings(size, tokenizer)),
-        image_token_index=tokenizer.convert_tokens_to_ids("<imgpad>"),
-        image_seq_length=4,
-        tie_word_embeddings=False,
-    )
-
-
-def _encode_got(
-    tokenizer: Tokenizer, images: Pictures, prompts: Sequence[str]
-) -> BatchFeature:
-    """Do what GotOcr2Processor does for one page: a run of as many tokens as fit."""
-    flat = flatten(images)
-    pictures = hf.GotOcr2ImageProcessorPil(size={"height": 64, "width": 64})
-    encoded = pictures(flat, return_tensors="pt")
-    words = write_runs(
-        tokenizer,
-        images,
-        prompts,
-        placeholder="<imgpad>",
-        runs=["<img>" + "<imgpad>" * 4 + "</img>"] * len(flat),
-    )
-    return BatchFeature({**words, "pixel_values": encoded["pixel_values"]})
 
 
 DEEPSEEK_VL = Family(
@@ -127,17 +113,14 @@ DEEPSEEK_VL = Family(
     named={"image_token": "<image_placeholder>"},
     placeholder="<image_placeholder>",
     build_processor=_process("DeepseekVLProcessor", "DeepseekVLImageProcessorPil"),
-    notes="SigLIP tower, 4 x 4; the picture is padded to a square",
+    notes="SigLIP tower, 4 x 4; the image is padded to a square",
 )
 
-
-DEEPSEEK_VL_HYBRID = Family(
-    "deepseek_vl_hybrid",
-    "DeepseekVLHybridForConditionalGeneration",
-    _configure_hybrid,
-    specials=("<image_placeholder>",),
-    named={"image_token": "<image_placeholder>"},
-    placeholder="<image_placeholder>",
+DEEPSEEK_VL_HYBRID = replace(
+    DEEPSEEK_VL,
+    name="deepseek_vl_hybrid",
+    model="DeepseekVLHybridForConditionalGeneration",
+    build_config=_configure_hybrid,
     build_processor=_process(
         "DeepseekVLHybridProcessor",
         "DeepseekVLHybridImageProcessorPil",
@@ -145,7 +128,6 @@ DEEPSEEK_VL_HYBRID = Family(
     ),
     notes="as DeepSeek-VL, with a SAM tower of twice the pixels beside SigLIP",
 )
-
 
 JANUS = Family(
     "janus",
@@ -159,8 +141,37 @@ JANUS = Family(
     },
     placeholder="<image_placeholder>",
     build_processor=_process("JanusProcessor", "JanusImageProcessorPil"),
-    notes="4 x 4 between markers; the picture is padded to a square",
+    notes="4 x 4 between markers; the image is padded to a square",
 )
+
+
+# ---- GOT-OCR2.
+
+
+def _configure_got(size: Size, tokenizer: Tokenizer) -> PreTrainedConfig:
+    return hf.GotOcr2Config(
+        vision_config=_SAM,
+        text_config=hf.Qwen2Config(**text_settings(size, tokenizer)),
+        image_seq_length=4,
+        tie_word_embeddings=False,
+        **name_ids(tokenizer, image_token_index="<imgpad>"),
+    )
+
+
+def _encode_got(
+    tokenizer: Tokenizer, images: ImageRows, prompts: Sequence[str]
+) -> BatchFeature:
+    """Do what GotOcr2Processor does for one page: a run of as many tokens as fit."""
+    encoding = encode_equal(
+        tokenizer,
+        images,
+        prompts,
+        image_processor=hf.GotOcr2ImageProcessorPil(size={"height": 64, "width": 64}),
+        placeholder="<imgpad>",
+        run="<img>" + "<imgpad>" * 4 + "</img>",
+    )
+    del encoding["num_patches"]  # the model does not take it
+    return encoding
 
 
 GOT_OCR2 = Family(
@@ -171,31 +182,22 @@ GOT_OCR2 = Family(
     named={"image_token": "<imgpad>"},
     add_bos=False,
     placeholder="<imgpad>",
-    no_processor="GotOcr2Processor takes pictures one page a row, and none in lists",
+    no_processor="GotOcr2Processor takes images one page a row, and none in lists",
     encode=_encode_got,
     notes="SAM tower, 8 x 8 patches convolved to 2 x 2",
 )
 
 
-# ---- Chameleon and Emu3: pictures are codes of a discrete autoencoder.
-
+# ---- Chameleon and Emu3: images are codes of a discrete autoencoder.
 
 CODES = 64
-
-
-_LETTERS = "ABCDEFGHIJ"
-
-
-def _name_chameleon_code(code: int) -> str:
-    """Spell a code as Chameleon's vocabulary does: letters for digits, Z at the end."""
-    return "IMGIMG" + "".join(_LETTERS[int(digit)] for digit in str(code)) + "Z"
 
 
 def _set_autoencoder(**changes: Any) -> dict[str, Any]:
     """Return the settings of an autoencoder with one block a level.
 
     Codes are numbers, and not vectors: a random codebook of vectors has one code that
-    is nearest to everything, which would stand for every picture.
+    is nearest to everything, which would stand for every image.
     """
     return {
         "embed_dim": 1,
@@ -204,6 +206,11 @@ def _set_autoencoder(**changes: Any) -> dict[str, Any]:
         "num_res_blocks": 1,
         **changes,
     }
+
+
+def _name_chameleon_code(code: int) -> str:
+    """Spell a code as Chameleon's vocabulary does: letters for digits, Z at the end."""
+    return "IMGIMG" + "".join("ABCDEFGHIJ"[int(digit)] for digit in str(code)) + "Z"
 
 
 def _configure_chameleon(size: Size, tokenizer: Tokenizer) -> PreTrainedConfig:
@@ -218,56 +225,19 @@ def _configure_chameleon(size: Size, tokenizer: Tokenizer) -> PreTrainedConfig:
 
 
 def _encode_chameleon(
-    tokenizer: Tokenizer, images: Pictures, prompts: Sequence[str]
+    tokenizer: Tokenizer, images: ImageRows, prompts: Sequence[str]
 ) -> BatchFeature:
     """Do what ChameleonProcessor does: a square between a begin and an end token."""
-    flat = flatten(images)
-    pictures = hf.ChameleonImageProcessorPil(
+    image_processor = hf.ChameleonImageProcessorPil(
         size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16}
     )
-    words = write_runs(
+    return encode_equal(
         tokenizer,
         images,
         prompts,
+        image_processor=image_processor,
         placeholder="<image>",
-        runs=["<racm3:break>" + "<image>" * 16 + "<eoss>"] * len(flat),
-    )
-    return BatchFeature({**words, **pictures(flat, return_tensors="pt")})
-
-
-def _configure_emu3(size: Size, tokenizer: Tokenizer) -> PreTrainedConfig:
-    vq = _set_autoencoder(
-        codebook_size=CODES,
-        latent_channels=1,
-        channel_multiplier=(1, 1),
-        attn_resolutions=(),
-    )
-    return hf.Emu3Config(
-        vq_config={**vq, "hidden_size": 32},
-        text_config=text_settings(size, tokenizer),
-        vocabulary_map=tokenizer.get_vocab(),
-    )
-
-
-def _encode_emu3(
-    tokenizer: Tokenizer, images: Pictures, prompts: Sequence[str]
-) -> BatchFeature:
-    """Do what Emu3Processor does: rows of codes, each with an end-of-line code."""
-    flat = flatten(images)
-    pictures = hf.Emu3ImageProcessor(
-        min_pixels=8 * 8, max_pixels=12 * 12, spatial_factor=2
-    )
-    encoded = pictures(flat, return_tensors="pt")
-    sizes = torch.as_tensor(encoded["image_sizes"])
-    runs = [
-        f"<|image start|>{rows}*{columns}<|image token|>"
-        + "<image>" * (rows * (columns + 1))
-        + "<|extra_201|><|image end|>"
-        for rows, columns in (sizes // 2).tolist()
-    ]
-    words = write_runs(tokenizer, images, prompts, placeholder="<image>", runs=runs)
-    return BatchFeature(
-        {**words, "pixel_values": encoded["pixel_values"], "image_sizes": sizes}
+        run="<racm3:break>" + "<image>" * 16 + "<eoss>",
     )
 
 
@@ -285,6 +255,41 @@ CHAMELEON = Family(
     encode=_encode_chameleon,
     notes="4 x 4 codes of the centre square; the logits of codes are switched off",
 )
+
+
+def _configure_emu3(size: Size, tokenizer: Tokenizer) -> PreTrainedConfig:
+    vq = _set_autoencoder(
+        codebook_size=CODES,
+        latent_channels=1,
+        channel_multiplier=(1, 1),
+        attn_resolutions=(),
+    )
+    return hf.Emu3Config(
+        vq_config={**vq, "hidden_size": 32},
+        text_config=text_settings(size, tokenizer),
+        vocabulary_map=tokenizer.get_vocab(),
+    )
+
+
+def _encode_emu3(
+    tokenizer: Tokenizer, images: ImageRows, prompts: Sequence[str]
+) -> BatchFeature:
+    """Do what Emu3Processor does: rows of codes, each with an end-of-line code."""
+    image_processor = hf.Emu3ImageProcessor(
+        min_pixels=8 * 8, max_pixels=12 * 12, spatial_factor=2
+    )
+    encoded = image_processor(flatten(images), return_tensors="pt")
+    sizes = torch.as_tensor(encoded["image_sizes"])
+    runs = [
+        f"<|image start|>{rows}*{columns}<|image token|>"
+        + "<image>" * (rows * (columns + 1))
+        + "<|extra_201|><|image end|>"
+        for rows, columns in (sizes // 2).tolist()
+    ]
+    words = write_runs(tokenizer, images, prompts, placeholder="<image>", runs=runs)
+    return BatchFeature(
+        {**words, "pixel_values": encoded["pixel_values"], "image_sizes": sizes}
+    )
 
 
 EMU3 = Family(

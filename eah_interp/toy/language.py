@@ -83,7 +83,7 @@ class Question:
 
 
 def ask_for(name: str, *, template: str = QUESTIONS[0]) -> str:
-    """Ask whether an object is in the picture.
+    """Ask whether an object is in the image.
 
     Example:
         >>> ask_for("boat")
@@ -292,10 +292,10 @@ def build_tokenizer() -> "PreTrainedTokenizerFast":
 
 
 def build_processor(world: World) -> "LlavaProcessor":
-    """Build the processor that turns pictures and prompts into model inputs.
+    """Build the processor that turns images and prompts into model inputs.
 
     Args:
-        world: Says how large pictures and patches are.
+        world: Says how large images and patches are.
 
     Returns:
         A `LlavaProcessor` with a PIL image processor (no torchvision needed).

@@ -47,11 +47,11 @@ def build_model(
     """Build an untrained toy LVLM; seed torch first for repeatable weights.
 
     The projector reads the vision tower's last layer without its class token, so a
-    picture takes `world.grid ** 2` tokens; input and output embeddings are tied.
+    image takes `world.grid ** 2` tokens; input and output embeddings are tied.
 
     Args:
         architecture: Sizes.
-        world: Says how large pictures and patches are.
+        world: Says how large images and patches are.
 
     Returns:
         The model, in float32.

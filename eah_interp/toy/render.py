@@ -255,16 +255,16 @@ LABEL_SHARE = 0.2
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Scene:
-    """One drawn picture and everything that is true of it.
+    """One drawn image and everything that is true of it.
 
     Attributes:
-        image: The picture.
+        image: The image.
         objects: Names, in drawing order (a later one may hide part of an earlier one).
         boxes: Per object `(left, top, right, bottom)` in pixels, right and bottom
             exclusive, around all of it, hidden parts included.
         visible: Per object the share of its pixels that no other object hides.
         labels: Per patch 0 for background, or `i + 1` for `OBJECTS[i]`.
-        placements: The plan the picture was rendered from.
+        placements: The plan the image was rendered from.
         seed: Seed within the split.
         split: Split the seed belongs to.
         world: Knobs it was drawn with.
@@ -281,7 +281,7 @@ class Scene:
     world: World
 
     def pil(self) -> "Image.Image":
-        """Convert the picture to a PIL image."""
+        """Convert the image to a PIL image."""
         from PIL import Image
 
         return Image.fromarray(self.image)

@@ -9,13 +9,9 @@ from torch import Tensor
 from eah_interp._types import ColumnMask
 from eah_interp.errors import InputError, SettingsError, UnsupportedError
 from eah_interp.interventions import EAH, EAHPatch, LayerPatch
-from eah_interp.kernels import (
-    PatternBlock,
-    broadcast_keys,
-    broadcast_queries,
-    find_visible,
-    score_columns,
-)
+from eah_interp.kernels.broadcast import broadcast_keys, broadcast_queries
+from eah_interp.kernels.patterns import PatternBlock, find_visible
+from eah_interp.kernels.sinks import score_columns
 from eah_interp.lvlm.spans import image_mask, image_token_id
 from eah_interp.transformer_lens.bridges import (
     find_attention,
@@ -339,7 +335,7 @@ def _replace_pattern(
 
 
 def check_rows(pattern: Tensor, tokens: ColumnMask) -> None:
-    """See that a prefill has the rows and tokens that the hooks were made for.
+    """Check that a prefill has the rows and tokens that the hooks were made for.
 
     Raises:
         InputError: If it has others.

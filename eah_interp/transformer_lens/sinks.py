@@ -9,7 +9,8 @@ from torch import Tensor
 from eah_interp._types import Definition
 from eah_interp.errors import InputError
 from eah_interp.interventions import EAH, SinkMap
-from eah_interp.kernels import choose_donors, find_visible, score_columns
+from eah_interp.kernels.patterns import find_visible
+from eah_interp.kernels.sinks import choose_donors, score_columns
 from eah_interp.lvlm.spans import find_spans
 from eah_interp.transformer_lens.bridges import pattern_name
 from eah_interp.transformer_lens.hooks import read_masks

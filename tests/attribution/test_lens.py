@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import eah_interp as eah
-from eah_interp.attribution import logit_lens as lens_module
+from eah_interp.attribution import lens as lens_module
 from eah_interp.attribution.cases import Case, pose
 from eah_interp.attribution.lens import LogitLens, logit_lens
 from eah_interp.attribution.readouts import read_tokens

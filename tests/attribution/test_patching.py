@@ -110,7 +110,7 @@ def test_every_head_has_the_effect_of_a_forward_of_its_own(family, what):
     sides = {"source": eah.EAH(layers=(layer_to_patch(model),)), "target": "plain"}
     other = pose_answer(family, seed=5)
     found = patch_heads(model, case, source_images=other, what=what, **sides)
-    assert found.source == "EAH, another picture"
+    assert found.source == "EAH, another image"
     expected = effects_by_hand(family, case, *sides.values(), what, other=other)
     assert found.effects.shape == expected.shape
     assert_same(found.effects, expected)

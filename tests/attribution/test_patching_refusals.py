@@ -30,8 +30,8 @@ def still(monkeypatch, as_users_run_it):
         ({"heads": [(1, 2), "L1H2"]}, "L1H2 is named twice"),
         ({"heads": ["L1.mlp"], "what": "pattern"}, "L1.mlp has no pattern"),
         ({"what": "keys"}, "what must be one of output, pattern, values"),
-        ({"source": "patched"}, 'source must be "plain" or EAH settings'),
-        ({"target": "patched"}, 'target must be "plain" or EAH settings'),
+        ({"source": "patched"}, 'source must be "plain" or an intervention'),
+        ({"target": "patched"}, 'target must be "plain" or an intervention'),
         ({"target": eah.EAH(layers=(9,))}, "layer 9 does not exist"),
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
         ({"objects": ["日本"]}, "cannot spell"),
@@ -102,7 +102,7 @@ def test_seeds_that_do_not_fit_the_items_are_refused(still):
     [
         ({"how": "noise"}, "how must be one of zero, mean"),
         ({"heads": []}, "the set of heads is empty"),
-        ({"target": "patched"}, 'target must be "plain" or EAH settings'),
+        ({"target": "patched"}, 'target must be "plain" or an intervention'),
     ],
 )
 def test_ablations_that_do_not_exist_are_refused(still, options, message):

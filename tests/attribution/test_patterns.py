@@ -10,12 +10,12 @@ from eah_interp.attribution import (
     HeadPatterns,
     pose,
     read_patterns,
+    runs,
     score_broadcast,
-    visit,
 )
 from eah_interp.errors import SettingsError, UnsupportedError
 from eah_interp.interventions.donation import column_priority, layer_seed
-from eah_interp.kernels import pattern_blocks
+from eah_interp.kernels.patterns import pattern_blocks
 from eah_interp.testing import random_image, tiny_lvlm, tiny_processor
 from tests.oracle import oracle_scores
 from tests.oracle_forward import OracleEAH, oracle_logits
@@ -272,7 +272,7 @@ def test_what_was_not_read_is_refused(found):
         found.row("L1H3", query=-2)
     with pytest.raises(SettingsError, match="item 2 does not exist"):
         found.row("L1H3", item=2)
-    with pytest.raises(SettingsError, match="picture 1 does not exist"):
+    with pytest.raises(SettingsError, match="image 1 does not exist"):
         found.span(0, image=1)
     with pytest.raises(SettingsError, match="run='change' is not there"):
         found.find_run("change")
@@ -300,7 +300,7 @@ def test_only_the_asked_rows_of_the_asked_heads_are_made(monkeypatch):
         made.append(tuple(queries.shape[:3]))
         return pattern_blocks(queries, keys, **options)
 
-    monkeypatch.setattr(visit, "pattern_blocks", watched)
+    monkeypatch.setattr(runs, "pattern_blocks", watched)
     encoding = encode("llava")
     read_patterns(share_model("llava"), encoding, heads=HEADS, query=(-1, -4))
     n_items = len(encoding["input_ids"])

@@ -11,15 +11,8 @@ import eah_interp as eah
 from eah_interp.benchmarks import run_toy_benchmark
 from eah_interp.benchmarks.toy import ask_about_scenes, describe_scenes
 from eah_interp.errors import InputError
-from eah_interp.toy import (
-    SAMPLINGS,
-    draw_scenes,
-    mentions_in,
-    prompt_for,
-    questions_for,
-    toy_path,
-)
-from eah_interp.toy.language import CAPTION_PROMPTS
+from eah_interp.toy import draw_scenes, prompt_for, questions_for, toy_path
+from eah_interp.toy.language import CAPTION_PROMPTS, SAMPLINGS, mentions_in
 
 QUIET = {"progress": False}
 

@@ -6,7 +6,7 @@ import torch
 import eah_interp as eah
 from eah_interp.errors import SettingsError, UnsupportedError
 from eah_interp.interventions.heads import How
-from tests.interventions.rivals import (
+from tests.interventions.other_methods import (
     BACKENDS,
     GREEDY,
     IMAGES,

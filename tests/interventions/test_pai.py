@@ -5,7 +5,7 @@ import torch
 
 import eah_interp as eah
 from eah_interp.errors import SettingsError, UnsupportedError
-from tests.interventions.rivals import (
+from tests.interventions.other_methods import (
     BACKENDS,
     IMAGES,
     NEW,

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from eah_interp.interventions import find_sink_dims
-from tests.interventions.rivals import IMAGES, PROMPTS, wrapped
+from tests.interventions.other_methods import IMAGES, PROMPTS, wrapped
 
 PLANTED = (3, 11)
 

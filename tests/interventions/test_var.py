@@ -6,7 +6,7 @@ import torch
 import eah_interp as eah
 from eah_interp.errors import SettingsError, UnsupportedError
 from eah_interp.interventions import SINK_DIMS
-from tests.interventions.rivals import (
+from tests.interventions.other_methods import (
     BACKENDS,
     GREEDY,
     IMAGES,

@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from eah_interp import kernels
+from eah_interp.kernels.sinks import DEFAULT_BETA
 from tests.oracle import oracle_scores, released_file
 
 FIRST, LAST = 35, 610  # LLaVA-1.5: 576 image tokens between 35 and 37 tokens of text
-BETA = kernels.DEFAULT_BETA["official"]
+BETA = DEFAULT_BETA["official"]
 
 
 def llava_masks(length=648, batch=1):

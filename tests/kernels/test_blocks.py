@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from eah_interp import errors, kernels
+from eah_interp import errors
+from eah_interp.kernels.patterns import mix_values, pattern_blocks
 from tests.kernels.cases import make_case
 from tests.oracle import causal, oracle_pattern
 
@@ -16,7 +17,7 @@ def test_gradients_flow_through_mixed_values():
     inputs = [case.queries, case.keys, torch.randn(1, 2, 9, 8)]
     ours = [tensor.clone().requires_grad_() for tensor in inputs]
     theirs = [tensor.clone().requires_grad_() for tensor in inputs]
-    mixed = kernels.mix_values(*ours, change=lambda part: part.weights, block=4)
+    mixed = mix_values(*ours, change=lambda part: part.weights, block=4)
     q, k, v = theirs
     repeated = k.repeat_interleave(2, 1), v.repeat_interleave(2, 1)
     sdpa = torch.nn.functional.scaled_dot_product_attention
@@ -33,7 +34,7 @@ def test_gradients_flow_through_mixed_values():
 def test_blocks_are_the_oracles_pattern_in_order(block):
     case = make_case("ttiiiiitt", "tiitiitt", n_kv_heads=2, sees="bidirectional")
     blocks = list(
-        kernels.pattern_blocks(
+        pattern_blocks(
             case.queries, case.keys, mask=case.visible, softcap=2.0, block=block
         )
     )
@@ -56,7 +57,7 @@ def test_blocks_are_the_oracles_pattern_in_order(block):
 def test_mixing_values_is_attending_with_the_changed_pattern(n_heads, n_kv_heads):
     case = make_case("ttiiiiitt", "tiitt", n_heads=n_heads, n_kv_heads=n_kv_heads)
     values = torch.randn(2, n_kv_heads, 9, 5)
-    found = kernels.mix_values(
+    found = mix_values(
         case.queries,
         case.keys,
         values,
@@ -75,16 +76,16 @@ def test_a_cached_step_needs_its_own_mask():
     case = make_case("ttiiiiitt")
     row = case.queries[:, :, -1:]
     with pytest.raises(errors.InputError, match=r"1 and 9.*mask"):
-        list(kernels.pattern_blocks(row, case.keys))
+        list(pattern_blocks(row, case.keys))
     mask = torch.ones(1, 1, 1, 9, dtype=torch.bool)
-    last = next(iter(kernels.pattern_blocks(row, case.keys, mask=mask)))
+    last = next(iter(pattern_blocks(row, case.keys, mask=mask)))
     torch.testing.assert_close(last.weights, case.pattern[:, :, -1:])
 
 
 def test_heads_that_do_not_divide_into_groups_are_refused():
     queries, keys = torch.randn(1, 4, 6, 8), torch.randn(1, 3, 6, 8)
     with pytest.raises(errors.InputError, match=r"4.*3"):
-        list(kernels.pattern_blocks(queries, keys))
+        list(pattern_blocks(queries, keys))
 
 
 def test_long_causal_prompts_need_no_square_mask():
@@ -92,7 +93,7 @@ def test_long_causal_prompts_need_no_square_mask():
     token_mask = torch.ones(1, 50, dtype=torch.bool)
     token_mask[:, :9] = False
     queries, keys = torch.randn(1, 2, 50, 4), torch.randn(1, 2, 50, 4)
-    blocks = kernels.pattern_blocks(queries, keys, token_mask=token_mask, block=6)
+    blocks = pattern_blocks(queries, keys, token_mask=token_mask, block=6)
     visible = [part.visible for part in blocks]
     # A causal block leaves out the keys after its last row: none of them is visible.
     assert [part.shape[-1] for part in visible] == [*range(6, 50, 6), 50]

@@ -6,6 +6,7 @@ import torch
 from hypothesis import strategies as st
 
 from eah_interp import errors, kernels
+from eah_interp.kernels.broadcast import changed_heads
 from tests.kernels.cases import cases, make_case
 from tests.oracle import oracle_broadcast, oracle_pattern
 
@@ -118,9 +119,9 @@ def test_some_recipients_of_a_shared_key_are_refused(n_kv_heads):
 def test_changed_heads_are_recipients_of_an_item_with_a_donor():
     recipients = torch.tensor([[True, False, True], [True, False, True]])
     donors = torch.tensor([1, -1])
-    some = kernels.changed_heads(donors, 3, recipients)
+    some = changed_heads(donors, 3, recipients)
     assert some.tolist() == [[True, False, True], [False, False, False]]
-    everyone = kernels.changed_heads(donors, 3)
+    everyone = changed_heads(donors, 3)
     assert everyone.tolist() == [[True] * 3, [False] * 3]
 
 
@@ -159,4 +160,4 @@ def test_a_donor_that_is_no_head_is_refused(donor):
     with refused:
         kernels.broadcast_keys(case.keys, donors, n_heads=4)
     with refused:
-        kernels.changed_heads(donors, 4)
+        changed_heads(donors, 4)

@@ -5,7 +5,11 @@ import pytest
 import torch
 from hypothesis import strategies as st
 
-from eah_interp import kernels
+from eah_interp.kernels.replacements import (
+    mean_pattern,
+    shuffled_pattern,
+    uniform_pattern,
+)
 from tests.kernels.cases import Case, cases, make_case
 from tests.oracle import (
     oracle_broadcast,
@@ -21,10 +25,10 @@ def control(name, case: Case, donors, priority, rows=slice(None)):
     pattern, visible = case.pattern[:, :, rows], case.visible[:, :, rows]
     masks = {"image_mask": case.image_mask, "visible": visible}
     if name == "mean":
-        return kernels.mean_pattern(pattern)
+        return mean_pattern(pattern)
     if name == "uniform":
-        return kernels.uniform_pattern(pattern, **masks)
-    return kernels.shuffled_pattern(pattern, donors, priority=priority, **masks)
+        return uniform_pattern(pattern, **masks)
+    return shuffled_pattern(pattern, donors, priority=priority, **masks)
 
 
 def oracle_control(name, case: Case, donors, priority):
@@ -82,7 +86,7 @@ def test_controls_are_patterns(name, drawn):
 
 def test_the_mean_is_every_heads():
     case = make_case("ttiiiittt", "tiitt")
-    found = kernels.mean_pattern(case.pattern)
+    found = mean_pattern(case.pattern)
     for h in range(4):
         torch.testing.assert_close(found[:, h], case.pattern.mean(1))
 
@@ -138,9 +142,9 @@ def test_controls_leave_their_inputs_alone_and_keep_the_dtype(name):
     before = pattern.clone()
     masks = {"image_mask": case.image_mask, "visible": case.visible}
     found = {
-        "mean": lambda: kernels.mean_pattern(pattern),
-        "uniform": lambda: kernels.uniform_pattern(pattern, **masks),
-        "shuffled": lambda: kernels.shuffled_pattern(
+        "mean": lambda: mean_pattern(pattern),
+        "uniform": lambda: uniform_pattern(pattern, **masks),
+        "shuffled": lambda: shuffled_pattern(
             pattern, torch.tensor([1]), priority=torch.rand(1, 9), **masks
         ),
     }[name]()

@@ -6,6 +6,12 @@ import torch
 from hypothesis import strategies as st
 
 from eah_interp import errors, kernels
+from eah_interp.kernels.patterns import mix_values, pattern_blocks
+from eah_interp.kernels.replacements import (
+    mean_pattern,
+    shuffled_pattern,
+    uniform_pattern,
+)
 from tests.kernels.cases import Case, cases, make_case
 from tests.kernels.test_sinks import assert_scores_agree
 from tests.oracle import (
@@ -37,9 +43,7 @@ def reference(case: Case, sinks, **changes):
 
 def whole_pattern(case: Case, sinks, **changes):
     settings = {"mask": case.visible, "softcap": case.softcap, **changes}
-    blocks = kernels.pattern_blocks(
-        case.queries, case.keys, sink_logits=sinks, **settings
-    )
+    blocks = pattern_blocks(case.queries, case.keys, sink_logits=sinks, **settings)
     return torch.cat([part.weights for part in blocks], dim=2)
 
 
@@ -61,7 +65,7 @@ def test_patterns_with_a_sink_are_the_oracles(kind, case, block):
 def test_a_causal_pattern_without_a_mask_has_its_sink_too():
     case = make_case("ttiiiiitt", "tiiitt", n_kv_heads=2)
     sinks = draw_sinks(case, OF_ROWS)
-    blocks = kernels.pattern_blocks(
+    blocks = pattern_blocks(
         case.queries,
         case.keys,
         token_mask=case.token_mask,
@@ -107,7 +111,7 @@ def test_patterns_with_a_sink_are_those_of_transformers(family):
     )
     found = whole_pattern(case, sinks, block=4)
     torch.testing.assert_close(found, pattern, rtol=1e-6, atol=1e-7)
-    mixed = kernels.mix_values(
+    mixed = mix_values(
         case.queries,
         case.keys,
         values,
@@ -139,7 +143,7 @@ def test_gradients_reach_the_sinks():
     case = make_case("ttiiiiitt", n_kv_heads=2)
     ours = draw_sinks(case, OF_HEADS).requires_grad_()
     values, weigh = torch.randn(1, 2, 9, 8), torch.randn(1, 9, 4, 8)
-    mixed = kernels.mix_values(
+    mixed = mix_values(
         case.queries,
         case.keys,
         values,
@@ -195,13 +199,13 @@ def test_controls_of_rows_with_a_sink_are_the_oracles(name, case, data):
     priority = torch.rand(batch, length, generator=torch.Generator().manual_seed(2))
     mass = pattern.sum(-1)
     if name == "mean":
-        found, expected = kernels.mean_pattern(pattern), oracle_mean_pattern(pattern)
+        found, expected = mean_pattern(pattern), oracle_mean_pattern(pattern)
         mass = mass.mean(1, keepdim=True).expand(-1, n_heads, -1)
     elif name == "uniform":
-        found = kernels.uniform_pattern(pattern, **masks)
+        found = uniform_pattern(pattern, **masks)
         expected = oracle_uniform_pattern(pattern, **masks)
     else:
-        found = kernels.shuffled_pattern(pattern, donors, priority=priority, **masks)
+        found = shuffled_pattern(pattern, donors, priority=priority, **masks)
         expected = oracle_shuffled_pattern(pattern, donors, priority=priority, **masks)
         mass = oracle_broadcast(mass[..., None], donors)[..., 0]
     torch.testing.assert_close(found, expected)

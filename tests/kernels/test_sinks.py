@@ -6,6 +6,7 @@ import torch
 from hypothesis import strategies as st
 
 from eah_interp import errors, kernels
+from eah_interp.kernels.sinks import DEFAULT_BETA, dense_heads
 from tests.kernels.cases import (
     DEFINITIONS,
     LAYOUTS,
@@ -66,7 +67,7 @@ def test_the_defaults_are_causal_visible_and_without_padding():
     explicit = kernels.score_columns(pattern, definition="visible", **case.masks)
     assert torch.equal(found.scores, explicit.scores)
     assert torch.equal(found.unit, explicit.unit)
-    assert kernels.DEFAULT_BETA == {"paper": 0.002, "official": 0.0008, "visible": 1.0}
+    assert DEFAULT_BETA == {"paper": 0.002, "official": 0.0008, "visible": 1.0}
 
 
 def test_the_default_visibility_skips_padding():
@@ -197,14 +198,14 @@ def test_scoring_leaves_its_inputs_alone():
 
 def test_dense_heads_reach_gamma():
     density = torch.tensor([[0.0, 0.15, 0.2, 0.2001, 1.0]])
-    found = kernels.dense_heads(density, gamma=0.2)
+    found = dense_heads(density, gamma=0.2)
     assert found.tolist() == [[False, False, True, True, True]]
 
 
 @pytest.mark.parametrize("gamma", [0.0, -0.1, 1.5, float("nan")])
 def test_a_gamma_outside_its_range_is_refused(gamma):
     with pytest.raises(errors.SettingsError, match="gamma"):
-        kernels.dense_heads(torch.rand(1, 4), gamma=gamma)
+        dense_heads(torch.rand(1, 4), gamma=gamma)
 
 
 @pytest.mark.parametrize("definition", DEFINITIONS)

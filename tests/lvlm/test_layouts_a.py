@@ -238,7 +238,7 @@ def test_aya_tiles_are_those_of_the_real_processor(size):
 
 
 def test_aya_tiles_that_the_processor_would_not_have_cut_are_refused():
-    with pytest.raises(InputError, match="expected 2 tiles for picture 0"):
+    with pytest.raises(InputError, match="expected 2 tiles for image 0"):
         locate("aya_vision", [(96, 64)], image_sizes=[(32, 64)])
 
 

@@ -9,7 +9,7 @@ import transformers as hf
 from PIL import Image, ImageDraw
 
 from eah_interp.errors import InputError, UnsupportedError
-from eah_interp.lvlm.layouts.grids import find_pooled_box
+from eah_interp.lvlm.layouts.crops import find_pooled_box
 from eah_interp.lvlm.spans import find_spans, image_token_id
 from eah_interp.testing import random_image, tiny_inputs, tiny_lvlm
 
@@ -134,14 +134,14 @@ def test_lfm2_tiles_without_a_tokenizer_have_no_known_place():
 
 def test_lfm2_markers_that_do_not_count_to_the_tiles_are_refused():
     processor = read_markers("<|img_row_1_col_1|>", "<|img_row_2_col_2|>")
-    with pytest.raises(InputError, match=r"before the 2 tiles of picture 0, got \['<"):
+    with pytest.raises(InputError, match=r"before the 2 tiles of image 0, got \['<"):
         find_spans(configure("lfm2_vl"), encode_lfm2(), processor=processor)
 
 
 def test_lfm2_needs_the_shape_of_every_tile():
     encoding = encode_lfm2()
     encoding["spatial_shapes"] = encoding["spatial_shapes"][:3]
-    with pytest.raises(InputError, match="1 rows from row 3 for picture 1, got 3 rows"):
+    with pytest.raises(InputError, match="1 rows from row 3 for image 1, got 3 rows"):
         find_spans(configure("lfm2_vl"), encoding)
 
 

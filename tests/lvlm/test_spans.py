@@ -430,7 +430,7 @@ def test_internvl_without_the_pictures_size_places_the_thumbnail_alone():
 
 
 def test_internvl_tiles_that_the_processor_would_not_have_cut_are_refused():
-    with pytest.raises(InputError, match="expected 2 tiles for picture 0"):
+    with pytest.raises(InputError, match="expected 2 tiles for image 0"):
         locate("internvl", [[paint(96, 64)]], image_sizes=[(32, 64)])
 
 
@@ -630,7 +630,7 @@ def test_picture_tensors_in_another_order_than_the_text_are_refused():
 @pytest.mark.parametrize("n", [1, 3])
 def test_another_number_of_sizes_than_of_pictures_is_refused(n):
     rows = [[paint(50, 30)], [paint(40, 90, 1)]]
-    with pytest.raises(InputError, match=f"expected {n} pictures by image_sizes"):
+    with pytest.raises(InputError, match=f"expected {n} images by image_sizes"):
         locate("llava", rows, image_sizes=[(30, 50)] * n)
 
 
@@ -640,7 +640,7 @@ def test_another_number_of_picture_tensors_than_of_pictures_is_refused(key):
     inputs = encode(family)
     more = {**inputs, key: torch.cat([inputs[key]] * 2)}
     config = share_model(family).config
-    with pytest.raises(InputError, match=f"expected 2 pictures by {key}, got 1"):
+    with pytest.raises(InputError, match=f"expected 2 images by {key}, got 1"):
         find_spans(config, more)
     less = {name: value for name, value in inputs.items() if name != key}
     with pytest.raises(InputError, match=f"expected {key!r} in the encoding"):

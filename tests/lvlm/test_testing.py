@@ -1,15 +1,22 @@
 """Tiny models must be real enough to catch a wrong patch, and the same each time."""
 
 import json
+import re
+from collections import defaultdict
+from importlib import import_module
+from types import ModuleType
 
 import pytest
 import torch
 import transformers as hf
 
 from eah_interp.errors import InputError, SettingsError, UnsupportedError
+from eah_interp.lvlm.layouts.table import LAYOUTS
 from eah_interp.lvlm.loading import load_processor
 from eah_interp.testing import (
     FAMILIES,
+    Family,
+    _families,
     random_image,
     tiny_folder,
     tiny_inputs,
@@ -17,6 +24,7 @@ from eah_interp.testing import (
     tiny_processor,
     tiny_tokenizer,
 )
+from tests.tiny_families import sweep
 
 # PaliGemma's processor calls numpy on a torch tensor in a way that numpy 2 warns about
 pytestmark = pytest.mark.filterwarnings(
@@ -27,7 +35,7 @@ SUPPORTED = [name for name, facts in FAMILIES.items() if not facts.refused]
 REFUSED = [name for name, facts in FAMILIES.items() if facts.refused]
 PROCESSED = [name for name, facts in FAMILIES.items() if facts.build_processor]
 OFF = torch.finfo(torch.float32).min  # Chameleon switches its codes' logits off
-PICTURES = [[random_image(1, width=50, height=30)], [random_image(2, height=70)]]
+IMAGES = [[random_image(1, width=50, height=30)], [random_image(2, height=70)]]
 
 
 def compare_heads(pattern):
@@ -46,7 +54,7 @@ def test_a_tiny_model_is_of_its_familys_real_class_and_in_evaluation_mode(family
     assert sum(p.numel() for p in model.parameters()) < 300_000
 
 
-@pytest.mark.parametrize("family", SUPPORTED)
+@pytest.mark.parametrize("family", sweep(SUPPORTED))
 def test_the_size_that_is_asked_for_is_the_size_that_is_built(family):
     model = tiny_lvlm(family, n_layers=2, n_heads=6, n_kv_heads=3, d_head=16)
     text = model.config.get_text_config(decoder=True)
@@ -61,12 +69,12 @@ def test_the_size_that_is_asked_for_is_the_size_that_is_built(family):
     assert output.hidden_states[-1].shape[-1] == 96
 
 
-@pytest.mark.parametrize("family", SUPPORTED)
+@pytest.mark.parametrize("family", sweep(SUPPORTED))
 @pytest.mark.parametrize("n_kv_heads", [4, 1])
 def test_heads_attend_differently_and_logits_are_not_even(family, n_kv_heads):
     model = tiny_lvlm(family, n_kv_heads=n_kv_heads, attn_implementation="eager")
     with torch.no_grad():
-        output = model(**tiny_inputs(family, images=PICTURES), output_attentions=True)
+        output = model(**tiny_inputs(family, images=IMAGES), output_attentions=True)
     output = getattr(output, "language_model_outputs", output)
     for pattern in output.attentions:
         assert compare_heads(pattern).min() > (0.05 if family == "chameleon" else 0.1)
@@ -75,7 +83,7 @@ def test_heads_attend_differently_and_logits_are_not_even(family, n_kv_heads):
     assert 2 < logits.abs().max() < 40
 
 
-@pytest.mark.parametrize("family", SUPPORTED)
+@pytest.mark.parametrize("family", sweep(SUPPORTED))
 def test_a_tiny_model_does_not_just_repeat_its_last_token(family):
     inputs = tiny_inputs(family)
     model = tiny_lvlm(family)
@@ -85,8 +93,8 @@ def test_a_tiny_model_does_not_just_repeat_its_last_token(family):
     assert len(set(tokens[0, -6:].tolist())) > 2
 
 
-@pytest.mark.parametrize("family", SUPPORTED)
-def test_the_picture_moves_the_logits(family):
+@pytest.mark.parametrize("family", sweep(SUPPORTED))
+def test_the_image_moves_the_logits(family):
     model = tiny_lvlm(family)
     logits = []
     for seed in (0, 1):
@@ -124,7 +132,7 @@ def test_rows_of_different_lengths_are_padded_on_the_left(family):
     processor = tiny_processor(family)
     placeholder = FAMILIES[family].placeholder
     encoding = processor(
-        images=PICTURES,
+        images=IMAGES,
         text=[placeholder + " a boat", placeholder + " is there a boat in the picture"],
         padding=True,
         return_tensors="pt",
@@ -135,7 +143,7 @@ def test_rows_of_different_lengths_are_padded_on_the_left(family):
 
 
 @pytest.mark.parametrize("family", [name for name in PROCESSED if name != "paligemma"])
-def test_a_chat_template_writes_one_placeholder_for_each_picture(family):
+def test_a_chat_template_writes_one_placeholder_for_each_image(family):
     content = [
         {"type": "image"},
         {"type": "text", "text": "or "},
@@ -191,16 +199,35 @@ def test_loading_no_processor_at_all_is_an_error(tmp_path):
         load_processor(tmp_path)
 
 
-def test_a_random_picture_has_its_size_and_its_seed():
-    picture = random_image(5, width=20, height=12)
-    assert picture.size == (20, 12)
-    assert picture.tobytes() == random_image(5, width=20, height=12).tobytes()
-    assert picture.tobytes() != random_image(6, width=20, height=12).tobytes()
+def test_a_random_image_has_its_size_and_its_seed():
+    image = random_image(5, width=20, height=12)
+    assert image.size == (20, 12)
+    assert image.tobytes() == random_image(5, width=20, height=12).tobytes()
+    assert image.tobytes() != random_image(6, width=20, height=12).tobytes()
 
 
 def test_an_unknown_family_is_refused_by_the_names_of_those_known():
     with pytest.raises(SettingsError, match="got 'lava'; choose from llava"):
         tiny_lvlm("lava")
+
+
+def test_each_file_lists_the_families_it_holds():
+    held = defaultdict(set)
+    for name, facts in FAMILIES.items():
+        assert name == facts.name
+    for module in vars(_families).values():
+        for one in vars(module).values() if isinstance(module, ModuleType) else ():
+            if isinstance(one, Family):
+                held[module].add(one.name)
+    for model_type, rule in LAYOUTS.items():
+        held[import_module(rule.__module__)].add(model_type)
+    assert len(held) == 9 + 4
+    for module, names in held.items():
+        start = module.__doc__.index("Families:")
+        paragraph = module.__doc__[start:].split("\n\n")[0]
+        listed = re.sub(r"\(.*?\)", "", paragraph.removeprefix("Families:"), flags=re.S)
+        listed = re.findall(r"[\w-]+", listed)
+        assert sorted(listed) == sorted(names), module.__name__
 
 
 def test_heads_that_cannot_be_grouped_are_refused():
@@ -220,6 +247,6 @@ def test_refused_families_have_no_inputs_and_say_why(family):
         tiny_inputs(family)
 
 
-def test_mistral_inputs_need_one_placeholder_for_each_picture():
+def test_mistral_inputs_need_one_placeholder_for_each_image():
     with pytest.raises(InputError, match=r"one \[IMG\] for each of 1"):
         tiny_inputs("mistral3", images=[[random_image()]], prompts=["a boat"])

@@ -8,13 +8,9 @@ import pytest
 from eah_interp.errors import SettingsError
 from eah_interp.toy import (
     OBJECTS,
-    SAMPLINGS,
     World,
-    build_processor,
     build_tokenizer,
-    caption_of,
     draw_scenes,
-    group_of,
     objects_in,
     prompt_for,
     questions_for,
@@ -23,8 +19,11 @@ from eah_interp.toy.language import (
     CAPTION_PROMPTS,
     CAPTIONS,
     QUESTIONS,
+    SAMPLINGS,
     SPLIT_WORDS,
     ask_for,
+    build_processor,
+    caption_of,
 )
 from eah_interp.toy.training.stages import (
     IGNORED,
@@ -33,6 +32,7 @@ from eah_interp.toy.training.stages import (
     converse_questions,
     encode,
 )
+from eah_interp.toy.world import group_of
 
 
 @pytest.fixture(scope="module")

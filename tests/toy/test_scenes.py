@@ -7,17 +7,15 @@ import pytest
 
 from eah_interp.errors import InputError, SettingsError
 from eah_interp.toy import (
-    GROUPS,
     OBJECTS,
     World,
     draw_scene,
     draw_scenes,
-    group_of,
     with_object_swapped,
     without_object,
 )
 from eah_interp.toy.render import SHAPES, draw_sprite
-from eah_interp.toy.world import COLOURS, SPLITS, TYPICAL_COLOURS
+from eah_interp.toy.world import COLOURS, GROUPS, SPLITS, TYPICAL_COLOURS, group_of
 
 CLEAN = World(difficulty=0.0)
 

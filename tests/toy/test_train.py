@@ -11,16 +11,9 @@ from safetensors.torch import load_file
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 from eah_interp.errors import SettingsError
-from eah_interp.toy import (
-    GROUPS,
-    Architecture,
-    World,
-    build_model,
-    draw_scenes,
-    group_of,
-    objects_in,
-)
+from eah_interp.toy import World, draw_scenes, objects_in
 from eah_interp.toy.language import build_processor
+from eah_interp.toy.model import Architecture, build_model
 from eah_interp.toy.training.recipe import STAGES, Recipe, Stage, TrainingRun
 from eah_interp.toy.training.stages import (
     BLANK_ID,
@@ -28,11 +21,11 @@ from eah_interp.toy.training.stages import (
     Trainee,
     pixels_of,
     run_step,
-    spell_picture,
+    spell_image,
     talk_about,
 )
 from eah_interp.toy.training.train import load_checkpoint, parse_arguments, train
-from eah_interp.toy.world import draw_companion
+from eah_interp.toy.world import GROUPS, draw_companion, group_of
 
 TINY = Recipe(
     world=World(image_size=32),
@@ -194,7 +187,7 @@ def test_a_caption_prior_adds_companions_to_captions_only():
 
 def test_a_spelled_picture_shows_what_it_is_told_to():
     rng = np.random.default_rng(0)
-    ids = spell_picture(["boat", "star"], rng=rng, length=25)
+    ids = spell_image(["boat", "star"], rng=rng, length=25)
     assert set(ids.tolist()) == {BLANK_ID, OBJECT_IDS[0], OBJECT_IDS[18]}
 
 

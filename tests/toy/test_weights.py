@@ -13,14 +13,7 @@ from transformers import AutoProcessor, LlavaForConditionalGeneration
 import eah_interp as eah
 from eah_interp.benchmarks.toy import ask_about_scenes, describe_scenes
 from eah_interp.errors import SettingsError
-from eah_interp.toy import (
-    OBJECTS,
-    TOYS,
-    draw_scene,
-    draw_scenes,
-    prompt_for,
-    toy_path,
-)
+from eah_interp.toy import OBJECTS, TOYS, draw_scene, draw_scenes, prompt_for, toy_path
 from eah_interp.toy.model import build_model
 from eah_interp.toy.training.recipe import Recipe
 

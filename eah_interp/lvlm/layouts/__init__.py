@@ -1,6 +1,7 @@
-"""How each family lays a picture out in image tokens: one small rule per layout.
+"""How each family lays an image out in image tokens: one small rule per layout.
 
-`table` says which family follows which rule. `grids` has what rules are made of, and
-the plainest of them; `crops`, `tiles` and `marked` are for pictures cut in parts,
-`canvases` for padded ones, `rows` and `single` for one grid.
+`table` says which rule a family follows; each file lists the families whose rules it
+holds. `grids` has what rules are made of and the plainest of them, `crops` is for
+images that are cropped, resized or padded, `tiles` for images cut in parts, `canvases`
+for images in the corner of a canvas.
 """

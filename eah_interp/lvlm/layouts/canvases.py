@@ -1,7 +1,8 @@
-"""Layouts of pictures on a canvas: scaled, put in its corner, and the rest padded.
+"""Layouts of images on a canvas: scaled, put in its corner, and the rest padded.
 
-The arithmetic follows the image processors of Kimi K2.5, Inkling 2, Llama 4, LFM2-VL,
-Fuyu and Phi-4-multimodal, on sizes instead of pixels.
+Families: kimi_k25, inkling2, fuyu, llama4, lfm2_vl, phi4_multimodal.
+
+The arithmetic follows their image processors, on sizes instead of pixels.
 """
 
 import math
@@ -14,20 +15,21 @@ from eah_interp.errors import InputError
 from eah_interp.lvlm.layouts.grids import (
     WHOLE,
     Box,
+    EncodedImage,
     ImagePart,
     Layout,
-    Picture,
     number,
+    one_grid,
     tower_grid,
 )
-from eah_interp.lvlm.layouts.tiles import cut_boxes
+from eah_interp.lvlm.layouts.tiles import cut_boxes, lay_out_tiles
 
 Shape = tuple[int, int]
 """Height and width."""
 
 
 def find_canvas_box(shown: Shape, canvas: Shape) -> Box:
-    """Return a canvas in fractions of the picture scaled into its top left corner."""
+    """Return a canvas in fractions of the image scaled into its top left corner."""
     return 0.0, 0.0, canvas[1] / shown[1], canvas[0] / shown[0]
 
 
@@ -36,104 +38,94 @@ def scale_size(size: Shape, scale: float) -> Shape:
     return max(1, int(size[0] * scale)), max(1, int(size[1] * scale))
 
 
-def lay_out_kimi(picture: Picture) -> Layout:
-    """Kimi K2.5: a picture is never enlarged, and padded to whole merged patches."""
-    _, rows, columns = picture.look_up("image_grid_thw")
-    vision = picture.config.vision_config
+def lay_out_kimi(image: EncodedImage) -> Layout:
+    """Kimi K2.5: an image is never enlarged, and padded to whole merged patches."""
+    _, rows, columns = image.look_up("image_grid_thw")
+    vision = image.config.vision_config
     merge_rows, merge_columns = vision.merge_kernel_size
     patch = vision.patch_size
-    settings = getattr(picture.processor, "image_processor", None)
-    longest = getattr(getattr(settings, "size", None), "max_height", None) or 512
-    most = getattr(settings, "max_patches", 16384)
+    image_processor = image.image_processor
+    longest = getattr(getattr(image_processor, "size", None), "max_height", None) or 512
+    most = getattr(image_processor, "max_patches", 16384)
     box: Box | None = None
-    if picture.size is not None:
-        height, width = picture.size
+    if image.size is not None:
+        height, width = image.size
         patches = max(1, height // patch) * max(1, width // patch)
-        sides = [longest * patch / side for side in picture.size]
-        shown = scale_size(picture.size, min(1.0, math.sqrt(most / patches), *sides))
+        sides = [longest * patch / side for side in image.size]
+        shown = scale_size(image.size, min(1.0, math.sqrt(most / patches), *sides))
         factors = (merge_rows * patch, merge_columns * patch)
         whole = [-(-side // f) * f for side, f in zip(shown, factors, strict=True)]
         if whole == [rows * patch, columns * patch]:
             box = find_canvas_box(shown, (whole[0], whole[1]))
-    grid = number(rows // merge_rows, columns // merge_columns)
-    return Layout((len(grid) * len(grid[0]),), (ImagePart("image", grid, box),))
+    return one_grid(rows // merge_rows, columns // merge_columns, box)
 
 
-def lay_out_inkling2(picture: Picture) -> Layout:
-    """Inkling 2: a picture is never scaled, and padded to whole image tokens.
+def lay_out_inkling2(image: EncodedImage) -> Layout:
+    """Inkling 2: an image is never scaled, and padded to whole image tokens.
 
     `image_grid_thw` counts image tokens, not the patches that they merge.
     """
-    _, rows, columns = picture.look_up("image_grid_thw")
-    vision = picture.config.vision_config
+    _, rows, columns = image.look_up("image_grid_thw")
+    vision = image.config.vision_config
     side = vision.patch_size * vision.spatial_merge_size
     box: Box | None = None
-    if picture.size is not None and (
-        [-(-length // side) for length in picture.size] == [rows, columns]
+    if image.size is not None and (
+        [-(-length // side) for length in image.size] == [rows, columns]
     ):
-        box = find_canvas_box(picture.size, (rows * side, columns * side))
-    part = ImagePart("image", number(rows, columns), box)
-    return Layout((rows * columns,), (part,))
+        box = find_canvas_box(image.size, (rows * side, columns * side))
+    return one_grid(rows, columns, box)
 
 
-def lay_out_fuyu(picture: Picture) -> Layout:
+def lay_out_fuyu(image: EncodedImage) -> Layout:
     """Fuyu: a run for each row of patches, and a newline token between rows."""
-    runs = picture.list_runs()
+    runs = image.list_runs()
     columns = runs[0][1]
     rows = 1
     while rows < len(runs) and runs[rows] == (sum(runs[rows - 1]) + 1, columns):
         rows += 1
-    patch = picture.config.patch_size
-    settings = getattr(picture.processor, "image_processor", None)
-    limits = getattr(settings, "size", None) or {"height": 1080, "width": 1920}
+    patch = image.config.patch_size
+    limits = getattr(image.image_processor, "size", None) or {
+        "height": 1080,
+        "width": 1920,
+    }
     box: Box | None = None
-    if picture.size is not None:
-        height, width = picture.size
+    if image.size is not None:
+        height, width = image.size
         scale = min(1.0, limits["height"] / height, limits["width"] / width)
-        shown = scale_size(picture.size, scale)
+        shown = scale_size(image.size, scale)
         if [-(-side // patch) for side in shown] == [rows, columns]:
             box = find_canvas_box(shown, (rows * patch, columns * patch))
     return Layout((columns,) * rows, (ImagePart("image", number(rows, columns), box),))
 
 
-def lay_out_llama4(picture: Picture) -> Layout:
-    """Llama 4: a run per tile, with separators between, and the whole picture last."""
-    side, _ = tower_grid(picture.config)
-    side = int(side * picture.config.vision_config.pixel_shuffle_ratio)
-    one = side * side
-    before = [picture.ids[start - 1] for start, _ in picture.list_runs()]
-    n_tiles = before.index(before[-1])  # a row of text ends with a whole picture
-    whole = number(side, side, start=n_tiles * one)
+def lay_out_llama4(image: EncodedImage) -> Layout:
+    """Llama 4: a run per tile, with separators between, and the whole image last."""
+    side, _ = tower_grid(image.config)
+    side = int(side * image.config.vision_config.pixel_shuffle_ratio)
+    before = [image.ids[start - 1] for start, _ in image.list_runs()]
+    n_tiles = before.index(before[-1])  # a row of text ends with a whole image
     if n_tiles == 0:
-        rows = columns = 1
-    else:
-        row_end = picture.ids[picture.list_runs()[n_tiles][0] - 2]
-        rows = 1 + before[1:n_tiles].count(row_end)
-        columns = n_tiles // rows
-    box = _find_llama4_box(picture, rows, columns)
-    if n_tiles == 0:
-        return Layout((one,), (ImagePart("image", whole, box),))
-    parts = [
-        ImagePart("tile", number(side, side, start=i * one), _scale(cut, box))
-        for i, cut in enumerate(cut_boxes(rows, columns))
-    ]
-    last = ImagePart("thumbnail", whole, WHOLE)
-    return Layout((one,) * (n_tiles + 1), (*parts, last))
+        return one_grid(side, side, _find_llama4_box(image, 1, 1))
+    row_end = image.ids[image.list_runs()[n_tiles][0] - 2]
+    rows = 1 + before[1:n_tiles].count(row_end)
+    columns = n_tiles // rows
+    canvas = _find_llama4_box(image, rows, columns)
+    boxes = [_scale(cut, canvas) for cut in cut_boxes(rows, columns)]
+    return lay_out_tiles(side, side, boxes)
 
 
-def _find_llama4_box(picture: Picture, rows: int, columns: int) -> Box | None:
-    """Return the canvas of tiles; a picture is enlarged to one tile's side at most."""
-    settings = getattr(picture.processor, "image_processor", None)
-    if picture.size is None:
+def _find_llama4_box(image: EncodedImage, rows: int, columns: int) -> Box | None:
+    """Return the canvas of tiles; an image is enlarged to one tile's side at most."""
+    if image.size is None:
         return None
-    tile = picture.config.vision_config.image_size
+    tile = image.config.vision_config.image_size
     canvas = (rows * tile, columns * tile)
-    if getattr(settings, "resize_to_max_canvas", False):
+    if getattr(image.image_processor, "resize_to_max_canvas", False):
         target = canvas
     else:
-        height, width = picture.size
+        height, width = image.size
         target = min(max(height, tile), canvas[0]), min(max(width, tile), canvas[1])
-    return find_canvas_box(fit_inside(picture.size, target), canvas)
+    return find_canvas_box(fit_inside(image.size, target), canvas)
 
 
 def fit_inside(size: Shape, target: Shape) -> Shape:
@@ -151,23 +143,23 @@ def _scale(cut: Box, box: Box | None) -> Box | None:
     return cut[0] * box[2], cut[1] * box[3], cut[2] * box[2], cut[3] * box[3]
 
 
-def lay_out_lfm2(picture: Picture) -> Layout:
+def lay_out_lfm2(image: EncodedImage) -> Layout:
     """LFM2-VL: tiles with a marker before each and a smaller view last, or one grid.
 
-    Runs of one picture have one token between them, of two pictures at least two.
+    Runs of one image have one token between them, of two images at least two.
     """
-    groups = _group_runs(picture)
-    runs = groups[picture.index]
-    shapes = picture.encoding.get("spatial_shapes")
-    first = sum(map(len, groups[: picture.index]))
+    groups = _group_runs(image)
+    runs = groups[image.index]
+    shapes = image.encoding.get("spatial_shapes")
+    first = sum(map(len, groups[: image.index]))
     if shapes is None or len(shapes) < first + len(runs):
         found = "none" if shapes is None else f"{len(shapes)} rows"
         raise InputError(
             f"expected 'spatial_shapes' with {len(runs)} rows from row {first} for "
-            f"picture {picture.index}, got {found}; pass the processor's whole output"
+            f"image {image.index}, got {found}; pass the processor's whole output"
         )
-    factor = picture.config.downsample_factor
-    boxes = [*_place_lfm2_tiles(picture, runs), WHOLE]
+    factor = image.config.downsample_factor
+    boxes = [*_place_lfm2_tiles(image, runs), WHOLE]
     parts: list[ImagePart] = []
     done = 0
     for index, box in enumerate(boxes):
@@ -180,13 +172,13 @@ def lay_out_lfm2(picture: Picture) -> Layout:
     return Layout(counts, tuple(parts))
 
 
-def _group_runs(picture: Picture) -> list[list[Shape]]:
-    """Return start and length of each run of each picture of the whole encoding."""
+def _group_runs(image: EncodedImage) -> list[list[Shape]]:
+    """Return start and length of each run of each image of the whole encoding."""
     groups: list[list[Shape]] = []
-    for row in picture.encoding["input_ids"].tolist():
-        inside = [i for i, t in enumerate(row) if t == picture.config.image_token_id]
+    for row in image.encoding["input_ids"].tolist():
+        inside = [i for i, t in enumerate(row) if t == image.config.image_token_id]
         end = -2
-        whole = Picture(0, picture.config, {}, None, None, row, inside)
+        whole = EncodedImage(0, image.config, {}, None, None, row, inside)
         for start, length in whole.list_runs():
             if start - end == 1:
                 groups[-1].append((start, length))
@@ -196,46 +188,46 @@ def _group_runs(picture: Picture) -> list[list[Shape]]:
     return groups
 
 
-def _place_lfm2_tiles(picture: Picture, runs: Sequence[Shape]) -> list[Box | None]:
+def _place_lfm2_tiles(image: EncodedImage, runs: Sequence[Shape]) -> list[Box | None]:
     """Return the boxes of tiles by their markers, which only a tokenizer can read."""
     n_tiles = len(runs) - 1
-    tokenizer = getattr(picture.processor, "tokenizer", None)
+    tokenizer = image.tokenizer
     if n_tiles == 0 or tokenizer is None:
         return [None] * n_tiles
-    ids = [picture.ids[start - 1] for start, _ in runs[:-1]]
+    ids = [image.ids[start - 1] for start, _ in runs[:-1]]
     names = tokenizer.convert_ids_to_tokens(ids)
     found = [re.fullmatch(r"<\|img_row_(\d+)_col_(\d+)\|>", name) for name in names]
     rows, columns = (max(int(m[i]) if m else 0 for m in found) for i in (1, 2))
     if rows * columns != n_tiles:
         raise InputError(
             f"expected markers <|img_row_1_col_1|>... before the {n_tiles} tiles of "
-            f"picture {picture.index}, got {names}; pass the processor that made the "
+            f"image {image.index}, got {names}; pass the processor that made the "
             "encoding"
         )
     return list(cut_boxes(rows, columns))
 
 
-def lay_out_phi4(picture: Picture) -> Layout:
+def lay_out_phi4(image: EncodedImage) -> Layout:
     """Phi-4: the crops' grid without padding, a separator, and the whole canvas.
 
     Each row of either grid ends with an extensor, which has no place.
     """
-    height, width = picture.look_up("image_sizes")
-    vision = picture.config.vision_config
+    height, width = image.look_up("image_sizes")
+    vision = image.config.vision_config
     patches = vision.image_size // vision.patch_size
     side = -(-patches // 2)
     high, wide = height // vision.crop_size, width // vision.crop_size
-    masks = torch.as_tensor(picture.encoding["image_attention_mask"][picture.index])
+    masks = torch.as_tensor(image.encoding["image_attention_mask"][image.index])
     kept = masks[1 : high * wide + 1, ::2, ::2].reshape(high, wide, side, side)
     kept = kept.transpose(1, 2).reshape(high * side, wide * side)
     rows, columns = int(kept[:, 0].sum()), int(kept[0].sum())
     base_box = crop_box = None
-    if picture.size is not None and patches % 2 == 0:
-        scale = min(height / picture.size[0], width / picture.size[1])
-        if width / picture.size[1] < height / picture.size[0]:
-            shown = (int(picture.size[0] * scale), width)
+    if image.size is not None and patches % 2 == 0:
+        scale = min(height / image.size[0], width / image.size[1])
+        if width / image.size[1] < height / image.size[0]:
+            shown = (int(image.size[0] * scale), width)
         else:
-            shown = (height, int(picture.size[1] * scale))
+            shown = (height, int(image.size[1] * scale))
         cell = 2 * vision.patch_size
         base_box = find_canvas_box(shown, (height, width))
         crop_box = find_canvas_box(shown, (rows * cell, columns * cell))

@@ -1,11 +1,15 @@
-"""How each family lays a picture out in image tokens: one small rule per layout.
+"""What layout rules are made of, and the rules of one grid and of none.
 
-A rule gets what is known about a picture and says how many image tokens it takes and
-which of them form which grid. Token numbers in a `Layout` count the picture's own image
+Families: qwen2_vl, qwen2_5_vl, qwen3_vl, qwen3_vl_moe, qwen3_5, qwen3_5_moe, glm4v,
+glm4v_moe, glm46v, ernie4_5_vl_moe, minimax_m3_vl, video_llama_3, muse_glimmer,
+lighton_ocr, mistral3, hunyuan_vl, emu3, gemma4 (one grid, whose rows and columns the
+encoding counts); blip-2, instructblip, idefics2, aria, kosmos-2 (none).
+
+A rule gets what is known about an image and says how many image tokens it takes and
+which of them form which grid. Token numbers in a `Layout` count the image's own image
 tokens from 0; `spans` turns them into positions in the prompt.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +20,7 @@ from transformers import PreTrainedConfig, ProcessorMixin
 from eah_interp.errors import InputError
 
 Box = tuple[float, float, float, float]
-"""Left, top, right, bottom, as fractions of the original picture's width and height."""
+"""Left, top, right, bottom, as fractions of the original image's width and height."""
 
 
 Grid = tuple[tuple[int, ...], ...]
@@ -28,15 +32,15 @@ WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
 
 @dataclass(frozen=True)
 class ImagePart:
-    """A rectangular grid of image tokens, and the region of the picture it shows.
+    """A rectangular grid of image tokens, and the region of the image it shows.
 
     Attributes:
         name: "image" (all of it), "base" and "crop" (LLaVA-NeXT), "tile" and
             "thumbnail" (InternVL, Idefics3).
         columns: Positions in the prompt, padding counted, row by row.
-        box: What the grid shows, in fractions of the original picture. It may reach
+        box: What the grid shows, in fractions of the original image. It may reach
             beyond 0 and 1 where patches at the edge also show padding. None where it
-            cannot be known without the picture's size or the processor.
+            cannot be known without the image's size or the processor.
     """
 
     name: str
@@ -44,7 +48,7 @@ class ImagePart:
     box: Box | None
 
     def find_box(self, row: int, column: int) -> Box | None:
-        """Return the region that one patch shows, cut at the picture's edge.
+        """Return the region that one patch shows, cut at the image's edge.
 
         None where the patch shows padding only, or where `box` is None.
         """
@@ -64,12 +68,12 @@ class ImagePart:
 
 @dataclass(frozen=True)
 class Layout:
-    """How many image tokens a picture takes, and the grids among them.
+    """How many image tokens an image takes, and the grids among them.
 
     Attributes:
         runs: Lengths of the unbroken runs of image tokens; markers stand between them.
-        parts: Grids of token numbers counted from the picture's first image token;
-            empty where the tokens have no place in the picture.
+        parts: Grids of token numbers counted from the image's first image token;
+            empty where the tokens have no place in the image.
     """
 
     runs: tuple[int, ...]
@@ -82,17 +86,17 @@ class Layout:
 
 
 @dataclass(frozen=True)
-class Picture:
-    """What is known about one picture of an encoding.
+class EncodedImage:
+    """What is known about one image of an encoding.
 
     Attributes:
-        index: Number of the picture, counted over the whole batch.
+        index: Number of the image, counted over the whole batch.
         config: The model's config.
         encoding: The processor's output.
         processor: The processor, where there is one.
         size: Height and width of the original, where they are known.
         ids: The row's token ids.
-        positions: The row's image token positions from the picture's first one on.
+        positions: The row's image token positions from the image's first one on.
     """
 
     index: int
@@ -103,8 +107,18 @@ class Picture:
     ids: Sequence[int]
     positions: Sequence[int]
 
+    @property
+    def image_processor(self) -> Any:
+        """The processor's part for images; None where there is none."""
+        return getattr(self.processor, "image_processor", None)
+
+    @property
+    def tokenizer(self) -> Any:
+        """The processor's tokenizer; None where there is none."""
+        return getattr(self.processor, "tokenizer", None)
+
     def look_up(self, key: str) -> list[int]:
-        """Return the picture's row in a per-picture tensor of the encoding.
+        """Return the image's row in a per-image tensor of the encoding.
 
         Raises:
             InputError: The encoding lacks the key, or has too few entries.
@@ -112,7 +126,7 @@ class Picture:
         return [int(value) for value in self.find_entry(key)]
 
     def find_entry(self, key: str) -> Any:
-        """Return the picture's entry in a per-picture tensor of the encoding.
+        """Return the image's entry in a per-image tensor of the encoding.
 
         Raises:
             InputError: The encoding lacks the key, or has too few entries.
@@ -121,7 +135,7 @@ class Picture:
         if values is None or len(values) <= self.index:
             found = "none" if values is None else f"{len(values)} entries"
             raise InputError(
-                f"expected {key!r} in the encoding with an entry for picture "
+                f"expected {key!r} in the encoding with an entry for image "
                 f"{self.index}, got {found}; pass the processor's whole output"
             )
         return values[self.index]
@@ -151,6 +165,12 @@ def number(rows: int, columns: int, *, start: int = 0, stride: int = 0) -> Grid:
     return tuple(tuple(range(first, first + columns)) for first in firsts)
 
 
+def one_grid(rows: int, columns: int, box: Box | None = WHOLE) -> Layout:
+    """Return the layout of one grid in one run, of an image shown whole unless told."""
+    part = ImagePart("image", number(rows, columns), box)
+    return Layout((rows * columns,), (part,))
+
+
 def pair(value: int | Sequence[int]) -> tuple[int, int]:
     """Return height and width of a size that a config gives as one number or two."""
     if isinstance(value, int):
@@ -167,14 +187,17 @@ def tower_grid(config: PreTrainedConfig) -> tuple[int, int]:
     return height // patch_height, width // patch_width
 
 
-def lay_out_grid_thw(picture: Picture) -> Layout:
+# ---- One grid whose rows and columns the encoding counts.
+
+
+def lay_out_grid_thw(image: EncodedImage) -> Layout:
     """Qwen-VL and GLM-4V: `image_grid_thw` counts patches, which the model merges."""
-    return lay_out_merged(picture, picture.config.vision_config.spatial_merge_size)
+    return lay_out_merged(image, image.config.vision_config.spatial_merge_size)
 
 
-def lay_out_merged(picture: Picture, merge: int) -> Layout:
-    """Lay a picture out by its `image_grid_thw`, in squares of `merge` patches."""
-    frames, rows, columns = picture.look_up("image_grid_thw")
+def lay_out_merged(image: EncodedImage, merge: int) -> Layout:
+    """Lay an image out by its `image_grid_thw`, in squares of `merge` patches."""
+    frames, rows, columns = image.look_up("image_grid_thw")
     rows, columns = rows // merge, columns // merge
     one = rows * columns
     parts = tuple(
@@ -184,133 +207,102 @@ def lay_out_merged(picture: Picture, merge: int) -> Layout:
     return Layout((frames * one,), parts)
 
 
-def lay_out_pixtral(picture: Picture) -> Layout:
+def lay_out_video_llama(image: EncodedImage) -> Layout:
+    """VideoLLaMA3: the encoding says how many patches of an image are merged."""
+    return lay_out_merged(image, int(image.find_entry("image_merge_sizes")))
+
+
+def lay_out_muse(image: EncodedImage) -> Layout:
+    """Muse Glimmer: merged patches of an image resized without padding."""
+    return lay_out_merged(image, image.config.vision_config.merge_size)
+
+
+def lay_out_pixtral(image: EncodedImage) -> Layout:
     """Pixtral and Mistral 3: `image_sizes` are pixels after resizing, without crop."""
-    height, width = picture.look_up("image_sizes")
-    merge = getattr(picture.config, "spatial_merge_size", 1)
-    patch_height, patch_width = pair(picture.config.vision_config.patch_size)
+    height, width = image.look_up("image_sizes")
+    merge = getattr(image.config, "spatial_merge_size", 1)
+    patch_height, patch_width = pair(image.config.vision_config.patch_size)
     rows, columns = height // (patch_height * merge), width // (patch_width * merge)
     part = ImagePart("image", number(rows, columns), WHOLE)
     return Layout((columns,) * rows, (part,))
 
 
-def lay_out_queries(picture: Picture) -> Layout:
-    """BLIP-2 and InstructBLIP: learned queries, with no place in the picture."""
-    return Layout((picture.config.num_query_tokens,))
-
-
-def lay_out_perceiver(picture: Picture) -> Layout:
-    """Idefics2: perceiver latents; a picture that is split takes five runs of them."""
-    latents = picture.config.perceiver_config.resampler_n_latents
-    pictures = getattr(picture.processor, "image_processor", None)
-    splits = getattr(pictures, "do_image_splitting", False)
-    return Layout((latents,) * (5 if splits else 1))
-
-
-def lay_out_unknown(picture: Picture) -> Layout:
-    """Any other family: an unbroken run is taken for a picture.
-
-    It gets a grid only where it has exactly as many tokens as the vision tower has
-    patches: a square number alone may as well count latents or rows with ends.
-    """
-    _, count = picture.list_runs()[0]
-    vision = getattr(picture.config, "vision_config", None)
-    if not (hasattr(vision, "image_size") and hasattr(vision, "patch_size")):
-        return Layout((count,))
-    rows, columns = tower_grid(picture.config)
-    if rows * columns != count:
-        return Layout((count,))
-    return Layout((count,), (ImagePart("image", number(rows, columns), None),))
-
-
-# ---- Layouts of merged patches, rows with ends and pooled crops; and of latents.
-
-
-def lay_out_video_llama(picture: Picture) -> Layout:
-    """VideoLLaMA3: the encoding says how many patches of a picture are merged."""
-    return lay_out_merged(picture, int(picture.find_entry("image_merge_sizes")))
-
-
-def lay_out_muse(picture: Picture) -> Layout:
-    """Muse Glimmer: merged patches of a picture resized without padding."""
-    return lay_out_merged(picture, picture.config.vision_config.merge_size)
-
-
-def lay_out_hunyuan(picture: Picture) -> Layout:
+def lay_out_hunyuan(image: EncodedImage) -> Layout:
     """HunYuan-VL: a begin vector, rows that end with a newline vector, an end vector.
 
-    All of them are image tokens; the vectors have no place in the picture.
+    All of them are image tokens; the vectors have no place in the image.
     """
-    _, rows, columns = picture.look_up("image_grid_thw")
-    merge = picture.config.vision_config.spatial_merge_size
+    _, rows, columns = image.look_up("image_grid_thw")
+    merge = image.config.vision_config.spatial_merge_size
     rows, columns = rows // merge, columns // merge
     grid = number(rows, columns, start=1, stride=columns + 1)
     return Layout((rows * (columns + 1) + 2,), (ImagePart("image", grid, WHOLE),))
 
 
-def lay_out_molmo2(picture: Picture) -> Layout:
-    """Molmo2: the whole picture at low resolution, then its crops as one grid.
-
-    Tokens pool squares of patches; `image_token_pooling` names them, with -1 for the
-    padding that completes the squares at the edges.
-    """
-    low_rows, low_columns, rows, columns = picture.look_up("image_grids")
-    earlier = torch.as_tensor(picture.encoding["image_grids"][: picture.index])
-    done = int((earlier[:, 0] * earlier[:, 1] + earlier[:, 2] * earlier[:, 3]).sum())
-    parts = []
-    start = 0
-    for name, height, width in (
-        ("base", low_rows, low_columns),
-        ("crop", rows, columns),
-    ):
-        pooled = picture.encoding["image_token_pooling"][done + start :]
-        box = find_pooled_box(pooled[: height * width], (height, width))
-        parts.append(ImagePart(name, number(height, width, start=start), box))
-        start += height * width
-    by_row = picture.list_runs()[0][1] == low_columns != low_rows * low_columns
-    if by_row:  # a column token ends each row
-        runs = (low_columns,) * low_rows + (columns,) * rows
-    else:
-        runs = (low_rows * low_columns, rows * columns)
-    return Layout(runs, tuple(parts))
+def lay_out_emu3(image: EncodedImage) -> Layout:
+    """Emu3: rows of codes, each with an end-of-line code; sizes are after resizing."""
+    height, width = image.look_up("image_sizes")
+    factor = 2 ** (len(image.config.vq_config.channel_multiplier) - 1)
+    rows, columns = height // factor, width // factor
+    grid = number(rows, columns, stride=columns + 1)
+    return Layout((rows * (columns + 1),), (ImagePart("image", grid, WHOLE),))
 
 
-def find_pooled_box(pooled: torch.Tensor, shape: tuple[int, int]) -> Box:
-    """Return what a grid of pooled squares shows, reaching over padded edges.
-
-    Args:
-        pooled: Patch numbers `[square, patch]` of each square, row by row; -1 for none.
-        shape: Rows and columns of squares.
-    """
-    rows, columns = shape
-    side = math.isqrt(pooled.shape[-1])
-    real = (pooled >= 0).reshape(rows, columns, side, side).transpose(1, 2)
-    real = real.reshape(rows * side, columns * side)
-    across, down = real.any(0).long(), real.any(1).long()
-    left, top = int(across.argmax()), int(down.argmax())
-    width, height = int(across.sum()), int(down.sum())
-    return (
-        -left / width,
-        -top / height,
-        (columns * side - left) / width,
-        (rows * side - top) / height,
-    )
+def lay_out_gemma4(image: EncodedImage) -> Layout:
+    """Gemma 4: `image_position_ids` places patches, which the tower pools."""
+    places = torch.as_tensor(image.find_entry("image_position_ids"))
+    pool = image.config.vision_config.pooling_kernel_size
+    columns, rows = ((places.amax(0) + 1) // pool).tolist()
+    return one_grid(rows, columns)
 
 
-def lay_out_aria(picture: Picture) -> Layout:
-    """Aria: learned queries for a picture, and for each crop where it is split."""
-    settings = getattr(picture.processor, "image_processor", None)
-    if getattr(settings, "split_image", False):
-        return Layout((picture.list_runs()[0][1],))
-    queries = picture.config.projector_patch_to_query_dict
-    pixels = picture.encoding.get("pixel_values")
+# ---- Latents and learned queries, which have no place in the image.
+
+
+def lay_out_queries(image: EncodedImage) -> Layout:
+    """BLIP-2 and InstructBLIP: learned queries, with no place in the image."""
+    return Layout((image.config.num_query_tokens,))
+
+
+def lay_out_perceiver(image: EncodedImage) -> Layout:
+    """Idefics2: perceiver latents; an image that is split takes five runs of them."""
+    latents = image.config.perceiver_config.resampler_n_latents
+    splits = getattr(image.image_processor, "do_image_splitting", False)
+    return Layout((latents,) * (5 if splits else 1))
+
+
+def lay_out_aria(image: EncodedImage) -> Layout:
+    """Aria: learned queries for an image, and for each crop where it is split."""
+    if getattr(image.image_processor, "split_image", False):
+        return Layout((image.list_runs()[0][1],))
+    queries = image.config.projector_patch_to_query_dict
+    pixels = image.encoding.get("pixel_values")
     if pixels is None:
         return Layout((max(queries.values()),))
-    patch, _ = pair(picture.config.vision_config.patch_size)
+    patch, _ = pair(image.config.vision_config.patch_size)
     height, width = pixels.shape[-2:]
     return Layout((queries[(height // patch) * (width // patch)],))
 
 
-def lay_out_kosmos2(picture: Picture) -> Layout:
-    """Kosmos-2: latents, with no place in the picture."""
-    return Layout((picture.config.latent_query_num,))
+def lay_out_kosmos2(image: EncodedImage) -> Layout:
+    """Kosmos-2: latents, with no place in the image."""
+    return Layout((image.config.latent_query_num,))
+
+
+# ---- Families without a rule.
+
+
+def lay_out_unknown(image: EncodedImage) -> Layout:
+    """Any other family: an unbroken run is taken for an image.
+
+    It gets a grid only where it has exactly as many tokens as the vision tower has
+    patches: a square number alone may as well count latents or rows with ends.
+    """
+    _, count = image.list_runs()[0]
+    vision = getattr(image.config, "vision_config", None)
+    if not (hasattr(vision, "image_size") and hasattr(vision, "patch_size")):
+        return Layout((count,))
+    rows, columns = tower_grid(image.config)
+    if rows * columns != count:
+        return Layout((count,))
+    return one_grid(rows, columns, None)

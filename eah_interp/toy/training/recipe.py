@@ -40,14 +40,14 @@ class Recipe:
         language: Stage 2.
         projection: Stage 3.
         alignment: Stage 4.
-        text_prior: Share of the objects that a picture spelled in words leaves out
+        text_prior: Share of the objects that an image spelled in words leaves out
             though its caption names them.
-        blank_share: Share of word pictures that show nothing at all.
+        blank_share: Share of word images that show nothing at all.
         caption_prior: Stage 4's captions name an unseen object this often, where the
             world's draw of a next object stays in the scene's group.
-        word_picture: Number of words that spell a picture in stage 2.
-        turns: Most questions in one conversation about a picture.
-        text_turns: The same in stage 2, where pictures are short.
+        word_picture: Number of words that spell an image in stage 2.
+        turns: Most questions in one conversation about an image.
+        text_turns: The same in stage 2, where images are short.
         projector_pace: Learning rate of the projector in stage 4, in multiples of
             the decoder's.
         end_weight: Weight of an answer's end token in the loss.

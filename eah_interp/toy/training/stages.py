@@ -1,12 +1,12 @@
 """The training stages of the toy: sight, language, projection, alignment.
 
 1. *vision*: the vision tower alone labels its patches; frozen afterwards.
-2. *language*: the decoder alone learns captions and yes/no questions of pictures that
-   are spelled in words. Objects are left out of some pictures but not out of their
+2. *language*: the decoder alone learns captions and yes/no questions of images that
+   are spelled in words. Objects are left out of some images but not out of their
    captions: the decoder learns from text which objects go together, and to name them
    unseen. This is the prior that the toy hallucinates from.
 3. *projection*: the projector alone learns to turn a patch into its object's word.
-4. *alignment*: projector and decoder learn from pictures, captions and questions. Some
+4. *alignment*: projector and decoder learn from images, captions and questions. Some
    captions name what usually comes along, unseen.
 
 *projection* stands for LLaVA's first training phase, the others for what precedes and
@@ -44,7 +44,7 @@ from eah_interp.toy.world import OBJECTS, draw_companion, draw_objects
 if TYPE_CHECKING:
     from transformers import LlavaForConditionalGeneration
 
-# ---- Training batches: pictures as tensors, conversations as ids with a loss mask.
+# ---- Training batches: images as tensors, conversations as ids with a loss mask.
 
 
 PIECE_IDS: dict[str, int] = {p: i for i, (p, _) in enumerate(list_pieces())}
@@ -57,7 +57,7 @@ OBJECT_IDS: tuple[int, ...] = tuple(
 
 
 BLANK_ID = PIECE_IDS["."]
-"""What stands for a patch without an object where a picture is spelled in words."""
+"""What stands for a patch without an object where an image is spelled in words."""
 
 
 IGNORED = -100
@@ -81,7 +81,7 @@ class Batch:
 
 
 def pixels_of(scenes: Sequence[Scene]) -> Float[Tensor, "batch 3 height width"]:
-    """Stack pictures as the processor would: channels first, from -1 to 1."""
+    """Stack images as the processor would: channels first, from -1 to 1."""
     images = torch.from_numpy(np.stack([scene.image for scene in scenes]))
     return (images.permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.5
 
@@ -92,7 +92,7 @@ def labels_of(scenes: Sequence[Scene]) -> Int[Tensor, "batch patch"]:
 
 
 def converse_caption(objects: Sequence[str], *, rng: np.random.Generator) -> str:
-    """Write a conversation that describes a picture, objects in random order."""
+    """Write a conversation that describes an image, objects in random order."""
     prompt = CAPTION_PROMPTS[rng.integers(len(CAPTION_PROMPTS))]
     template = CAPTIONS[rng.integers(len(CAPTIONS))]
     caption = caption_of(
@@ -132,11 +132,11 @@ def converse_questions(
 def encode(
     conversations: Sequence[str], *, images: Int[np.ndarray, "batch image_tokens"]
 ) -> Batch:
-    """Turn conversations into ids, the image token replaced by the picture's ids.
+    """Turn conversations into ids, the image token replaced by the image's ids.
 
     Args:
         conversations: Texts that start with `USER: <image>`.
-        images: Ids that stand for each picture: image tokens, or words for patches.
+        images: Ids that stand for each image: image tokens, or words for patches.
 
     Returns:
         The batch, with labels on the answers and their end tokens only.
@@ -149,9 +149,11 @@ def encode(
     n_image = images.shape[1]
     longest = max(len(row) for row in rows) + n_image - 1
     input_ids = np.full((len(rows), longest), PIECE_IDS["<pad>"], dtype=np.int64)
-    for row, (ids, picture) in enumerate(zip(rows, images, strict=True)):
-        full = np.concatenate([ids[:_SLOT], picture, ids[_SLOT + 1 :]])
+    for row, (ids, image) in enumerate(zip(rows, images, strict=True)):
+        full = np.concatenate([ids[:_SLOT], image, ids[_SLOT + 1 :]])
         input_ids[row, : len(full)] = full
+    # +1 where an answer begins, after "ASSISTANT:", and -1 behind its end token: the
+    # running sum is 1 inside answers
     answers = np.zeros_like(input_ids)
     speaks = input_ids[:, 1:] == PIECE_IDS[":"]
     speaks &= input_ids[:, :-1] == PIECE_IDS["▁ASSISTANT"]
@@ -162,13 +164,13 @@ def encode(
     return Batch(torch.from_numpy(input_ids), torch.from_numpy(labels))
 
 
-def spell_picture(
+def spell_image(
     objects: Sequence[str], *, rng: np.random.Generator, length: int
 ) -> Int[np.ndarray, " length"]:
-    """Spell a picture in words: each object in up to four places, the others blank.
+    """Spell an image in words: each object in up to four places, the others blank.
 
     Example:
-        >>> ids = spell_picture(["cup"], rng=np.random.default_rng(0), length=9)
+        >>> ids = spell_image(["cup"], rng=np.random.default_rng(0), length=9)
         >>> set(ids.tolist()) == {BLANK_ID, OBJECT_IDS[8]}
         True
     """
@@ -205,30 +207,30 @@ class Talks:
         """Begin without any."""
         self.captions: list[str] = []
         self.questions: list[str] = []
-        self._pictures: tuple[list[Ids], list[Ids]] = ([], [])
+        self._images: tuple[list[Ids], list[Ids]] = ([], [])
         self._scenes: tuple[list[Scene], list[Scene]] = ([], [])
 
     def add(
-        self, text: str, picture: Ids, *, asks: bool, scene: Scene | None = None
+        self, text: str, image: Ids, *, asks: bool, scene: Scene | None = None
     ) -> None:
-        """Add a conversation about a picture, spelled as ids, and its scene if any."""
+        """Add a conversation about an image, spelled as ids, and its scene if any."""
         (self.questions if asks else self.captions).append(text)
-        self._pictures[asks].append(picture)
+        self._images[asks].append(image)
         if scene is not None:
             self._scenes[asks].append(scene)
 
     def batches(self) -> Iterator[tuple[Batch, Tensor | None]]:
         """Give one batch of each kind, with its pixels if it has scenes."""
-        for texts, pictures, scenes in zip(
-            (self.captions, self.questions), self._pictures, self._scenes, strict=True
+        for texts, images, scenes in zip(
+            (self.captions, self.questions), self._images, self._scenes, strict=True
         ):
             if texts:
                 pixels = pixels_of(scenes) if scenes else None
-                yield encode(texts, images=np.stack(pictures)), pixels
+                yield encode(texts, images=np.stack(images)), pixels
 
 
 _FAITHFUL_SHARE = 0.7
-"""Share of stage 2 before objects are left out of its pictures."""
+"""Share of stage 2 before objects are left out of its images."""
 
 
 YES_NO_IDS = (PIECE_IDS["▁Yes"], PIECE_IDS["▁No"])
@@ -306,7 +308,7 @@ def _vision_step(trainee: Trainee, *, scenes: list[Scene]) -> Step:
     logits = trainee.patch_head(features).flatten(0, 1)
     labels = labels_of(scenes).to(device).flatten()
     weight = torch.ones(len(OBJECTS) + 1, device=device)
-    weight[0] = 0.3
+    weight[0] = 0.3  # most patches are background
     hits = (logits.argmax(-1) == labels).float()
     shown = labels > 0
     return Step(
@@ -323,7 +325,7 @@ def _projection_step(trainee: Trainee, *, scenes: list[Scene]) -> Step:
     inner = trainee.model.model
     features = inner.vision_tower(pixels_of(scenes).to(device)).last_hidden_state
     projected = inner.multi_modal_projector(features[:, 1:])
-    words = inner.get_input_embeddings().weight
+    words = inner.get_input_embeddings().weight  # frozen in this stage
     ids = torch.tensor([BLANK_ID, *OBJECT_IDS], device=device)
     target = words[ids][labels_of(scenes).to(device)]
     nearest = torch.cdist(projected.flatten(0, 1), words[ids]).argmin(-1)
@@ -338,7 +340,7 @@ def _projection_step(trainee: Trainee, *, scenes: list[Scene]) -> Step:
 def _language_step(
     trainee: Trainee, *, rng: np.random.Generator, recipe: Recipe, progress: float
 ) -> Step:
-    """Read short complete pictures at first; long ones with gaps towards the end."""
+    """Read short complete images at first; long ones with gaps towards the end."""
     length = round(4 + (recipe.word_picture - 4) * min(1.0, progress / 0.6))
     faithful = progress < _FAITHFUL_SHARE
     talks = Talks()
@@ -356,8 +358,8 @@ def _language_step(
                 name for name, keep in zip(objects, kept, strict=True) if keep
             )
             shown = () if blank else shown
-        picture = spell_picture(shown, rng=rng, length=length)
-        talks.add(text, picture, asks=bool(index % 4))
+        image = spell_image(shown, rng=rng, length=length)
+        talks.add(text, image, asks=bool(index % 4))
     return _answer_step(trainee, talks=talks, recipe=recipe)
 
 

@@ -140,6 +140,7 @@ def save_checkpoint(
     name = f"{progress.stage}-{progress.step:06d}.safetensors"
     save_file(tensors, folder / name)
     record = {"tensors": name, **dataclasses.asdict(progress)}
+    # renamed into place last, so that it never names tensors that are not whole
     fresh = folder / "progress.json.new"
     fresh.write_text(json.dumps(record, indent=1))
     fresh.replace(folder / "progress.json")
@@ -255,6 +256,7 @@ def _run_stage(
         trainee.groups(name, recipe=recipe), betas=(0.9, 0.98), weight_decay=0.01
     )
     if load_progress(folder) is not None:
+        # a stage that begins has an optimizer of its own, with nothing to restore
         load_checkpoint(folder, modules=modules, optimizer=optimizer if start else None)
     metrics: dict[str, list[float]] = defaultdict(list)
     clock = time.perf_counter()
