@@ -245,8 +245,8 @@ def test_demo_takes_another_model_and_picture(folder, photo, tiny):
 def test_demo_shows_controls_under_the_patch():
     result = run("demo", "--scene", 1, "--max-new-tokens", 1)
     assert result.exit_code == 0, result.stderr
-    rows = re.findall(r"^(with EAH|sparsest|random|shuffled) +L1", result.stdout, re.M)
-    assert rows == ["with EAH", "sparsest", "random", "shuffled"] * 2
+    rows = re.findall(r"^(patched|sparsest|random|shuffled) +L1", result.stdout, re.M)
+    assert rows == ["patched", "sparsest", "random", "shuffled"] * 2
     assert "Another picture: --scene 2" in result.stdout
 
 
@@ -262,7 +262,7 @@ def test_demo_prints_every_head_and_a_verdict(folder, photo, tiny):
     ] == expected
     donor = int(sinks.donors[0, 1])
     assert rows[1][1].split()[donor].endswith("*")
-    assert "One picture is an anecdote" in result.stdout
+    assert "One image is an anecdote" in result.stdout
 
 
 # -- ask -----------------------------------------------------------------------------
@@ -287,8 +287,8 @@ def test_ask_answers_without_and_with_eah(folder, photo, tiny):
 def test_ask_prints_both_sides(folder, photo):
     result = run("ask", photo, QUESTION, "-m", folder, "--max-new-tokens", 2)
     assert result.exit_code == 0, result.stderr
-    assert "without EAH" in result.stdout
-    assert "with EAH" in result.stdout
+    assert "plain" in result.stdout
+    assert "patched" in result.stdout
 
 
 # -- sinks ---------------------------------------------------------------------------
@@ -368,7 +368,7 @@ REFUSED = {
     "suffix": (("sinks", "photo.png", "--out", "map.txt"), 2, "--out must end in"),
     "no folder": (("sinks", "photo.png", "--out", "gone/map.png"), 2, "does not exist"),
     "file as folder": (("demo", "--out", "photo.png"), 2, "cannot make the folder"),
-    "both": (("demo", "-o", "boat", "-a", "boat"), 2, "cannot be in the picture and"),
+    "both": (("demo", "-o", "boat", "-a", "boat"), 2, "cannot be in the image and"),
     "there": (("demo", "-a", draw_scene(0).objects[0]), 2, "is in scene 0"),
     "zebra": (("demo", "-o", "zebra"), 2, "no scene can be drawn with zebra"),
 }

@@ -74,7 +74,7 @@ def test_tables_list_heads_and_add_up(photo):
         plain, patched, change, *parts = (float(cell) for cell in row.split())
         assert patched - plain == pytest.approx(change, abs=2e-3)
         assert sum(parts) == pytest.approx(change, abs=2e-3)
-    logits = re.findall(r"^logit (.+) without EAH", result.stdout, re.M)
+    logits = re.findall(r"^logit (.+) plain", result.stdout, re.M)
     sums = re.findall(
         r"^(?:all heads|MLPs and other blocks|embedding|biases) +([+-]\d+\.\d+)",
         result.stdout,

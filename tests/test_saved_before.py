@@ -22,10 +22,10 @@ from eah_interp.studies import (
     StudyFile,
     StudyRun,
     answer_claims,
-    measure_progress,
     pope_items,
     summarise,
 )
+from eah_interp.studies.progress import measure_progress
 from eah_interp.toy.training.train import main as train
 from tests.saved import plan
 

@@ -19,8 +19,7 @@ from eah_interp.report import inspect_image
 from eah_interp.report.inspection import list_donor_sinks
 from eah_interp.report.reading import PATCHED, PLAIN
 from eah_interp.toy import draw_scenes
-from eah_interp.viz import draw_sinks, plot_logits, plot_sink_map
-from eah_interp.viz.heads import list_logits
+from eah_interp.viz import draw_sinks
 
 HERE = Path(__file__).parent
 HEIGHT, GAP, HEAD = 560, 40, 64
@@ -95,10 +94,10 @@ def main() -> None:
                 scene.pil(), found.span, columns=sinks.columns
             ),
             "Sink density by layer and head": render(
-                plot_sink_map(found.sink_map, donors=found.donors)
+                found.sink_map.plot(donors=found.donors)
             ),
             f'Object logits after "{found.caption.answer_start}"': render(
-                plot_logits(heads, present=scene.objects)
+                heads.plot_logits(present=scene.objects)
             ),
         },
         notes=[f"{name}: {caption}" for name, caption in captions.items()],
@@ -110,7 +109,7 @@ def main() -> None:
         "absent": absent,
         "captions": captions,
         "read after": found.caption.answer_start,
-        "logits": list_logits(heads, present=scene.objects).to_dict("records"),
+        "logits": heads.list_logits(present=scene.objects).to_dict("records"),
     }
     (HERE / "readme.json").write_text(json.dumps(facts, indent=1) + "\n")
     print(json.dumps(facts, indent=1))

@@ -18,7 +18,7 @@ from eah_interp.attribution.runs import (
     visit_layers,
 )
 from eah_interp.attribution.sides import check_broadcast
-from eah_interp.errors import SettingsError, UnsupportedError
+from eah_interp.errors import InputError, SettingsError, UnsupportedError
 from eah_interp.interventions.eah import EAH
 from eah_interp.interventions.point import PatchPoint
 from eah_interp.kernels.sinks import ColumnScores
@@ -154,13 +154,49 @@ class BroadcastScores(Result):
         return self.runs[run].sinks.sum(-1) / judged
 
     def plot(self, *, layer: int | None = None, item: int = 0) -> "Figure":
-        """Draw one layer's heads before and after the broadcast.
+        """Draw one layer's heads, plain beside patched, a line each.
 
-        The arguments are `viz.plot_donors`'s.
+        Every cell is an image column's score, in multiples of the sink threshold. A
+        frame marks the donor; under a control without a donor head (`"mean"`,
+        `"uniform"`) there is none.
+
+        Args:
+            layer: Which decoder layer; the first when None.
+            item: Which batch item.
+
+        Returns:
+            A matplotlib figure, one column wide.
+
+        Raises:
+            SettingsError: If the layer was not scored.
+            InputError: If there is no such item, or it has no judged columns.
+            ExtraMissingError: If matplotlib is not installed.
         """
-        from eah_interp.viz import plot_donors
+        from eah_interp.viz.sinks import plot_columns
 
-        return plot_donors(self, layer=layer, item=item)
+        layer = self.layers[0] if layer is None else layer
+        if layer not in self.layers:
+            named = ", ".join(map(str, self.layers))
+            msg = f"layer {layer} was not scored: expected one of {named}; see layers="
+            raise SettingsError(msg)
+        if not 0 <= item < len(self.columns):
+            msg = f"item {item} does not exist: expected 0 to {len(self.columns) - 1}"
+            raise InputError(msg)
+        judged = self.columns[item]
+        if not bool(judged.any()):
+            msg = f"item {item} has no image columns to draw: expected at least 1"
+            raise InputError(f"{msg}, got 0")
+        where = item, self.layers.index(layer)
+        ratios, densities = {}, {}
+        for name, run in self.runs.items():
+            ratios[name] = run.ratio[where][:, judged]
+            densities[name] = self.density(name)[where].tolist()
+        return plot_columns(
+            ratios,
+            densities=densities,
+            donors=self.donors_mask[where].nonzero().flatten().tolist(),
+            layer=layer,
+        )
 
 
 # ---- Image-column scores of whole layers, plain and under EAH.

@@ -14,9 +14,11 @@ from eah_interp.attribution.direct_path import DirectRun, run_direct
 from eah_interp.attribution.readouts import MetricName, Target, TargetValues
 from eah_interp.attribution.results import (
     Result,
+    check_target,
     label_targets,
     largest,
     list_heads,
+    list_logits,
     register,
 )
 from eah_interp.errors import NumericalError, SettingsError, UnsupportedError
@@ -214,23 +216,101 @@ class HeadAttribution(Result):
         Raises:
             ExtraMissingError: If matplotlib is not installed.
         """
-        from eah_interp.viz import plot_heads
+        from eah_interp.viz.heads import plot_heads
 
+        title = f"direct effect on {self.targets[target].label}"
+        return plot_heads(self.panels(target), layers=self.layers, title=title)
+
+    def panels(self, target: int) -> dict[str, Float[Tensor, "layer head"]]:
+        """Return one target's effects of heads: plain, patched and the change."""
         panels = {"plain": self.plain.heads[target]}
         if self.patched is not None:
             panels["patched"] = self.patched.heads[target]
             panels["change"] = panels["patched"] - panels["plain"]
-        title = f"direct effect on {self.targets[target].label}"
-        return plot_heads(panels, layers=self.layers, title=title)
+        return panels
+
+    def plot_targets(self) -> "Figure":
+        """Draw direct effects of heads on every target, a line of panels each.
+
+        Returns:
+            A matplotlib figure; each line has a scale of its own.
+
+        Raises:
+            ExtraMissingError: If matplotlib is not installed.
+        """
+        from eah_interp.viz.heads import plot_head_lines
+
+        lines = [
+            (f"effect on {target.label}", self.panels(number))
+            for number, target in enumerate(self.targets)
+        ]
+        return plot_head_lines(lines, layers=self.layers)
+
+    def plot_top(
+        self, target: int = 0, *, k: int = 12, by: str | None = None
+    ) -> "Figure":
+        """Draw the components with the largest effects as bars, plain against patched.
+
+        Args:
+            target: Which target.
+            k: How many heads, MLPs and other components.
+            by: The column that is compared: `"plain"`, or by default `"change"` where
+                there is a patched run.
+
+        Returns:
+            A matplotlib figure, one column wide.
+
+        Raises:
+            SettingsError: If there is no such target or column.
+            ExtraMissingError: If matplotlib is not installed.
+        """
+        from eah_interp.viz.heads import plot_bars
+
+        check_target(self.targets, target)
+        by = by or ("plain" if self.patched is None else "change")
+        table = self.frame()
+        table = table[(table["target"] == target) & (table["kind"] != "remainder")]
+        top = largest(table, k, by=by)
+        return plot_bars(
+            list(top["name"]),
+            {run: list(top[run]) for run in ("plain", "patched") if run in top},
+            title=f"{len(top)} components, largest {by} first",
+            axis=f"direct effect on {self.targets[target].label} (logit)",
+        )
+
+    def list_logits(self, *, present: Iterable[str] | None = None) -> pd.DataFrame:
+        """List each object's logit, plain and patched, as `plot_logits` draws them.
+
+        Args:
+            present: The objects that are in the image; not known when None.
+
+        Returns:
+            Columns `object row target position plain`, of a patched run `patched
+            change`, and `present`. Objects that are there come first.
+
+        Raises:
+            SettingsError: If `present` names none of the objects.
+        """
+        runs = {"plain": self.plain, "patched": self.patched}
+        logits = {name: run.values for name, run in runs.items() if run is not None}
+        return list_logits(self.targets, logits, present=present)
 
     def plot_logits(self, *, present: Iterable[str] | None = None) -> "Figure":
-        """Draw the objects' logits, plain against patched.
+        """Draw the objects' logits, plain against patched, with the change written.
 
-        The arguments are `viz.plot_logits`'s.
+        Args:
+            present: The objects that are in the image; no difference is made when None.
+
+        Returns:
+            A matplotlib figure, one column wide.
+
+        Raises:
+            SettingsError: If `present` names none of the objects.
+            ExtraMissingError: If matplotlib is not installed.
         """
-        from eah_interp.viz import plot_logits
+        from eah_interp.viz.heads import plot_logits
 
-        return plot_logits(self, present=present)
+        return plot_logits(self.list_logits(present=present), metric=self.metric)
 
 
 def _stack_rest(run: DirectEffects) -> Any:

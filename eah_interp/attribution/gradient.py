@@ -218,7 +218,7 @@ class HeadApproximation(Result):
         Raises:
             ExtraMissingError: If matplotlib is not installed.
         """
-        from eah_interp.viz import plot_heads
+        from eah_interp.viz.heads import plot_heads
 
         title = f"effect on {self.targets[target].label}, by gradients"
         panel = f"{self.what}: {self.source} into {self.target}"

@@ -1,7 +1,7 @@
 """The logit lens: what each layer's residual stream would say of an object."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Unpack
 
@@ -12,7 +12,13 @@ from torch import Tensor
 
 from eah_interp.attribution.cases import Ask, Case, as_case, asks
 from eah_interp.attribution.readouts import MetricName, Readout, Target, TargetValues
-from eah_interp.attribution.results import Result, label_targets, register
+from eah_interp.attribution.results import (
+    Result,
+    check_target,
+    label_targets,
+    list_logits,
+    register,
+)
 from eah_interp.attribution.unembedding import (
     StreamRun,
     Unembedding,
@@ -165,11 +171,7 @@ class LogitLens(Result):
         if of not in ("logit", "probability"):
             msg = f"of must be logit or probability, got {of!r}"
             raise SettingsError(msg)
-        if not 0 <= target < len(self.targets):
-            msg = (
-                f"target {target} does not exist: expected 0 to {len(self.targets) - 1}"
-            )
-            raise SettingsError(msg)
+        check_target(self.targets, target)
         runs = {"plain": self.plain, "patched": self.patched}
         image = self.positions[target] >= 0
         image[0] = False
@@ -186,22 +188,38 @@ class LogitLens(Result):
         return curves
 
     def plot(self, target: int = 0, *, of: str = "logit") -> "Figure":
-        """Draw one target by layer, at the answer and over the image tokens.
+        """Draw one target by layer: the answer, the largest and mean of image tokens.
 
         Args:
             target: Which target.
             of: `"logit"` or `"probability"`.
 
         Returns:
-            A matplotlib figure, one column wide.
+            A matplotlib figure, one column wide: grey plain, blue patched.
 
         Raises:
             SettingsError: If there is no such target or number.
             ExtraMissingError: If matplotlib is not installed.
         """
-        from eah_interp.viz import plot_lens
+        from eah_interp.viz.heads import plot_curves
 
-        return plot_lens(self, target, of=of)
+        return plot_curves(
+            self.curves(target, of=of),
+            points=self.points,
+            axis=f"{of} of {self.targets[target].label}",
+        )
+
+    def list_logits(self, *, present: Iterable[str] | None = None) -> pd.DataFrame:
+        """List each object's logit at the answer; see `HeadAttribution.list_logits`."""
+        runs = {"plain": self.plain, "patched": self.patched}
+        logits = {n: run.logit[:, -1, 0] for n, run in runs.items() if run is not None}
+        return list_logits(self.targets, logits, present=present)
+
+    def plot_logits(self, *, present: Iterable[str] | None = None) -> "Figure":
+        """Draw the objects' logits; see `HeadAttribution.plot_logits`."""
+        from eah_interp.viz.heads import plot_logits
+
+        return plot_logits(self.list_logits(present=present), metric=self.metric)
 
 
 def _flat(values: Tensor) -> Any:

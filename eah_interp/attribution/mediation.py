@@ -107,7 +107,7 @@ class Mediation(Result):
             ExtraMissingError: If matplotlib is not installed.
             SettingsError: If no node is a head.
         """
-        from eah_interp.viz import plot_heads
+        from eah_interp.viz.heads import plot_heads
 
         layers, grid = grid_of_heads(self.nodes, self.restored[target])
         title = f"effect on {self.targets[target].label}"

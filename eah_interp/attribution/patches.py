@@ -17,7 +17,13 @@ from eah_interp.attribution.gradient_runs import (
     run_attention_gradient,
 )
 from eah_interp.attribution.readouts import MetricName, Target, TargetValues
-from eah_interp.attribution.results import Result, largest, list_heads, register
+from eah_interp.attribution.results import (
+    Result,
+    check_target,
+    largest,
+    list_heads,
+    register,
+)
 from eah_interp.errors import InputError, SettingsError
 from eah_interp.interventions.intervention import Intervention
 from eah_interp.lvlm.spans import ImageSpan, lay_out
@@ -158,10 +164,7 @@ class PictureAttribution(Result):
         Raises:
             SettingsError: If a target, head or run does not exist.
         """
-        if not 0 <= target < len(self.targets):
-            last = len(self.targets) - 1
-            msg = f"target {target} does not exist: expected 0 to {last}"
-            raise SettingsError(msg)
+        check_target(self.targets, target)
         if sign not in get_args(Sign):
             msg = f"sign must be one of {', '.join(get_args(Sign))}, got {sign!r}"
             raise SettingsError(msg)
@@ -258,6 +261,10 @@ class PictureAttribution(Result):
     ) -> "Figure":
         """Draw one target's effects on the image, plain, patched and the change.
 
+        Colour is opaque at the largest effect and clear at zero, on one scale for all
+        panels. Where a model looks at an image several times (an overview and crops),
+        each way has a row of panels.
+
         Args:
             image: The original image.
             target: Which target.
@@ -274,15 +281,21 @@ class PictureAttribution(Result):
             SettingsError: If a target, head or image does not exist.
             ExtraMissingError: If matplotlib is not installed.
         """
-        from eah_interp.viz import plot_picture
+        from eah_interp.viz.overlays import plot_effects
 
-        return plot_picture(
-            self,
+        check_target(self.targets, target)
+        runs = get_args(RunOrChange) if self.patched is not None else ("plain",)
+        what = "effect on"
+        if self.method == "attention_gradient":
+            what = "attention x gradient of"
+        return plot_effects(
             image,
-            target=target,
-            heads=heads,
-            sign=sign,
-            number=number,
+            self.span(target, image=number).parts,
+            grids={
+                run: self.picture(target, heads=heads, run=run, sign=sign, image=number)
+                for run in runs
+            },
+            label=f"{what} {self.targets[target].label} (logit)",
             outlined=outlined,
         )
 

@@ -111,7 +111,7 @@ class HeadPatching(Result):
             ExtraMissingError: If matplotlib is not installed.
             SettingsError: If no single head was patched.
         """
-        from eah_interp.viz import plot_heads
+        from eah_interp.viz.heads import plot_heads
 
         layers, grid = grid_of_heads(self.patches, self.effects[target])
         title = f"effect on {self.targets[target].label}"

@@ -1,6 +1,6 @@
 """Rows of heads' attention patterns, labelled: the result of `read_patterns`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -29,6 +29,9 @@ from eah_interp.lvlm.spans import ImageSpan, lay_out
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from PIL.Image import Image
+
+    from eah_interp.viz.circuits import By, GroupedPatterns, Tokens
+    from eah_interp.viz.widgets import Widget
 
 # ---- What some heads attend to in one run.
 
@@ -268,16 +271,162 @@ class HeadPatterns(Result):
         heads: Sequence[str | tuple[int, int]] | None = None,
         query: int = -1,
         number: int = 0,
+        outline: bool = True,
     ) -> "Figure":
-        """Draw the heads' attention on the image, their vision sinks outlined.
+        """Draw what heads attend to on the image, plain beside patched.
 
-        The arguments are `viz.plot_attention`'s.
+        Colour is clear at zero and opaque at the largest weight, on one scale for all
+        panels; the head's vision sinks in that run are outlined. Each title says how
+        much of the row goes to this image: the rest goes to other tokens.
+
+        Args:
+            image: The original image.
+            item: Which batch item.
+            heads: Some of the heads that were read, such as `["L1H3"]`; all when None.
+            query: Position of the row that is drawn; -1 is the prompt's last.
+            number: Which image of the item it is.
+            outline: Whether to outline vision sinks.
+
+        Returns:
+            A matplotlib figure, one column wide of one or two panels abreast.
+
+        Raises:
+            UnsupportedError: If image tokens have no known place in the image.
+            SettingsError: If an item, head, row or image is not there.
+            ExtraMissingError: If matplotlib is not installed.
         """
-        from eah_interp.viz import plot_attention
+        from eah_interp.viz.overlays import Panel, plot_attention_panels
 
-        return plot_attention(
-            self, image, item=item, heads=heads, query=query, number=number
+        span = self.span(item, image=number)
+        panels = []
+        for index in map(self.find_head, heads or self.heads):
+            head = self.heads[index]
+            for run, of_run in self.runs.items():
+                asked: Any = {"item": item, "query": query, "run": run}
+                grids = self.picture(head, image=number, **asked)
+                share = float(self.row(head, **asked)[list(span.columns)].sum())
+                title = self.names[index] + (f" {run}" if len(self.runs) > 1 else "")
+                sinks = of_run.sinks[item, index].nonzero().flatten().tolist()
+                panels.append(Panel(f"{title}, {share:.0%}", grids, sinks))
+        return plot_attention_panels(
+            image, span.parts, panels, of_a_head=len(self.runs), outline=outline
         )
+
+    def group(
+        self,
+        *,
+        item: int = 0,
+        run: RunName = "plain",
+        by: "By" = "image",
+        keep: Iterable[int] = (),
+    ) -> "GroupedPatterns":
+        """Put an image's tokens together, so that a pattern can be read.
+
+        A group gets the sum of the attention that its tokens get, and pays the mean of
+        what they pay. Rows sum to what they summed to. Text tokens stay as they are,
+        padding is left out.
+
+        Args:
+            item: Which batch item.
+            run: Plain or patched.
+            by: `"image"`: an image is one token, `[image 1]`. `"part"`: each of its
+                grids is (overview, crops, tiles). `"row"`: each row of patches is.
+            keep: Positions of image tokens that stay by themselves, `<patch:r3c5>`,
+                such as vision sinks.
+
+        Returns:
+            The grouped rows.
+
+        Raises:
+            SettingsError: If `by`, the item or the run is unknown.
+            InputError: If a position to keep holds no image token of this item.
+        """
+        from eah_interp.viz.circuits import group_rows
+
+        return group_rows(
+            self.find_run(run).rows[self.find_item(item)],
+            names=self.names,
+            positions=self.positions,
+            tokens=self._tokens(item),
+            by=by,
+            keep=keep,
+        )
+
+    def show(
+        self,
+        *,
+        item: int = 0,
+        run: RunName = "plain",
+        by: "By" = "image",
+        keep: Iterable[int] = (),
+    ) -> "Widget":
+        """Show whole patterns of heads, as CircuitsVis's attention heads.
+
+        The arguments are those of `group`.
+
+        Returns:
+            A widget: `save` it, show it in a notebook, or share a page with others.
+
+        Raises:
+            SettingsError: If only some rows were read, or the item or run is not there.
+            InputError: If a position to keep holds no image token.
+        """
+        from eah_interp.viz.circuits import show_whole
+
+        return show_whole(self.group(item=item, run=run, by=by, keep=keep), run=run)
+
+    def show_tokens(
+        self,
+        *,
+        item: int = 0,
+        query: int = -1,
+        by: "By" = "image",
+        keep: Iterable[int] = (),
+        images: "Image | Sequence[Image]" = (),
+    ) -> "Widget":
+        """Show what one row of each head attends to, as CircuitsVis's coloured tokens.
+
+        Args:
+            item: Which batch item.
+            query: Position of the row; its own attention, not a mean.
+            by: As for `group`.
+            keep: As for `group`.
+            images: The item's images: what image tokens stand for is then shown before
+                their labels.
+
+        Returns:
+            A widget with a button for each head, plain and patched.
+
+        Raises:
+            SettingsError: If the row or item is not there.
+            InputError: If a position to keep holds no image token, or there is not one
+                image for each of the item's.
+            UnsupportedError: If images are given, and it is not known what grids show.
+        """
+        from eah_interp.viz.circuits import show_rows
+
+        place, item = self.find_row(query), self.find_item(item)
+        several = len(self.runs) > 1
+        return show_rows(
+            {
+                name + (f" {run}" if several else ""): row
+                for run, of_run in self.runs.items()
+                for name, row in zip(
+                    self.names, of_run.rows[item, :, place], strict=True
+                )
+            },
+            tokens=self._tokens(item),
+            position=int(self.positions[place]),
+            by=by,
+            keep=keep,
+            images=images,
+        )
+
+    def _tokens(self, item: int) -> "Tokens":
+        from eah_interp.viz.circuits import Tokens
+
+        padded = self.padding[item].tolist()
+        return Tokens(self.tokens[item], padded, self.spans[item])
 
 
 # ---- What some heads attend to from some positions, plain and under a patch.

@@ -101,7 +101,7 @@ class RecipientAttribution(Result):
         Raises:
             ExtraMissingError: If matplotlib is not installed.
         """
-        from eah_interp.viz import plot_heads
+        from eah_interp.viz.heads import plot_heads
 
         layers, grid = grid_of_heads(self.recipients, self.effects[target])
         title = f"effect on {self.targets[target].label}"

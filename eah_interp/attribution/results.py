@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -224,6 +224,63 @@ def label_targets(table: pd.DataFrame, targets: Sequence[Target]) -> pd.DataFram
     )
     labelled = facts.iloc[table["target"]].reset_index(drop=True)
     return pd.concat([labelled, table.reset_index(drop=True)], axis=1)
+
+
+def list_logits(
+    targets: Sequence[Target],
+    runs: Mapping[str, Tensor],
+    *,
+    present: Iterable[str] | None = None,
+) -> pd.DataFrame:
+    """List each target's logit in the plain and, where there is one, the patched run.
+
+    Args:
+        targets: The targets.
+        runs: A number for each target, by run.
+        present: The objects that are in the image; not known when None.
+
+    Returns:
+        Columns `object row target position plain`, of a patched run `patched change`,
+        and `present` (empty where it is not known). Objects that are there come first.
+
+    Raises:
+        SettingsError: If `present` names none of the objects.
+
+    Example:
+        >>> targets = [Target("boat", 0, 7, "boat"), Target("cup", 0, 7, "cup")]
+        >>> runs = {"plain": torch.tensor([1.0, 2.0])}
+        >>> list_logits(targets, runs, present=["cup"])["object"].tolist()
+        ['cup', 'boat']
+    """
+    table = label_targets(pd.DataFrame({"target": range(len(targets))}), targets)
+    table = table[["object", "row", "target", "position"]]
+    for name, values in runs.items():
+        table[name] = values.double().numpy()
+    if "patched" in runs:
+        table["change"] = table["patched"] - table["plain"]
+    if present is None:
+        unknown = pd.Series(pd.NA, index=table.index, dtype="boolean")
+        return table.assign(present=unknown)
+    there = {present} if isinstance(present, str) else set(present)
+    if there and not there & set(table["object"]):
+        named = ", ".join(dict.fromkeys(table["object"]))
+        msg = f"present names none of the objects: expected some of {named}"
+        raise SettingsError(msg)
+    table["present"] = table["object"].isin(there).astype("boolean")
+    return table.sort_values("present", ascending=False, kind="stable").reset_index(
+        drop=True
+    )
+
+
+def check_target(targets: Sequence[Target], target: int) -> None:
+    """Refuse a target that is not there.
+
+    Raises:
+        SettingsError: If it is not.
+    """
+    if not 0 <= target < len(targets):
+        msg = f"target {target} does not exist: expected 0 to {len(targets) - 1}"
+        raise SettingsError(msg)
 
 
 def largest(table: pd.DataFrame, k: int, *, by: str) -> pd.DataFrame:

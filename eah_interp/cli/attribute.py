@@ -95,7 +95,6 @@ def attribute(
         from eah_interp.cli.records import record_attribution
         from eah_interp.cli.tables import show_attribution
         from eah_interp.lvlm.images import read_image
-        from eah_interp.viz.heads import plot_targets
 
         check_figure(figure, option="--figure")
         check_figure(picture, option="--picture")
@@ -136,7 +135,7 @@ def attribute(
         if save is not None:
             found.save(save)
         if figure is not None:
-            save_figure(plot_targets(found), figure)
+            save_figure(found.plot_targets(), figure)
         if overlay is not None and picture is not None:
             save_figure(overlay, picture)
     if options.json:

@@ -86,7 +86,7 @@ def demo(
         bar.step("importing torch and transformers")
         from eah_interp.cli.records import record_inspection, save_demo
         from eah_interp.cli.tables import show_demo
-        from eah_interp.report import inspect_subject
+        from eah_interp.report.inspect import inspect_subject
         from eah_interp.report.subjects import check_words, choose_subject
 
         if out is not None:
@@ -169,7 +169,8 @@ def ask(
         from eah_interp.cli.tables import show_answer
         from eah_interp.lvlm.images import read_image
         from eah_interp.report.inspect import ask_question
-        from eah_interp.report.reading import Question, compare_with
+        from eah_interp.report.reading import compare_with
+        from eah_interp.report.subjects import Question
 
         options.eah()
         opened = read_image(image)
@@ -239,7 +240,6 @@ def sinks(
         from eah_interp.lvlm.images import read_image
         from eah_interp.report.inspection import list_donors
         from eah_interp.report.reading import PATCHED, read_next_token
-        from eah_interp.viz.figures import plot_sink_map
 
         check_figure(out)
         options.eah()
@@ -268,7 +268,7 @@ def sinks(
             prompt=prompt,
         )
         if out is not None:
-            save_figure(plot_sink_map(found, donors=donor_heads(donors)), out)
+            save_figure(found.plot(donors=donor_heads(donors)), out)
     if options.json:
         show_json(record)
         return

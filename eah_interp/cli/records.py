@@ -17,13 +17,13 @@ from eah_interp.errors import UnsupportedError
 from eah_interp.files import save_bytes
 from eah_interp.interventions import EAH, SinkMap
 from eah_interp.lvlm import LVLM
-from eah_interp.report import write_report
 from eah_interp.report.inspection import (
     Asked,
     Inspection,
     list_donor_sinks,
     list_donors,
 )
+from eah_interp.report.page import write_report
 from eah_interp.report.reading import PATCHED, list_model, list_versions
 from eah_interp.report.tables import KINDS, PARTS, RUNS
 from eah_interp.testing import FAMILIES
@@ -277,14 +277,14 @@ def save_demo(found: Inspection, folder: Path) -> tuple[Sequence[Path], str]:
         ExtraMissingError: If matplotlib is not installed.
         SettingsError: If the folder cannot be written to.
     """
-    from eah_interp.viz import plot_sink_map, plot_sinks
+    from eah_interp.viz.overlays import plot_sinks
 
     names = ("report.html", "result.json", "sinks.png", "picture.png")
     page, result, sinks, overlay = files = [folder / name for name in names]
     record = record_inspection(found, command="demo")
     save_bytes((write_json(record) + "\n").encode(), result)
     write_report(found, page)
-    save_figure(plot_sink_map(found.sink_map, donors=found.donors), sinks)
+    save_figure(found.sink_map.plot(donors=found.donors), sinks)
     patch = found.asked[-1].reading.patches[PATCHED]
     columns = {d.title: d.columns for d in list_donor_sinks(patch, found.sink_map)}
     try:

@@ -78,8 +78,9 @@ def report(
         bar.step("importing torch and transformers")
         from eah_interp.cli.records import record_inspection
         from eah_interp.lvlm.images import read_image
-        from eah_interp.report import inspect_image, write_report
-        from eah_interp.report.inspect import check_question
+        from eah_interp.report.inspect import inspect_image
+        from eah_interp.report.page import write_report
+        from eah_interp.report.subjects import check_question
 
         check_output(out, suffixes=PAGE)
         check_matplotlib()

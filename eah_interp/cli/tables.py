@@ -15,7 +15,6 @@ from eah_interp.report.reading import PATCHED, PLAIN
 from eah_interp.report.tables import (
     PARTS,
     RUNS,
-    TITLES,
     say_donors,
     say_settings,
     tabulate_answers,
@@ -24,13 +23,12 @@ from eah_interp.report.tables import (
     tabulate_objects,
     tabulate_yes_no,
 )
-from eah_interp.tables import Grid
+from eah_interp.tables import Table as Cells
 
 if TYPE_CHECKING:
     from eah_interp.studies.progress import StudyProgress
     from eah_interp.studies.study_file import StudyFile
     from eah_interp.studies.summary import StudySummary
-    from eah_interp.tables import Table as StudyTable
 
 
 def _columns(*names: str, right: Sequence[int] = (), header: bool = True) -> Table:
@@ -46,7 +44,7 @@ def _columns(*names: str, right: Sequence[int] = (), header: bool = True) -> Tab
 
 
 def lay_out(
-    table: "Grid | StudyTable", *, columns: Mapping[str, str] | None = None
+    table: Cells, *, columns: Mapping[str, str] | None = None
 ) -> Iterator[RenderableType]:
     """Lay out a table of a page: its caption, its cells and its notes.
 
@@ -91,7 +89,7 @@ def show_demo(found: Inspection) -> Iterator[RenderableType]:
         f"Image: {found.subject.title}{f', with {present}' if present else ''}"
     )
     yield from lay_out(tabulate_answers(found))
-    columns = {"asked": "asked", "with EAH": "donor (its sink density)"}
+    columns = {"asked": "asked", "patched": "donor (its sink density)"}
     yield from lay_out(tabulate_donors(found), columns=columns)
     yield _title(f"Sink density of every head, in %: {found.asked[-1].question.prompt}")
     yield tabulate_density(found.sink_map, donors=found.donors)
@@ -104,8 +102,7 @@ def show_demo(found: Inspection) -> Iterator[RenderableType]:
             for name in table.header
             if name.endswith(": change")
         }
-        columns = {"object": "object", "there": "there", "without EAH": "without"}
-        columns |= {"with EAH": "EAH", "change": "change", **changes}
+        columns = {name: name for name in ("object", "there", *RUNS)} | changes
         yield from lay_out(table, columns=columns)
         yield Text("Under the controls: the change.", style="dim")
     yield _title("What it comes to")
@@ -167,21 +164,21 @@ def tabulate_density(
 
 
 def show_answer(found: Asked, *, eah: EAH) -> Iterator[RenderableType]:
-    """Lay out a question's answers, without EAH and with it, side by side."""
+    """Lay out a question's answers, plain and patched, side by side."""
     yield Text(say_settings(eah), style="dim")
     donors = say_donors(list_donors(found.reading.patches[PATCHED]))
     yield Text(f"Donor: {donors}\n", style="dim")
     table = Table(expand=True)
-    table.add_column("without EAH", ratio=1)
-    table.add_column("with EAH", ratio=1)
+    for name in ("plain", "patched"):
+        table.add_column(name, ratio=1)
     table.add_row(*(Text(found.answers[run]) for run in (PLAIN, PATCHED)))
     yield table
     yield from lay_out(tabulate_next(found))
     if found.is_yes_no:
         plain, patched = (found.margins[run] for run in (PLAIN, PATCHED))
         yield Text(
-            f"\nYes minus No, in logits: {plain:+.2f} without EAH, {patched:+.2f} "
-            f"with it ({patched - plain:+.2f})"
+            f"\nYes minus No, in logits: {plain:+.2f} plain, {patched:+.2f} "
+            f"patched ({patched - plain:+.2f})"
         )
 
 
@@ -284,8 +281,7 @@ def show_attribution(record: Mapping[str, Any]) -> Iterator[RenderableType]:
         )
         plain, patched = target["plain"], target["patched"]
         yield Text(
-            f"logit {plain:.3f} without EAH, {patched:.3f} with it "
-            f"({patched - plain:+.3f})"
+            f"logit {plain:.3f} plain, {patched:.3f} patched ({patched - plain:+.3f})"
         )
         yield _tabulate_effects(target)
     yield Text(
@@ -296,7 +292,7 @@ def show_attribution(record: Mapping[str, Any]) -> Iterator[RenderableType]:
 
 
 def _tabulate_effects(target: Mapping[str, Any]) -> Table:
-    names = ("component", *TITLES.values(), "pattern", "values", "scale")
+    names = ("component", *RUNS, "pattern", "values", "scale")
     table = _columns(*names, right=range(1, len(names)))
     for row in target["top"]:
         numbers = (f"{row[name]:+.3f}" for name in (*RUNS, *PARTS))

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from eah_interp._types import ColumnMask, Definition
-from eah_interp.errors import SettingsError
+from eah_interp.errors import InputError, SettingsError
 from eah_interp.interventions.donation import score_call
 from eah_interp.interventions.eah import EAH
 from eah_interp.interventions.intervene import attention_calls
@@ -98,21 +98,36 @@ class SinkMap:
         flat = dense_heads(self.density.flatten(0, 1), gamma=gamma)
         return flat.view(self.density.shape)
 
-    def plot(self, item: int = 0) -> "Figure":
+    def plot(
+        self, item: int = 0, *, donors: Mapping[int, int] | None = None
+    ) -> "Figure":
         """Draw one item's sink density by layer and head.
+
+        A dot marks the densest head of each layer; a frame, the donor of a patched
+        layer.
 
         Args:
             item: Which batch item.
+            donors: Donor head of each patched layer.
 
         Returns:
-            A matplotlib figure.
+            A matplotlib figure, one column wide.
 
         Raises:
+            InputError: If there is no such item.
             ExtraMissingError: If matplotlib is not installed.
         """
-        from eah_interp.viz import plot_sink_map
+        from eah_interp.viz.sinks import plot_density_map
 
-        return plot_sink_map(self, item=item)
+        if not 0 <= item < len(self.density):
+            msg = f"item {item} does not exist: expected 0 to {len(self.density) - 1}"
+            raise InputError(msg)
+        return plot_density_map(
+            self.density[item],
+            layers=self.layers,
+            densest=self.donors[item].tolist(),
+            donors=donors,
+        )
 
 
 def score_sinks(

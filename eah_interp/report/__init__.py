@@ -1,8 +1,5 @@
-"""One picture, looked at closely, and the page that shows what was found."""
+"""One image, looked at closely, and the page that shows what was found."""
 
 from eah_interp.report.inspect import inspect_image as inspect_image
-from eah_interp.report.inspect import inspect_subject as inspect_subject
 from eah_interp.report.inspection import Inspection as Inspection
 from eah_interp.report.page import write_report as write_report
-from eah_interp.report.reading import Question as Question
-from eah_interp.report.reading import Subject as Subject

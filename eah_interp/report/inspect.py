@@ -1,8 +1,13 @@
-"""Measure a subject: answers, donors, sinks, logits and heads, in single passes."""
+"""Measure what EAH does to one image: answers, donors, sinks, logits and heads.
+
+`inspect_image` measures an image of the user's own, `inspect_subject` one of which more
+is known. Every number is from a forward pass of one prompt: no batch, no padding.
+"""
 
 import datetime
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, TypeVar
 
 from PIL import Image
 
@@ -26,15 +31,12 @@ from eah_interp.report.inspection import (
     Inspection,
     ObjectLogit,
     judge,
-    span_of,
 )
 from eah_interp.report.reading import (
     PATCHED,
     PLAIN,
     Progress,
-    Question,
     Reading,
-    Subject,
     compare_with,
     describe,
     describe_model,
@@ -46,9 +48,263 @@ from eah_interp.report.reading import (
     write_text,
     yes_no_tokens,
 )
-from eah_interp.report.subjects import make_subject
+from eah_interp.report.subjects import (
+    Question,
+    Subject,
+    check_question,
+    make_subject,
+)
 
-# ---- The caption of a picture, and the logits of objects where it names one.
+Found = TypeVar("Found")
+
+
+NOT_SPLIT = "Logits were not split by heads"
+NOT_LOOKED = "Heads were not read before and after the broadcast"
+
+
+def inspect_image(
+    model: LVLM,
+    image: object,
+    questions: str | Sequence[str] = (),
+    *,
+    objects: Sequence[str] = (),
+    absent: Sequence[str] = (),
+    eah: EAH | None = None,
+    caption: bool = True,
+    title: str | None = None,
+    **options: Any,
+) -> Inspection:
+    """Measure what EAH does to one image, for `write_report` to show.
+
+    What a model cannot be asked (a word without a token, effects that do not add up)
+    is left out, and `remarks` has the reason.
+
+    Args:
+        model: The model.
+        image: The image: a path, a PIL image, an array or a tensor.
+        questions: What to ask; where nothing is, for each object, "Is there a ... in
+            the image?", and without objects "Describe the image.". The true answer is
+            known of questions that are put as these are.
+        objects: Objects in the image.
+        absent: Objects that are not in it.
+        eah: The settings; the default ones when None.
+        caption: Whether to describe the image in words too.
+        title: What the image is called on the page; its file when None.
+        **options: As for `inspect_subject`.
+
+    Returns:
+        What was measured.
+
+    Raises:
+        InputError: If the image cannot be read, a question is empty, or an object is
+            named twice.
+        SettingsError: If a layer or head does not exist.
+
+    Example:
+        >>> import eah_interp as eah
+        >>> from eah_interp.toy import draw_scene
+        >>> found = inspect_image(
+        ...     eah.load(), draw_scene(0).pil(), objects=["flower"], max_new_tokens=2
+        ... )
+        >>> found.asked[0].question.prompt, found.remarks
+        ('Is there a flower in the image?', ())
+    """
+    given = [questions] if isinstance(questions, str) else list(questions)
+    check_question(given, [*objects, *absent])
+    subject = make_subject(
+        image,
+        given,
+        objects=objects,
+        absent=absent,
+        title=title or _name_image(image),
+    )
+    return inspect_subject(model, subject, eah=eah or EAH(), caption=caption, **options)
+
+
+def _name_image(image: object) -> str:
+    path = str(image) if hasattr(image, "__fspath__") or isinstance(image, str) else ""
+    return path or "an image given in Python"
+
+
+def inspect_subject(
+    model: LVLM,
+    subject: Subject,
+    *,
+    eah: EAH,
+    caption: bool = True,
+    answer_start: str = "There is a",
+    max_new_tokens: int = 40,
+    name: str | None = None,
+    command: str = "",
+    bar: Progress | None = None,
+) -> Inspection:
+    """Measure what EAH does to an image of which something is known.
+
+    Args:
+        model: The model.
+        subject: Image and questions.
+        eah: The settings.
+        caption: Whether to describe the image in words too.
+        answer_start: Words after which a caption names an object.
+        max_new_tokens: Longest answer, in tokens.
+        name: What the model was loaded as.
+        command: The command that makes the result again.
+        bar: Told of each step.
+
+    Returns:
+        What was measured.
+
+    Raises:
+        SettingsError: If a layer or head does not exist.
+    """
+    for layer in eah.layers:
+        model.anatomy.site(layer)  # refuses a layer that does not exist
+    eah.check_fits(n_heads=model.n_heads)
+    conditions = compare_with(eah, controls=True)
+    named = bool(subject.present or subject.absent)
+    if bar is not None:
+        bar.expect((len(subject.questions) + named) * (len(conditions) + 2) + 2)
+    options: dict[str, Any] = {"eah": eah, "max_new_tokens": max_new_tokens, "bar": bar}
+    remarks: list[str] = []
+    asked: list[Asked] = []
+    explained: list[Explained] = []
+    for question in subject.questions:
+        one = ask_question(
+            model, subject.image, question, conditions=conditions, **options
+        )
+        asked.append(one)
+        if one.is_yes_no:
+            explain = partial(explain_answer, model, subject, one, eah=eah)
+            explained += _attempt(explain, remarks, NOT_SPLIT)
+        elif not one.yes:
+            remarks.append(
+                f'Yes and No were not compared on "{question.prompt}": the tokenizer '
+                "has no token that begins either after this prompt."
+            )
+    told: Caption | None = None
+    if caption or named:
+        told, reading, more = read_caption(
+            model,
+            subject,
+            conditions=conditions,
+            answer_start=answer_start if named else "",
+            in_words=caption,
+            **options,
+        )
+        remarks += more
+        if bar is not None:
+            bar.step("direct effects of every head")
+        if told.objects:
+            explain = partial(explain_objects, model, subject, told, reading, eah=eah)
+            explained += _attempt(explain, remarks, NOT_SPLIT)
+    if bar is not None:
+        bar.step("sinks of every head")
+    last = subject.questions[-1].prompt
+    sink_map = score_sinks(
+        model, subject.image, last, definition=eah.definition, beta=eah.beta
+    )
+    look = partial(look_at_broadcast, model, subject, last, eah=eah)
+    looked = _attempt(look, remarks, NOT_LOOKED)
+    now = datetime.datetime.now(datetime.UTC)
+    objects = told.objects if told else ()
+    return Inspection(
+        model=describe_model(model, name),
+        versions=list_versions(),
+        made_at=now.strftime("%Y-%m-%d %H:%M UTC"),
+        command=command,
+        eah=eah,
+        subject=subject,
+        asked=tuple(asked),
+        caption=told,
+        sink_map=sink_map,
+        # an encoding of the model's knows the image's size, so places are known
+        span=model.spans(model.encode(subject.image, last))[0][0],
+        broadcast=looked[0] if looked else None,
+        explained=tuple(explained),
+        verdict=judge(
+            truths=[one.question.present for one in asked],
+            margins=[one.margins for one in asked],
+            present=[dict(o.logits) for o in objects if o.present],
+            absent=[dict(o.logits) for o in objects if not o.present],
+            patched=[
+                any(map(bool, (layer.patched[0] for layer in patch.layers)))
+                for patch in (one.reading.patches[PATCHED] for one in asked)
+            ],
+        ),
+        remarks=tuple(dict.fromkeys(remarks)),
+    )
+
+
+def _attempt(
+    measure: Callable[[], Found], remarks: list[str], what: str
+) -> list[Found]:
+    """Measure; where a model does not allow it, remark why and return nothing."""
+    try:
+        return [measure()]
+    except EAHError as error:
+        remarks.append(f"{what}: {error}")
+        return []
+
+
+# ---- A question: its answers in words, and the logits of Yes and No.
+
+
+def ask_question(
+    model: LVLM,
+    image: Image.Image,
+    question: Question,
+    *,
+    conditions: dict[str, EAH | None],
+    eah: EAH,
+    max_new_tokens: int,
+    bar: Progress | None = None,
+) -> Asked:
+    """Ask one question: logits under every condition, answers in words.
+
+    Args:
+        model: The model.
+        image: What it is asked about.
+        question: The question.
+        conditions: Settings by name, as of `compare_with`; None for no patch.
+        eah: The settings under which it answers in words, beside the plain model.
+        max_new_tokens: Longest answer, in tokens.
+        bar: Told of each step.
+    """
+    prompt = question.prompt
+    reading = read_next_token(
+        model, image, prompt=prompt, conditions=conditions, bar=bar
+    )
+    yes, no = _answer_logits(model, reading)
+    words = {
+        run: describe(
+            model,
+            image,
+            prompt=prompt,
+            eah=settings,
+            max_new_tokens=max_new_tokens,
+            bar=bar,
+        )
+        for run, settings in ((PLAIN, None), (PATCHED, eah))
+    }
+    top = {run: likeliest(model, reading.logits[run]) for run in (PLAIN, PATCHED)}
+    return Asked(question, reading, words, yes, no, top)
+
+
+def _answer_logits(
+    model: LVLM, reading: Reading
+) -> tuple[dict[str, float], dict[str, float]]:
+    tokens = yes_no_tokens(model, reading)
+    if tokens is None:
+        return {}, {}
+    yes, no = tokens
+    logits = reading.logits
+    return (
+        {name: float(values[yes]) for name, values in logits.items()},
+        {name: float(values[no]) for name, values in logits.items()},
+    )
+
+
+# ---- The caption of an image, and the logits of objects where it names one.
 
 
 def read_caption(
@@ -62,11 +318,11 @@ def read_caption(
     max_new_tokens: int,
     bar: Progress | None,
 ) -> tuple[Caption, Reading, list[str]]:
-    """Describe a picture, and read the logits of objects where a caption names one.
+    """Describe an image, and read the logits of objects where a caption names one.
 
     Args:
         model: The model.
-        subject: The picture and its objects.
+        subject: The image and its objects.
         conditions: Settings by name; None for no patch.
         eah: The settings.
         answer_start: Words after which a caption names an object.
@@ -162,7 +418,7 @@ def explain_objects(
 ) -> Explained:
     """Split the logits of the first few objects by heads.
 
-    Objects that are asked for come first, then those in the picture, then companions.
+    Objects that are asked for come first, then those in the image, then companions.
 
     Raises:
         EAHError: If the model does not allow it.
@@ -195,11 +451,11 @@ def _explain(
     case = Case(encoding, None, read_tokens(targets))
     heads = attribute_heads(model, case, patch=eah)
     try:
-        picture = attribute_patches(model, case, patch=eah)
-        picture.picture(0)  # is there a grid to draw?
+        patches = attribute_patches(model, case, patch=eah)
+        patches.picture(0)  # is there a grid to draw?
     except EAHError:
-        picture = None
-    return Explained(about, heads, picture)
+        patches = None
+    return Explained(about, heads, patches)
 
 
 # ---- Where a donor and one of its recipients look, before and after the broadcast.
@@ -215,7 +471,7 @@ def look_at_broadcast(
 
     Args:
         model: The model.
-        subject: The picture.
+        subject: The image.
         prompt: What is asked.
         eah: The settings.
 
@@ -242,274 +498,3 @@ def look_at_broadcast(
         patch=eah,
     )
     return Broadcast(scores, patterns)
-
-
-def inspect_subject(
-    model: LVLM,
-    subject: Subject,
-    *,
-    eah: EAH,
-    caption: bool = True,
-    answer_start: str = "There is a",
-    max_new_tokens: int = 40,
-    name: str | None = None,
-    command: str = "",
-    bar: Progress | None = None,
-) -> Inspection:
-    """Measure what EAH does to a picture of which something is known.
-
-    Args:
-        model: The model.
-        subject: Picture and questions.
-        eah: The settings.
-        caption: Whether to describe the picture in words too.
-        answer_start: Words after which a caption names an object.
-        max_new_tokens: Longest answer, in tokens.
-        name: What the model was loaded as.
-        command: The command that makes the result again.
-        bar: Told of each step.
-
-    Returns:
-        What was measured.
-
-    Raises:
-        SettingsError: If a layer or head does not exist.
-    """
-    for layer in eah.layers:
-        model.anatomy.site(layer)
-    eah.check_fits(n_heads=model.n_heads)
-    conditions = compare_with(eah, controls=True)
-    named = bool(subject.present or subject.absent)
-    if bar is not None:
-        bar.expect((len(subject.questions) + named) * (len(conditions) + 2) + 2)
-    options: dict[str, Any] = {"eah": eah, "max_new_tokens": max_new_tokens, "bar": bar}
-    remarks: list[str] = []
-    asked: list[Asked] = []
-    explained: list[Explained] = []
-    for question in subject.questions:
-        one = ask_question(
-            model, subject.image, question, conditions=conditions, **options
-        )
-        asked.append(one)
-        if one.is_yes_no:
-            _try(explained, remarks, explain_answer, model, subject, one, eah=eah)
-        elif not one.yes:
-            remarks.append(
-                f'Yes and No were not compared on "{question.prompt}": the tokenizer '
-                "has no token that begins either after this prompt."
-            )
-    told: Caption | None = None
-    if caption or named:
-        told, reading, more = read_caption(
-            model,
-            subject,
-            conditions=conditions,
-            answer_start=answer_start if named else "",
-            in_words=caption,
-            **options,
-        )
-        remarks += more
-        if bar is not None:
-            bar.step("direct effects of every head")
-        if told.objects:
-            arguments = (model, subject, told, reading)
-            _try(explained, remarks, explain_objects, *arguments, eah=eah)
-    if bar is not None:
-        bar.step("sinks of every head")
-    last = subject.questions[-1].prompt
-    sink_map = score_sinks(
-        model, subject.image, last, definition=eah.definition, beta=eah.beta
-    )
-    now = datetime.datetime.now(datetime.UTC)
-    objects = told.objects if told else ()
-    return Inspection(
-        model=describe_model(model, name),
-        versions=list_versions(),
-        made_at=now.strftime("%Y-%m-%d %H:%M UTC"),
-        command=command,
-        eah=eah,
-        subject=subject,
-        asked=tuple(asked),
-        caption=told,
-        sink_map=sink_map,
-        span=span_of(model, subject.image, last),
-        broadcast=_look(model, subject, remarks, eah=eah),
-        explained=tuple(explained),
-        verdict=judge(
-            truths=[one.question.present for one in asked],
-            margins=[one.margins for one in asked],
-            present=[dict(o.logits) for o in objects if o.present],
-            absent=[dict(o.logits) for o in objects if not o.present],
-            patched=[
-                any(map(bool, (layer.patched[0] for layer in patch.layers)))
-                for patch in (one.reading.patches[PATCHED] for one in asked)
-            ],
-        ),
-        remarks=tuple(dict.fromkeys(remarks)),
-    )
-
-
-def ask_question(
-    model: LVLM,
-    image: Image.Image,
-    question: Question,
-    *,
-    conditions: dict[str, EAH | None],
-    eah: EAH,
-    max_new_tokens: int,
-    bar: Progress | None = None,
-) -> Asked:
-    """Ask one question: logits under every condition, answers in words.
-
-    Args:
-        model: The model.
-        image: What it is asked about.
-        question: The question.
-        conditions: Settings by name, as of `compare_with`; None for no patch.
-        eah: The settings under which it answers in words, beside the plain model.
-        max_new_tokens: Longest answer, in tokens.
-        bar: Told of each step.
-    """
-    prompt = question.prompt
-    reading = read_next_token(
-        model, image, prompt=prompt, conditions=conditions, bar=bar
-    )
-    yes, no = _answer_logits(model, reading)
-    words = {
-        run: describe(
-            model,
-            image,
-            prompt=prompt,
-            eah=settings,
-            max_new_tokens=max_new_tokens,
-            bar=bar,
-        )
-        for run, settings in ((PLAIN, None), (PATCHED, eah))
-    }
-    top = {run: likeliest(model, reading.logits[run]) for run in (PLAIN, PATCHED)}
-    return Asked(question, reading, words, yes, no, top)
-
-
-def _answer_logits(
-    model: LVLM, reading: Reading
-) -> tuple[dict[str, float], dict[str, float]]:
-    tokens = yes_no_tokens(model, reading)
-    if tokens is None:
-        return {}, {}
-    yes, no = tokens
-    logits = reading.logits
-    return (
-        {name: float(values[yes]) for name, values in logits.items()},
-        {name: float(values[no]) for name, values in logits.items()},
-    )
-
-
-def _look(
-    model: LVLM, subject: Subject, remarks: list[str], *, eah: EAH
-) -> Broadcast | None:
-    """Look at the broadcast; where a model does not allow it, say why."""
-    try:
-        return look_at_broadcast(model, subject, subject.questions[-1].prompt, eah=eah)
-    except EAHError as error:
-        remarks.append(f"Heads were not read before and after the broadcast: {error}")
-        return None
-
-
-def _try(
-    explained: list[Explained],
-    remarks: list[str],
-    explain: Any,
-    *arguments: Any,
-    eah: EAH,
-) -> None:
-    """Explain logits by heads; where a model does not allow it, say why."""
-    try:
-        explained.append(explain(*arguments, eah=eah))
-    except EAHError as error:
-        remarks.append(f"Logits were not split by heads: {error}")
-
-
-# ---- Measure a picture of the user's own.
-
-
-def inspect_image(
-    model: LVLM,
-    image: object,
-    questions: str | Sequence[str] = (),
-    *,
-    objects: Sequence[str] = (),
-    absent: Sequence[str] = (),
-    eah: EAH | None = None,
-    caption: bool = True,
-    title: str | None = None,
-    **options: Any,
-) -> Inspection:
-    """Measure what EAH does to one picture, for `write_report` to show.
-
-    Every number is from a forward pass of one prompt: no batch, no padding. What a
-    model cannot be asked (a word without a token, effects that do not add up) is left
-    out and said in `remarks`.
-
-    Args:
-        model: The model.
-        image: The picture.
-        questions: What to ask; where nothing is, for each object, "Is there a ... in
-            the image?", and without objects "Describe the image.". The true answer is
-            known of questions that are put as these are.
-        objects: Objects in the picture.
-        absent: Objects that are not in it.
-        eah: The settings; the default ones when None.
-        caption: Whether to describe the picture in words too.
-        title: What the picture is called on the page; its file when None.
-        **options: As for `inspect_subject`.
-
-    Returns:
-        What was measured.
-
-    Raises:
-        InputError: If the picture cannot be read, a question is empty, or an object is
-            named twice.
-        SettingsError: If a layer or head does not exist.
-
-    Example:
-        >>> import eah_interp as eah
-        >>> from eah_interp.toy import draw_scene
-        >>> found = inspect_image(
-        ...     eah.load(), draw_scene(0).pil(), objects=["flower"], max_new_tokens=2
-        ... )
-        >>> found.asked[0].question.prompt, found.remarks
-        ('Is there a flower in the image?', ())
-    """
-    given = [questions] if isinstance(questions, str) else list(questions)
-    check_question(given, [*objects, *absent])
-    subject = make_subject(
-        image,
-        given,
-        objects=objects,
-        absent=absent,
-        title=title or _name_picture(image),
-    )
-    return inspect_subject(model, subject, eah=eah or EAH(), caption=caption, **options)
-
-
-def check_question(questions: Sequence[str], named: Sequence[str]) -> None:
-    """Refuse empty questions, and objects that are named twice.
-
-    Raises:
-        InputError: If there are such.
-    """
-    if any(not prompt.strip() for prompt in questions):
-        msg = "a question is empty: ask something, such as 'Is there a boat?'"
-        raise InputError(msg)
-    if any(not name.strip() for name in named):
-        msg = "an object has no name: expected a word, such as boat"
-        raise InputError(msg)
-    twice = sorted({name for name in named if named.count(name) > 1})
-    if twice:
-        msg = f"{', '.join(twice)} is named more than once: name each object once"
-        raise InputError(msg)
-
-
-def _name_picture(image: object) -> str:
-    path = str(image) if hasattr(image, "__fspath__") or isinstance(image, str) else ""
-    return path or "a picture given in Python"

@@ -1,11 +1,9 @@
-"""What was measured of one picture: the result that pages and tables show."""
+"""What was measured of one image, and what it comes to: what pages and tables show."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
-
-from PIL import Image
 
 from eah_interp.attribution import (
     BroadcastScores,
@@ -14,8 +12,9 @@ from eah_interp.attribution import (
     PictureAttribution,
 )
 from eah_interp.interventions import EAH, EAHPatch, SinkMap
-from eah_interp.lvlm import LVLM, ImageSpan
-from eah_interp.report.reading import PATCHED, PLAIN, Question, Reading, Subject
+from eah_interp.lvlm import ImageSpan
+from eah_interp.report.reading import PATCHED, PLAIN, Reading
+from eah_interp.report.subjects import Question, Subject
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +61,7 @@ class ObjectLogit:
         object: The object.
         token: The token read, the first of its name.
         token_id: Its id.
-        present: Whether it is in the picture.
+        present: Whether it is in the image.
         companion: Whether it is absent but goes with what is present.
         logits: By condition.
     """
@@ -77,7 +76,7 @@ class ObjectLogit:
 
 @dataclasses.dataclass(frozen=True)
 class Caption:
-    """What the model says about the picture, and what it was about to name.
+    """What the model says about the image, and what it was about to name.
 
     Attributes:
         prompt: What was asked.
@@ -101,13 +100,13 @@ class Explained:
     Attributes:
         about: What is explained, and where it was read.
         heads: Direct effects on each target.
-        picture: The same by image token; None where image tokens have no known place
-            in the picture.
+        patches: The same by image token; None where image tokens have no known place
+            in the image.
     """
 
     about: str
     heads: HeadAttribution
-    picture: PictureAttribution | None
+    patches: PictureAttribution | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,7 +124,7 @@ class Broadcast:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Inspection:
-    """Everything that was measured of one picture.
+    """Everything that was measured of one image.
 
     Attributes:
         model: Which model.
@@ -133,11 +132,11 @@ class Inspection:
         made_at: When, in UTC.
         command: The command that makes it again; empty where it was made in Python.
         eah: The settings.
-        subject: Picture and questions.
+        subject: Image and questions.
         asked: Answers and logits of each question.
         caption: The caption and object logits; None where neither was asked for.
         sink_map: Densities of the unpatched model on the last question.
-        span: The picture in that question's prompt.
+        span: The image in that question's prompt.
         broadcast: The first patched layer on the last question; None where it cannot
             be looked at.
         explained: Which heads write the logits.
@@ -167,7 +166,7 @@ class Inspection:
         return {layer.layer: int(layer.donors[0]) for layer in patch.layers}
 
 
-# ---- What a demo's numbers come to, said plainly, controls included.
+# ---- What the numbers come to in sentences, controls included.
 
 
 Logits = Mapping[str, float]
@@ -175,12 +174,12 @@ Logits = Mapping[str, float]
 
 
 AS_WELL = 0.9
-"""A control that has this share of EAH's effect is said to do as well."""
+"""A control that has this share of EAH's effect does as well, or nearly."""
 
 
 REASONS = {
-    "shuffled": "where in the picture the donor looks",
-    "uniform": "which places of the picture are sinks",
+    "shuffled": "where in the image the donor looks",
+    "uniform": "which places of the image are sinks",
 }
 """What a control's success leaves open."""
 
@@ -193,12 +192,12 @@ def judge(
     absent: Sequence[Logits],
     patched: Sequence[bool],
 ) -> tuple[str, ...]:
-    """Say whether EAH helped on this picture, and whether controls did as well.
+    """Judge whether EAH helped on this image, and whether controls did as well.
 
     Args:
         truths: Whether the object asked for is there; None where nobody said.
         margins: Yes minus No of each question.
-        present: Caption logits of objects in the picture.
+        present: Caption logits of objects in the image.
         absent: Caption logits of objects that are not.
         patched: Whether EAH found a donor for each question.
 
@@ -232,8 +231,8 @@ def judge(
     if present and absent:
         said.append(_judge_objects(present, absent))
     said.append(
-        "One picture is an anecdote, not evidence: the effect of EAH is a difference "
-        "of means over many pictures, against control donors."
+        "One image is an anecdote, not evidence: the effect of EAH is a difference "
+        "of means over many images, against control donors."
     )
     return tuple(said)
 
@@ -287,7 +286,7 @@ def _judge_objects(present: Sequence[Logits], absent: Sequence[Logits]) -> str:
         return "The logits of objects, where a caption names one, did not change."
     way = "grew" if gap > 0 else "shrank"
     return (
-        "Where a caption names an object, the logits of objects in the picture changed "
+        "Where a caption names an object, the logits of objects in the image changed "
         f"by {rise:+.2f} on average, of absent ones by {noise:+.2f}: what sets the "
         f"present ones apart {way} by {abs(gap):.2f}."
     )
@@ -297,7 +296,7 @@ def _judge_objects(present: Sequence[Logits], absent: Sequence[Logits]) -> str:
 
 
 def list_donors(patch: EAHPatch) -> list[dict[str, Any]]:
-    """List the donor of each patched layer; None where nobody donated."""
+    """List the donor of each patched layer; None where no head donated."""
     donors = []
     for layer in patch.layers:
         head = int(layer.donors[0])
@@ -376,8 +375,3 @@ def list_donor_sinks(patch: EAHPatch, sink_map: SinkMap) -> list[DonorSinks]:
             )
         )
     return found
-
-
-def span_of(model: LVLM, image: Image.Image, prompt: str) -> ImageSpan:
-    """Find the picture in a prompt, its size included, so that places are known."""
-    return model.spans(model.encode(image, prompt))[0][0]

@@ -1,4 +1,4 @@
-"""The next-token logits of a prompt, plain and under patches."""
+"""What a model would say next, under each condition; and what model it is."""
 
 import dataclasses
 from collections.abc import Iterable, Mapping
@@ -18,16 +18,17 @@ from eah_interp.lvlm.inputs import image_placeholder, pair_rows, write_prompt
 
 @runtime_checkable
 class Progress(Protocol):
-    """Whoever is told how far the work is."""
+    """What is told how far the work is."""
 
     def expect(self, steps: int) -> None:
         """Announce steps to come."""
 
     def step(self, what: str) -> None:
-        """Say what begins now."""
+        """Name what begins now."""
 
 
 PLAIN, PATCHED = "plain", "EAH"
+"""Keys of the two runs, also in saved records; readers see `plain` and `patched`."""
 
 
 CONTROLS: tuple[DonorRule, ...] = ("densest", "sparsest", "random", "shuffled")
@@ -82,7 +83,7 @@ def read_next_token(
 
     Args:
         model: The model.
-        image: The picture.
+        image: The image.
         prompt: What is asked.
         conditions: Settings by name; None for no patch.
         answer_start: Words that the answer already begins with.
@@ -107,7 +108,7 @@ def read_next_token(
             for seed in range(REDRAWS):
                 if name != "random" or own is None or _heads(patch) != _heads(own):
                     break
-                # The very head that EAH chose is no control: draw another.
+                # the very head that EAH chose is no control: draw another
                 other = dataclasses.replace(eah, seed=seed)
                 patch, last = _patched_pass(model, encoding, other)
             patches[name] = patch
@@ -165,56 +166,6 @@ def describe(
     return str(
         answers.describe(image, prompt, max_new_tokens=max_new_tokens, do_sample=False)
     )
-
-
-# ---- A picture, what is known of it, and what is asked about it.
-
-
-@dataclasses.dataclass(frozen=True)
-class Question:
-    """A question to ask, and what is known of its answer.
-
-    Attributes:
-        prompt: The question.
-        object: The object it asks for, if it does.
-        present: Whether that object is in the picture; None where nobody said.
-    """
-
-    prompt: str
-    object: str | None = None
-    present: bool | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Subject:
-    """A picture and what is known of it.
-
-    Attributes:
-        image: The picture.
-        title: Where it is from.
-        present: Objects that are in it.
-        absent: Objects that are not.
-        companions: Those of the absent that go with the present ones.
-        questions: What to ask.
-    """
-
-    image: Image.Image
-    title: str
-    present: tuple[str, ...]
-    absent: tuple[str, ...]
-    companions: tuple[str, ...]
-    questions: tuple[Question, ...]
-
-
-def ask_for(name: str) -> str:
-    """Ask whether an object is in the picture.
-
-    Example:
-        >>> ask_for("apple")
-        'Is there an apple in the image?'
-    """
-    article = "an" if name[:1].lower() in "aeiou" else "a"
-    return f"Is there {article} {name} in the image?"
 
 
 # ---- Words as a model's tokens: which of them could come next.
@@ -303,7 +254,7 @@ MOST_HASHED = 2_000_000_000
 
 
 def list_versions() -> dict[str, str]:
-    """Name what made a result."""
+    """List the versions of the packages that made a result."""
     import platform
     from importlib.metadata import version
 
@@ -318,7 +269,7 @@ def list_versions() -> dict[str, str]:
 
 
 def list_model(model: LVLM, name: str | None) -> dict[str, Any]:
-    """Say which model made a result."""
+    """List the facts of the model that made a result."""
     return {
         "name": name or "toy",
         "class": type(model.config).__name__.removesuffix("Config"),
@@ -332,9 +283,9 @@ def list_model(model: LVLM, name: str | None) -> dict[str, Any]:
 
 
 def describe_model(model: LVLM, name: str | None) -> dict[str, Any]:
-    """Say which model made a result, its attention backend and its weights included.
+    """List the facts of a model, its attention backend and its weights' hash included.
 
-    Weights are hashed up to `MOST_HASHED` bytes; beyond, it is said that they are not.
+    Weights are hashed up to `MOST_HASHED` bytes; beyond, their size stands instead.
     """
     from eah_interp.studies.manifest import hash_weights
 

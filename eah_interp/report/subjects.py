@@ -1,22 +1,66 @@
 """Images to look at, and what is asked about them: a user's own, or a toy scene."""
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+
+from PIL import Image
 
 from eah_interp.errors import InputError
 from eah_interp.lvlm import LVLM
 from eah_interp.lvlm.images import read_image
 from eah_interp.lvlm.inputs import DEFAULT_PROMPT
-from eah_interp.report.reading import (
-    Question,
-    Subject,
-    ask_for,
-    first_token,
-    write_text,
-)
+from eah_interp.report.reading import first_token, write_text
 from eah_interp.toy.language import questions_for
 from eah_interp.toy.scenes import draw_scene
 from eah_interp.toy.world import GROUPS, OBJECTS, group_of
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+    """A question to ask, and what is known of its answer.
+
+    Attributes:
+        prompt: The question.
+        object: The object it asks for, if it does.
+        present: Whether that object is in the image; None where nobody said.
+    """
+
+    prompt: str
+    object: str | None = None
+    present: bool | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """An image and what is known of it.
+
+    Attributes:
+        image: The image itself.
+        title: Where it is from.
+        present: Objects that are in it.
+        absent: Objects that are not.
+        companions: Those of the absent that go with the present ones.
+        questions: What to ask.
+    """
+
+    image: Image.Image
+    title: str
+    present: tuple[str, ...]
+    absent: tuple[str, ...]
+    companions: tuple[str, ...]
+    questions: tuple[Question, ...]
+
+
+def ask_for(name: str) -> str:
+    """Write the question whether an object is in the image.
+
+    Example:
+        >>> ask_for("apple")
+        'Is there an apple in the image?'
+    """
+    article = "an" if name[:1].lower() in "aeiou" else "a"
+    return f"Is there {article} {name} in the image?"
 
 
 def choose_subject(
@@ -49,7 +93,7 @@ def choose_subject(
     """
     both = sorted(set(objects) & set(absent))
     if both:
-        msg = f"{', '.join(both)} cannot be in the picture and absent: name it once"
+        msg = f"{', '.join(both)} cannot be in the image and absent: name it once"
         raise InputError(msg)
     if image is None:
         return draw_subject(scene, objects=objects, absent=absent, prompts=prompts)
@@ -119,7 +163,7 @@ def draw_subject(
     if unknown:
         msg = (
             f"no scene can be drawn with {', '.join(unknown)}: choose from "
-            f"{', '.join(OBJECTS)}, or name a picture of yours with --image"
+            f"{', '.join(OBJECTS)}, or name an image of yours with --image"
         )
         raise InputError(msg)
     drawn = draw_scene(scene, objects=list(dict.fromkeys(objects)) or None)
@@ -141,6 +185,24 @@ def draw_subject(
         companions=tuple(name for name in missing if name in near),
         questions=tuple(map(Question, prompts)) or tuple(asked),
     )
+
+
+def check_question(questions: Sequence[str], named: Sequence[str]) -> None:
+    """Refuse empty questions, and objects that are named twice.
+
+    Raises:
+        InputError: If there are such.
+    """
+    if any(not prompt.strip() for prompt in questions):
+        msg = "a question is empty: ask something, such as 'Is there a boat?'"
+        raise InputError(msg)
+    if any(not name.strip() for name in named):
+        msg = "an object has no name: expected a word, such as boat"
+        raise InputError(msg)
+    twice = sorted({name for name in named if named.count(name) > 1})
+    if twice:
+        msg = f"{', '.join(twice)} is named more than once: name each object once"
+        raise InputError(msg)
 
 
 def check_words(model: LVLM, subject: Subject, *, answer_start: str) -> None:

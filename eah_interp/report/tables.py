@@ -1,16 +1,15 @@
-"""The tables of the page."""
+"""The tables of the page that stand by themselves: answers, donors, logits, heads."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
 import pandas as pd
-from torch import Tensor
 
 from eah_interp.attribution import HeadAttribution
-from eah_interp.attribution.patches import RunOrChange as Run
+from eah_interp.attribution.patches import RunOrChange
 from eah_interp.attribution.results import largest
-from eah_interp.interventions import EAH, SinkMap
+from eah_interp.interventions import EAH
 from eah_interp.report.inspection import (
     Asked,
     Caption,
@@ -19,20 +18,117 @@ from eah_interp.report.inspection import (
     list_donors,
 )
 from eah_interp.report.reading import PATCHED, PLAIN
-from eah_interp.tables import Grid, join
+from eah_interp.tables import Table
 
-# ---- Settings, donors and conditions in words.
+RUNS: tuple[RunOrChange, ...] = ("plain", "patched", "change")
+"""The two runs and their difference, in the words of every table and figure."""
+
+
+# ---- Answers and donors.
+
+
+TRUTHS = {None: "not stated", True: "Yes", False: "No"}
+
+
+def tabulate_answers(found: Inspection) -> Table:
+    """Lay out what was said, plain and patched."""
+    rows = [
+        (
+            one.question.prompt,
+            TRUTHS[one.question.present],
+            one.answers[PLAIN],
+            one.answers[PATCHED],
+        )
+        for one in found.asked
+    ]
+    caption = found.caption
+    said = [row[0] for row in rows]
+    if caption is not None and caption.answers and caption.prompt not in said:
+        there = ", ".join(found.subject.present) or "not stated"
+        rows.append(
+            (caption.prompt, there, caption.answers[PLAIN], caption.answers[PATCHED])
+        )
+    return Table(
+        caption="Answers in words, chosen greedily",
+        header=("asked", "truth", "plain", "patched"),
+        rows=tuple(rows),
+        prose=True,
+        notes="An answer stops at the limit of new tokens, if not before. EAH patches "
+        "the prompt alone, unless steps is all.",
+    )
+
+
+def tabulate_donors(found: Inspection) -> Table:
+    """Lay out donors by question and condition."""
+    names = list(found.asked[0].reading.patches)
+    rows = [
+        (
+            one.question.prompt,
+            *(say_donors(list_donors(one.reading.patches[name])) for name in names),
+        )
+        for one in found.asked
+    ]
+    return Table(
+        caption="Donor heads, and their sink density",
+        header=("asked", *map(say_condition, names)),
+        rows=tuple(rows),
+        notes="Density: the share of the image columns that are vision sinks of that "
+        "head. Where a control needs no scores, no density is measured.",
+    )
+
+
+def tabulate_yes_no(one: Asked) -> Table:
+    """Lay out the logits of Yes and No under every condition."""
+    rows = []
+    for name, margin in one.margins.items():
+        patch = one.reading.patches.get(name)
+        says = "Yes" if margin > 0 else "No"
+        if one.question.present not in (None, margin > 0):
+            says += " (wrong)"
+        rows.append(
+            (
+                say_condition(name),
+                "" if patch is None else say_donors(list_donors(patch)),
+                says,
+                f"{one.yes[name]:.2f}",
+                f"{one.no[name]:.2f}",
+                f"{margin:+.2f}",
+                "" if patch is None else f"{margin - one.margins[PLAIN]:+.2f}",
+            )
+        )
+    return Table(
+        caption=f"Logits of Yes and No: {one.question.prompt}",
+        header=("condition", "donor", "says", "Yes", "No", "Yes - No", "change"),
+        rows=tuple(rows),
+        notes=f"Of the first word of the answer, position {one.reading.position} "
+        "counted from 0. Below patched: control donors, for comparison. Says: the "
+        "larger of the two logits.",
+    )
+
+
+def tabulate_next(one: Asked) -> Table:
+    """Lay out the likeliest first tokens of an answer, plain beside patched."""
+    sides = [one.next_tokens[name] for name in (PLAIN, PATCHED)]
+    rows = []
+    for rank, pair in enumerate(zip(*sides, strict=True), start=1):
+        cells = [(repr(e["token"])[1:-1], f"{e['logit']:.2f}") for e in pair]
+        rows.append((str(rank), *cells[0], *cells[1]))
+    return Table(
+        caption=f"Likeliest first tokens: {one.question.prompt}",
+        header=("rank", "plain", "logit", "patched", "logit"),
+        rows=tuple(rows),
+    )
 
 
 def say_settings(eah: EAH) -> str:
-    """Say EAH's settings in a line.
+    """Write EAH's settings in a line.
 
     Example:
         >>> say_settings(EAH())
         'EAH: layer 1, densest donor to all heads, definition visible, beta 1, prefill'
     """
     layers = ", ".join(map(str, eah.layers))
-    plural = "s" if len(eah.layers) > 1 else ""
+    plural = "s" * (len(eah.layers) > 1)
     donor = f"head {eah.donor}" if isinstance(eah.donor, int) else eah.donor
     heads = "all" if eah.recipients == "all" else ", ".join(map(str, eah.recipients))
     gamma = "" if eah.gamma is None else f", gamma {eah.gamma:g}"
@@ -43,7 +139,7 @@ def say_settings(eah: EAH) -> str:
 
 
 def say_donors(donors: Iterable[Mapping[str, Any]]) -> str:
-    """Say who donated in each layer, and how dense in sinks they were, if it is known.
+    """Name each layer's donor, and how dense in sinks it was, if that is known.
 
     Example:
         >>> say_donors([{"layer": 1, "name": "L1H3", "density": 0.42, "patched": True}])
@@ -51,312 +147,15 @@ def say_donors(donors: Iterable[Mapping[str, Any]]) -> str:
     """
     said = []
     for one in donors:
+        nobody = f"L{one['layer']}: {'no head' if one['patched'] else 'unpatched'}"
         density = "" if one["density"] is None else f" ({one['density']:.0%})"
-        said.append(say_donor(one) + density)
+        said.append((one["name"] or nobody) + density)
     return ", ".join(said)
 
 
-def say_donor(donor: Mapping[str, Any]) -> str:
-    """Name the donor of a layer, or say that nobody donated."""
-    if donor["name"] is not None:
-        return str(donor["name"])
-    what = "no head" if donor["patched"] else "unpatched"
-    return f"L{donor['layer']}: {what}"
-
-
 def say_condition(name: str) -> str:
-    """Name a condition as a reader would."""
-    return {PLAIN: "without EAH", PATCHED: "with EAH"}.get(name, name)
-
-
-def say_same_token(caption: Caption) -> str:
-    """Warn of objects whose names begin with one token."""
-    by_token: dict[str, list[str]] = {}
-    for one in caption.objects:
-        by_token.setdefault(one.token, []).append(one.object)
-    shared = [" and ".join(names) for names in by_token.values() if len(names) > 1]
-    if not shared:
-        return ""
-    return f" These names begin with one token, hence one logit: {'; '.join(shared)}."
-
-
-MEANINGS = {
-    "layers": "decoder layers that are patched, counted from 0",
-    "definition": "how a column's sink score is defined (docs/method.md)",
-    "beta": "least score of a vision sink",
-    "gamma": "least sink density of a densest donor; none: any",
-    "donor": "whose pattern is broadcast",
-    "recipients": "heads that receive it",
-    "steps": "whether generated tokens are patched too",
-    "seed": "of the random and shuffled donors",
-    "items": "which batch items are patched",
-    "head_0": "whether head 0 may donate",
-}
-"""What each setting of EAH means, in a few words."""
-
-
-def tabulate_answers(found: Inspection) -> Grid:
-    """Lay out what was said, without EAH and with it."""
-    rows = [
-        (
-            one.question.prompt,
-            _say_truth(one.question.present),
-            one.answers[PLAIN],
-            one.answers[PATCHED],
-        )
-        for one in found.asked
-    ]
-    caption = found.caption
-    said = [row[0] for row in rows]
-    if caption is not None and caption.answers and caption.prompt not in said:
-        there = join(found.subject.present) or "not stated"
-        rows.append(
-            (caption.prompt, there, caption.answers[PLAIN], caption.answers[PATCHED])
-        )
-    return Grid(
-        caption="Answers in words, chosen greedily",
-        header=("asked", "truth", "without EAH", "with EAH"),
-        rows=tuple(rows),
-        notes="An answer stops at the limit of new tokens, if not before. EAH patches "
-        "the prompt alone, unless steps is all.",
-    )
-
-
-def tabulate_donors(found: Inspection) -> Grid:
-    """Lay out who donated, by question and condition."""
-    names = list(found.asked[0].reading.patches)
-    rows = [
-        (
-            one.question.prompt,
-            *(say_donors(list_donors(one.reading.patches[name])) for name in names),
-        )
-        for one in found.asked
-    ]
-    return Grid(
-        caption="Donor heads, and their sink density",
-        header=("asked", *map(say_condition, names)),
-        rows=tuple(rows),
-        notes="Density: the share of the image columns that are vision sinks of that "
-        "head. Where a control needs no scores, no density is measured.",
-    )
-
-
-def tabulate_density(found: Inspection) -> Grid:
-    """Lay out the density of every head in the plain model; donors have a star."""
-    sink_map, donors = found.sink_map, found.donors
-    n_heads = sink_map.density.shape[-1]
-    rows = [
-        (
-            f"L{layer}",
-            *(
-                f"{100 * value:.0f}" + ("*" if donors.get(layer) == head else "")
-                for head, value in enumerate(line)
-            ),
-        )
-        for layer, line in zip(
-            sink_map.layers, sink_map.density[0].tolist(), strict=True
-        )
-    ]
-    return Grid(
-        caption=f"Sink density in %: {found.asked[-1].question.prompt}",
-        header=("layer", *(f"H{head}" for head in range(n_heads))),
-        rows=tuple(rows),
-        notes=_say_columns(sink_map, found.eah),
-    )
-
-
-def tabulate_yes_no(one: Asked) -> Grid:
-    """Lay out the logits of Yes and No under every condition."""
-    rows = []
-    for name, margin in one.margins.items():
-        patch = one.reading.patches.get(name)
-        says = "Yes" if margin > 0 else "No"
-        if one.question.present not in (None, margin > 0):
-            says += " (wrong)"
-        rows.append(
-            (
-                say_condition(name) if patch is None or name == PATCHED else name,
-                "" if patch is None else say_donors(list_donors(patch)),
-                says,
-                f"{one.yes[name]:.2f}",
-                f"{one.no[name]:.2f}",
-                f"{margin:+.2f}",
-                "" if patch is None else f"{margin - one.margins[PLAIN]:+.2f}",
-            )
-        )
-    return Grid(
-        caption=f"Logits of Yes and No: {one.question.prompt}",
-        header=("condition", "donor", "says", "Yes", "No", "Yes - No", "change"),
-        rows=tuple(rows),
-        notes=f"Of the first word of the answer, position {one.reading.position} "
-        "counted from 0. Below with EAH: control donors, for comparison. Says: the "
-        "larger of the two logits.",
-    )
-
-
-def tabulate_next(one: Asked) -> Grid:
-    """Lay out the likeliest first tokens of an answer, plain beside patched."""
-    sides = [one.next_tokens[name] for name in (PLAIN, PATCHED)]
-    rows = []
-    for rank, pair in enumerate(zip(*sides, strict=True), start=1):
-        cells = [(repr(e["token"])[1:-1], f"{e['logit']:.2f}") for e in pair]
-        rows.append((str(rank), *cells[0], *cells[1]))
-    return Grid(
-        caption=f"Likeliest first tokens: {one.question.prompt}",
-        header=("rank", "without EAH", "logit", "with EAH", "logit"),
-        rows=tuple(rows),
-    )
-
-
-def list_settings(eah: EAH) -> Iterator[tuple[str, str, str]]:
-    """List every setting of EAH, its value and its meaning."""
-    for name, value in eah.to_dict().items():
-        yield name, _say_value(value), MEANINGS[name]
-
-
-def _say_columns(sink_map: SinkMap, eah: EAH) -> str:
-    n_columns = int(sink_map.columns[0].sum())
-    said = (
-        f"Share of the {n_columns} image columns that are vision sinks, definition "
-        f"{sink_map.definition}, beta {sink_map.beta:g}, in the unpatched model. "
-        "A star marks the donor of a patched layer."
-    )
-    if len(eah.layers) > 1:
-        said += " A later layer's donor is chosen after the patch of the earlier one."
-    return said
-
-
-def _say_truth(present: bool | None) -> str:  # noqa: FBT001 - the fact itself
-    return "not stated" if present is None else ("Yes" if present else "No")
-
-
-def _say_value(value: object) -> str:
-    if value is None:
-        return "none"
-    if isinstance(value, list):
-        return join(map(str, value))
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-# ---- Direct effects of heads as tables that can be added up by hand.
-
-
-RUNS = ("plain", "patched", "change")
-
-
-PARTS = ("new_pattern", "new_values", "new_scale")
-
-
-TITLES: dict[Run, str] = {
-    "plain": "without EAH",
-    "patched": "with EAH",
-    "change": "change",
-}
-
-
-KINDS = {
-    "block": "MLPs and other blocks",
-    "embedding": "embedding",
-    "between": "added between layers",
-    "bias": "biases",
-    "remainder": "remainder (rounding)",
-}
-"""What is summed over, by kind; heads stand before them."""
-
-
-MOST_HEADS = 10
-
-
-def tabulate_heads(found: HeadAttribution, target: int) -> Grid:
-    """Lay out a target's logit as a sum: its largest heads, and all that is left.
-
-    The rows add up to the last one, up to the rounding of each to four decimals.
-    """
-    table = found.frame()
-    own = table[table["target"] == target]
-    heads = own[own["kind"] == "head"].reset_index(drop=True)
-    top = largest(heads, min(MOST_HEADS, len(heads)), by="change")
-    rows = [
-        (str(row["name"]), *(_write(row[name]) for name in (*RUNS, *PARTS)))
-        for row in top.to_dict("records")
-    ]
-    others = heads[~heads["name"].isin(top["name"])]
-    if len(others):
-        rest = (_write(others[name].sum()) for name in (*RUNS, *PARTS))
-        rows.append((f"{len(others)} other heads", *rest))
-    for kind, title in KINDS.items():
-        sums = own[own["kind"] == kind][list(RUNS)].sum()
-        if kind == "remainder" or (sums != 0).any():
-            rows.append((title, *(_write(sums[run]) for run in RUNS), "", "", ""))
-    plain, patched = _values(found, target)
-    name = found.targets[target].label
-    return Grid(
-        caption=f"Direct effects on {name}, in logits",
-        header=("component", *TITLES.values(), "pattern", "values", "scale"),
-        rows=tuple(rows),
-        total=(
-            f"{name}: sum",
-            *(_write(value) for value in (plain, patched, patched - plain)),
-            "",
-            "",
-            "",
-        ),
-        notes=f"The {len(top)} heads that EAH changes most, then all the rest: each "
-        "column adds up to its last row. A head's change has three parts: it looks "
-        "elsewhere (pattern), finds other things there (values), or counts "
-        "differently because a later norm rescales it (scale). Effects through later "
-        "components are not in it.",
-    )
-
-
-def tabulate_maps(found: HeadAttribution, target: int) -> tuple[Grid, ...]:
-    """Lay out a target's effects of every head: plain, patched and the change."""
-    assert found.patched is not None
-    plain, patched = found.plain.heads[target], found.patched.heads[target]
-    panels: dict[Run, Tensor] = {
-        "plain": plain,
-        "patched": patched,
-        "change": patched - plain,
-    }
-    return tuple(
-        Grid(
-            caption=f"{found.targets[target].label}, {TITLES[run]}, in logits",
-            header=("layer", *(f"H{head}" for head in range(plain.shape[1]))),
-            rows=tuple(
-                (f"L{layer}", *map(_round, line))
-                for layer, line in zip(found.layers, panel.tolist(), strict=True)
-            ),
-        )
-        for run, panel in panels.items()
-    )
-
-
-def tabulate_patches(grid: Tensor, *, caption: str, notes: str = "") -> Grid:
-    """Lay out numbers of image tokens as they lie in the picture; NaN is no token."""
-    rows = tuple(
-        (str(row), *("" if value != value else _round(value) for value in line))
-        for row, line in enumerate(grid.tolist())
-    )
-    header = ("row", *map(str, range(grid.shape[1])))
-    return Grid(caption=caption, header=header, rows=rows, notes=notes)
-
-
-def _values(found: HeadAttribution, target: int) -> tuple[float, float]:
-    assert found.patched is not None
-    return float(found.plain.values[target]), float(found.patched.values[target])
-
-
-def _write(value: Any) -> str:
-    """Write to four decimals; what is less, but is not nothing, by its size."""
-    if pd.isna(value):
-        return ""
-    if 0 < abs(value) < 0.00005:
-        return f"{float(value):+.0e}"
-    return f"{float(value) + 0.0:+.4f}"
-
-
-def _round(value: float) -> str:
-    return f"{round(value, 3) + 0.0:+.3f}"
+    """Name a condition: the two runs as every figure names them, controls by donor."""
+    return "patched" if name == PATCHED else name
 
 
 # ---- Logits of objects as tables.
@@ -369,7 +168,7 @@ FEW = 4
 OBJECTS = "Logits of objects, where a caption is about to name one"
 
 
-def tabulate_objects(found: Inspection) -> tuple[Grid, ...]:
+def tabulate_objects(found: Inspection) -> tuple[Table, ...]:
     """Lay out the logits of objects under every condition.
 
     Args:
@@ -400,18 +199,18 @@ def _tabulate_objects(
     *,
     title: str,
     rest: Sequence[ObjectLogit] = (),
-) -> Grid:
+) -> Table:
     names = list(caption.objects[0].logits)
     controls = [name for name in names if name not in (PLAIN, PATCHED)]
     rows = [
-        (one.object, one.token, _say_presence(one), *_cells(one.logits, controls))
+        (one.object, one.token, _name_presence(one), *_cells(one.logits, controls))
         for one in listed
     ]
     there = [one for one in caption.objects if one.present]
     absent = [one for one in caption.objects if not one.present]
     for kind, group in (
         (f"mean of {len(rest)} others", rest),
-        (f"mean of {len(there)} in the picture", there),
+        (f"mean of {len(there)} in the image", there),
         (f"mean of {len(absent)} not in it", absent),
     ):
         if len(group) > 1:
@@ -420,19 +219,17 @@ def _tabulate_objects(
     notes = (
         f'Logit of the first token of each name, after "{caption.answer_start}" in the '
         f'answer to "{caption.prompt}" (position {caption.position}, counted from 0). '
-        "Each change is from the logit without EAH; controls broadcast another donor."
+        "Each change is from the plain logit; controls broadcast another donor."
     )
     if any(one.companion for one in listed):
         notes += " A companion is absent, but often goes with what is there."
-    return Grid(
+    return Table(
         caption=title,
         header=(
             "object",
             "token",
             "there",
-            "without EAH",
-            "with EAH",
-            "change",
+            *RUNS,
             *(f"{name}: logit" for name in controls),
             *(f"{name}: change" for name in controls),
         ),
@@ -452,7 +249,155 @@ def _cells(logits: Any, controls: Iterable[str]) -> tuple[str, ...]:
     )
 
 
-def _say_presence(one: ObjectLogit) -> str:
+def _name_presence(one: ObjectLogit) -> str:
     if one.present:
         return "yes"
     return "companion" if one.companion else "no"
+
+
+def say_same_token(caption: Caption) -> str:
+    """Warn of objects whose names begin with one token."""
+    by_token: dict[str, list[str]] = {}
+    for one in caption.objects:
+        by_token.setdefault(one.token, []).append(one.object)
+    shared = [" and ".join(names) for names in by_token.values() if len(names) > 1]
+    if not shared:
+        return ""
+    return f" These names begin with one token, hence one logit: {'; '.join(shared)}."
+
+
+# ---- Direct effects of heads as tables that can be added up by hand.
+
+
+PARTS = ("new_pattern", "new_values", "new_scale")
+"""What a head's change is split into; see `tabulate_heads`."""
+
+
+KINDS = {
+    "block": "MLPs and other blocks",
+    "embedding": "embedding",
+    "between": "added between layers",
+    "bias": "biases",
+    "remainder": "remainder (rounding)",
+}
+"""What is summed over, by kind; heads stand before them."""
+
+
+MOST_HEADS = 10
+"""Heads that have a row each; the others are summed up."""
+
+
+def tabulate_heads(found: HeadAttribution, target: int) -> Table:
+    """Lay out a target's logit as a sum: its largest heads, and all that is left.
+
+    The rows add up to the last one, up to the rounding of each to four decimals.
+    """
+    table = found.frame()
+    own = table[table["target"] == target]
+    heads = own[own["kind"] == "head"].reset_index(drop=True)
+    top = largest(heads, min(MOST_HEADS, len(heads)), by="change")
+    rows = [
+        (str(row["name"]), *(_write(row[name]) for name in (*RUNS, *PARTS)))
+        for row in top.to_dict("records")
+    ]
+    others = heads[~heads["name"].isin(top["name"])]
+    if len(others):
+        rest = (_write(others[name].sum()) for name in (*RUNS, *PARTS))
+        rows.append((f"{len(others)} other heads", *rest))
+    for kind, title in KINDS.items():
+        sums = own[own["kind"] == kind][list(RUNS)].sum()
+        if kind == "remainder" or (sums != 0).any():
+            rows.append((title, *(_write(sums[run]) for run in RUNS), "", "", ""))
+    assert found.patched is not None
+    plain, patched = (float(r.values[target]) for r in (found.plain, found.patched))
+    name = found.targets[target].label
+    return Table(
+        caption=f"Direct effects on {name}, in logits",
+        header=("component", *RUNS, "pattern", "values", "scale"),
+        rows=tuple(rows),
+        total=(
+            f"{name}: sum",
+            *(_write(value) for value in (plain, patched, patched - plain)),
+            "",
+            "",
+            "",
+        ),
+        notes=f"The {len(top)} heads that EAH changes most, then all the rest: each "
+        "column adds up to its last row. A head's change has three parts: it looks "
+        "elsewhere (pattern), finds other things there (values), or counts "
+        "differently because a later norm rescales it (scale). Effects through later "
+        "components are not in it.",
+    )
+
+
+def _write(value: Any) -> str:
+    """Write to four decimals; what rounds to nothing, but is not, by its size."""
+    if pd.isna(value):
+        return ""
+    if 0 < abs(value) < 0.00005:
+        return f"{float(value):+.0e}"
+    return f"{float(value) + 0.0:+.4f}"
+
+
+# ---- How the result was made.
+
+
+FACTS = {
+    "name": "model",
+    "n_layers": "decoder layers",
+    "n_heads": "query heads of a layer",
+    "n_kv_heads": "key/value groups of a layer",
+    "d_head": "width of a head",
+    "attention": "attention backend",
+    "weights": "weights, SHA-256",
+}
+"""What is known of the model, as a reader would name it."""
+
+
+MEANINGS = {
+    "layers": "decoder layers that are patched, counted from 0",
+    "definition": "how a column's sink score is defined (docs/method.md)",
+    "beta": "least score of a vision sink",
+    "gamma": "least sink density of a densest donor; none: any",
+    "donor": "whose pattern is broadcast",
+    "recipients": "heads that receive it",
+    "steps": "whether generated tokens are patched too",
+    "seed": "of the random and shuffled donors",
+    "items": "which batch items are patched",
+    "head_0": "whether head 0 may donate",
+}
+"""What each setting of EAH means, in a few words."""
+
+
+def tabulate_settings(eah: EAH) -> Table:
+    """Lay out every setting of EAH, its value and its meaning."""
+    return Table(
+        caption="Settings of EAH",
+        header=("setting", "value", "meaning"),
+        rows=tuple(
+            (name, _write_setting(value), MEANINGS[name])
+            for name, value in eah.to_dict().items()
+        ),
+        prose=True,
+    )
+
+
+def tabulate_facts(found: Inspection) -> Table:
+    """Lay out the model, the versions and the date."""
+    facts = {FACTS.get(name, name): value for name, value in found.model.items()}
+    facts |= {f"version of {name}": value for name, value in found.versions.items()}
+    facts["date"] = found.made_at
+    return Table(
+        caption="Model and versions",
+        header=("what", "value"),
+        rows=tuple((name, str(value)) for name, value in facts.items()),
+        prose=True,
+    )
+
+
+def _write_setting(value: object) -> str:
+    if value is None:
+        return "none"
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)

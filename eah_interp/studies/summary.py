@@ -9,167 +9,16 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from eah_interp.benchmarks.pope import Rule
-from eah_interp.errors import SettingsError
+from eah_interp.errors import InputError, SettingsError
 from eah_interp.statistics import Effect
 from eah_interp.studies.contrasts import Contrast, Draws, Score
 from eah_interp.studies.items import Task
 from eah_interp.studies.manifest import Manifest
-from eah_interp.studies.scores import ALL
+from eah_interp.studies.scores import ALL, MATCHED
 from eah_interp.tables import Table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-# ---- Tables in words: every change with its interval, or with why it has none.
-
-
-NOTHING = "–"  # noqa: RUF001 - a dash where a table has nothing to say
-
-
-BY_KIND = ("accuracy", "F1", "false positives", "yes-ratio")
-
-
-def write_value(effect: Effect | None, *, undefined: str = "", digits: int = 1) -> str:
-    """Write a value with its interval; no value without one.
-
-    Example:
-        >>> write_value(Effect(estimate=3.0, low=1.0, high=4.0, level=0.95, n=9))
-        '3.0 [1.0, 4.0]'
-    """
-    if effect is None:
-        return f"undefined: {undefined}" if undefined else NOTHING
-    parts = effect.estimate, effect.low, effect.high
-    value, low, high = (f"{part:.{digits}f}" for part in parts)
-    return f"{value} [{low}, {high}]"
-
-
-def write_change(contrast: Contrast) -> str:
-    """Write a change with its interval; why it has none where it has none."""
-    if contrast.effect is None:
-        return f"undefined: {contrast.undefined}"
-    return contrast.effect.write(1 if contrast.metric.percent else 2)
-
-
-def list_tables(summary: "StudySummary") -> tuple[Table, ...]:
-    """Lay a summary out in tables."""
-    tables = [_failures(summary)]
-    tasks: tuple[tuple[Task, str], ...] = (
-        ("yes_no", "Yes/no questions"),
-        ("caption", "Captions"),
-    )
-    for task, title in tasks:
-        scores = [s for s in summary.scores if s.metric.task == task]
-        changes = [c for c in summary.contrasts if c.metric.task == task]
-        tables += _of_task(summary, title, scores, changes)
-    tests = [c for c in summary.contrasts if c.p_holm is not None]
-    if tests:
-        tables.append(_tests(summary, tests))
-    return tuple(tables)
-
-
-def _of_task(
-    summary: "StudySummary",
-    title: str,
-    scores: Sequence[Score],
-    changes: Sequence[Contrast],
-) -> Iterable[Table]:
-    level = f"{100 * summary.draws.level:g} %"
-    units = "Percent; mentions, words and tokens are means of a caption."
-    for kind in dict.fromkeys(score.kind for score in scores):
-        own = [s for s in scores if s.kind == kind]
-        if kind != ALL:
-            own = [s for s in own if s.metric.name in BY_KIND]
-        n = max(score.n for score in own)
-        label = title if kind == ALL else f"{title}, {kind}"
-        metrics = tuple(dict.fromkeys(score.metric.name for score in own))
-        cells = {
-            (s.condition, s.metric.name): write_value(
-                s.effect,
-                undefined=s.undefined,
-                digits=1 if s.metric.percent else 2,
-            )
-            for s in own
-        }
-        yield _grid(
-            f"{label}: values",
-            metrics,
-            cells,
-            notes=f"{units} {level} intervals over pictures; up to {n} items.",
-        )
-        found = [c for c in changes if c.kind == kind]
-        if kind != ALL:
-            found = [c for c in found if c.metric.name in BY_KIND]
-        metrics = tuple(dict.fromkeys(c.metric.name for c in found))
-        cells = {(c.condition, c.metric.name): write_change(c) for c in found}
-        if found:
-            yield _grid(
-                f"{label}: change against {summary.reference}",
-                metrics,
-                cells,
-                notes=f"Points; {level} intervals, pictures drawn for both conditions.",
-            )
-
-
-def _grid(
-    caption: str,
-    metrics: tuple[str, ...],
-    cells: dict[tuple[str, str], str],
-    *,
-    notes: str,
-) -> Table:
-    conditions = dict.fromkeys(condition for condition, _ in cells)
-    return Table(
-        caption=caption,
-        header=("condition", *metrics),
-        rows=tuple(
-            (name, *(cells.get((name, metric), NOTHING) for metric in metrics))
-            for name in conditions
-        ),
-        notes=notes,
-    )
-
-
-def _tests(summary: "StudySummary", tests: Sequence[Contrast]) -> Table:
-    return Table(
-        caption=f"Items that changed against {summary.reference}",
-        header=(
-            *("condition", "metric", "gained", "lost", "odds ratio"),
-            *("Cohen's h", "p", "p (Holm)"),
-        ),
-        rows=tuple(
-            (
-                c.condition,
-                c.metric.name,
-                str(c.gained),
-                str(c.lost),
-                write_value(c.odds) if c.odds else "undefined: no item changed",
-                c.h.write(2) if c.h else NOTHING,
-                _p(c.p),
-                _p(c.p_holm),
-            )
-            for c in tests
-        ),
-        notes="Gained: items that are so under the condition only. McNemar's exact "
-        f"test; Holm's adjustment over these {len(tests)} comparisons. The test takes "
-        "questions about one picture as independent; the intervals do not.",
-    )
-
-
-def _failures(summary: "StudySummary") -> Table:
-    names = ("condition", "answered", "failed", "missing")
-    return Table(
-        caption="Items by condition",
-        header=names,
-        rows=tuple(tuple(str(row[name]) for name in names) for row in summary.failures),
-        notes="An item that failed under one of two conditions is left out of both "
-        "when they are compared.",
-    )
-
-
-def _p(value: float | None) -> str:
-    if value is None:
-        return NOTHING
-    return "<0.0001" if value < 0.0001 else f"{value:.4f}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -264,6 +113,9 @@ class StudySummary:
     def plot(self, metric: str | None = None) -> "Figure":
         """Draw effects with intervals by condition.
 
+        A filled mark's interval lies on one side of zero. Beside CHAIR stands the
+        change with both captions cut to one length.
+
         Args:
             metric: Which; the first of CHAIR_S and false positives when None.
 
@@ -273,7 +125,79 @@ class StudySummary:
         """
         from eah_interp.viz.studies import plot_effects
 
-        return plot_effects(self, metric)
+        chosen, matched = self._pair(metric)
+        series = {"as they are": chosen}
+        if matched:
+            series["length-matched"] = matched
+        return plot_effects(
+            {
+                name: {c.condition: c.effect for c in contrasts}
+                for name, contrasts in series.items()
+            },
+            axis=_name_axis(chosen[0]),
+        )
+
+    def plot_layers(self, metric: str | None = None) -> "Figure":
+        """Draw the effect of patching one layer, layer by layer.
+
+        Args:
+            metric: As for `plot`.
+
+        Raises:
+            InputError: If fewer than two conditions differ in their one layer alone.
+            SettingsError: If there is no such metric.
+            ExtraMissingError: If matplotlib is not installed.
+        """
+        from eah_interp.viz.studies import plot_layers
+
+        layers = self.swept_layers
+        if len(layers) < 2:
+            msg = (
+                "expected 2 conditions or more that differ in their one layer, got "
+                f"{len(layers)}; study sweep({{'layers': [(0,), (1,), (2,)]}})"
+            )
+            raise InputError(msg)
+        chosen, matched = self._pair(metric)
+        name = chosen[0].metric.name
+        return plot_layers(
+            {
+                which: sorted(
+                    (layers[c.condition], c.effect)
+                    for c in contrasts
+                    if c.condition in layers and c.effect is not None
+                )
+                for which, contrasts in ((name, chosen), (name + MATCHED, matched))
+            },
+            layers=list(layers.values()),
+            axis=_name_axis(chosen[0]),
+        )
+
+    @property
+    def swept_layers(self) -> dict[str, int]:
+        """Layers of the conditions that broadcast the densest head in one layer each.
+
+        By condition; of those that are alike but for the layer, the largest group.
+        """
+        groups: dict[str, dict[str, int]] = {}
+        for condition in self.manifest.conditions:
+            eah = condition.get("eah") or {}
+            if eah.get("donor") == "densest" and len(eah.get("layers", ())) == 1:
+                rest = str({k: v for k, v in eah.items() if k != "layers"})
+                groups.setdefault(rest, {})[str(condition["name"])] = eah["layers"][0]
+        return max(groups.values(), key=len, default={})
+
+    def _pair(self, metric: str | None) -> list[list[Contrast]]:
+        """Find a metric's contrasts, and those with captions cut to one length."""
+        whole = [c for c in self.contrasts if c.kind == ALL]
+        for name in ("CHAIR_S", "false positives") if metric is None else (metric,):
+            tasks = [c.metric.task for c in whole if c.metric.name == name]
+            if tasks:
+                own = [c for c in whole if c.metric.task == tasks[0]]
+                names = (name, name + MATCHED)
+                return [[c for c in own if c.metric.name == n] for n in names]
+        known = sorted({c.metric.name for c in self.contrasts})
+        msg = f"metric must be one of {', '.join(known) or 'none: no contrasts'}, got "
+        raise SettingsError(msg + repr(metric))
 
     def to_dict(self) -> dict[str, Any]:
         """Write everything as a mapping that JSON can hold; None for what is not."""
@@ -294,12 +218,12 @@ class StudySummary:
         }
 
     def describe(self) -> str:
-        """Say what the numbers are of."""
+        """Describe what the numbers are of."""
         m, draws = self.manifest, self.draws
         return (
             f"{m.model}, {m.n_items} items, {len(m.conditions)} conditions; manifest "
             f"{self.manifest_hash[:12]}. Intervals: {100 * draws.level:g} %, paired "
-            f"bootstrap over pictures, {draws.resamples} samples, seed {draws.seed}. "
+            f"bootstrap over images, {draws.resamples} samples, seed {draws.seed}. "
             f"Yes and no are read by the rule of {self.rule!r}."
         )
 
@@ -308,6 +232,11 @@ def hash_manifest(manifest: Manifest) -> str:
     """Hash everything that a study fixes."""
     text = json.dumps(asdict(manifest), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _name_axis(contrast: Contrast) -> str:
+    unit = "points" if contrast.metric.percent else "a caption"
+    return f"change of {contrast.metric.name} ({unit})"
 
 
 def _spread(effect: Effect | None, *names: str) -> dict[str, Any]:
@@ -321,3 +250,155 @@ def _plain(value: Any) -> Any:
     if value is None or (isinstance(value, float) and not abs(value) < float("inf")):
         return None
     return value
+
+
+# ---- Tables: every change with its interval, or with why it has none.
+
+
+NOTHING = "–"  # noqa: RUF001 - a dash where a table has nothing to say
+
+
+BY_KIND = ("accuracy", "F1", "false positives", "yes-ratio")
+
+
+def write_value(effect: Effect | None, *, undefined: str = "", digits: int = 1) -> str:
+    """Write a value with its interval; no value without one.
+
+    Example:
+        >>> write_value(Effect(estimate=3.0, low=1.0, high=4.0, level=0.95, n=9))
+        '3.0 [1.0, 4.0]'
+    """
+    if effect is None:
+        return f"undefined: {undefined}" if undefined else NOTHING
+    parts = effect.estimate, effect.low, effect.high
+    value, low, high = (f"{part:.{digits}f}" for part in parts)
+    return f"{value} [{low}, {high}]"
+
+
+def write_change(contrast: Contrast) -> str:
+    """Write a change with its interval; why it has none where it has none."""
+    if contrast.effect is None:
+        return f"undefined: {contrast.undefined}"
+    return contrast.effect.write(1 if contrast.metric.percent else 2)
+
+
+def list_tables(summary: StudySummary) -> tuple[Table, ...]:
+    """Lay a summary out in tables."""
+    tables = [_failures(summary)]
+    tasks: tuple[tuple[Task, str], ...] = (
+        ("yes_no", "Yes/no questions"),
+        ("caption", "Captions"),
+    )
+    for task, title in tasks:
+        scores = [s for s in summary.scores if s.metric.task == task]
+        changes = [c for c in summary.contrasts if c.metric.task == task]
+        tables += _of_task(summary, title, scores, changes)
+    tests = [c for c in summary.contrasts if c.p_holm is not None]
+    if tests:
+        tables.append(_tests(summary, tests))
+    return tuple(tables)
+
+
+def _of_task(
+    summary: StudySummary,
+    title: str,
+    scores: Sequence[Score],
+    changes: Sequence[Contrast],
+) -> Iterable[Table]:
+    level = f"{100 * summary.draws.level:g} %"
+    units = "Percent; mentions, words and tokens are means of a caption."
+    for kind in dict.fromkeys(score.kind for score in scores):
+        own = [s for s in scores if s.kind == kind]
+        if kind != ALL:
+            own = [s for s in own if s.metric.name in BY_KIND]
+        n = max(score.n for score in own)
+        label = title if kind == ALL else f"{title}, {kind}"
+        metrics = tuple(dict.fromkeys(score.metric.name for score in own))
+        cells = {
+            (s.condition, s.metric.name): write_value(
+                s.effect,
+                undefined=s.undefined,
+                digits=1 if s.metric.percent else 2,
+            )
+            for s in own
+        }
+        yield _by_condition(
+            f"{label}: values",
+            metrics,
+            cells,
+            notes=f"{units} {level} intervals over images; up to {n} items.",
+        )
+        found = [c for c in changes if c.kind == kind]
+        if kind != ALL:
+            found = [c for c in found if c.metric.name in BY_KIND]
+        metrics = tuple(dict.fromkeys(c.metric.name for c in found))
+        cells = {(c.condition, c.metric.name): write_change(c) for c in found}
+        if found:
+            yield _by_condition(
+                f"{label}: change against {summary.reference}",
+                metrics,
+                cells,
+                notes=f"Points; {level} intervals, images drawn for both conditions.",
+            )
+
+
+def _by_condition(
+    caption: str,
+    metrics: tuple[str, ...],
+    cells: dict[tuple[str, str], str],
+    *,
+    notes: str,
+) -> Table:
+    conditions = dict.fromkeys(condition for condition, _ in cells)
+    return Table(
+        caption=caption,
+        header=("condition", *metrics),
+        rows=tuple(
+            (name, *(cells.get((name, metric), NOTHING) for metric in metrics))
+            for name in conditions
+        ),
+        notes=notes,
+    )
+
+
+def _tests(summary: StudySummary, tests: Sequence[Contrast]) -> Table:
+    return Table(
+        caption=f"Items that changed against {summary.reference}",
+        header=(
+            *("condition", "metric", "gained", "lost", "odds ratio"),
+            *("Cohen's h", "p", "p (Holm)"),
+        ),
+        rows=tuple(
+            (
+                c.condition,
+                c.metric.name,
+                str(c.gained),
+                str(c.lost),
+                write_value(c.odds) if c.odds else "undefined: no item changed",
+                c.h.write(2) if c.h else NOTHING,
+                _p(c.p),
+                _p(c.p_holm),
+            )
+            for c in tests
+        ),
+        notes="Gained: items that are so under the condition only. McNemar's exact "
+        f"test; Holm's adjustment over these {len(tests)} comparisons. The test takes "
+        "questions about one image as independent; the intervals do not.",
+    )
+
+
+def _failures(summary: StudySummary) -> Table:
+    names = ("condition", "answered", "failed", "missing")
+    return Table(
+        caption="Items by condition",
+        header=names,
+        rows=tuple(tuple(str(row[name]) for name in names) for row in summary.failures),
+        notes="An item that failed under one of two conditions is left out of both "
+        "when they are compared.",
+    )
+
+
+def _p(value: float | None) -> str:
+    if value is None:
+        return NOTHING
+    return "<0.0001" if value < 0.0001 else f"{value:.4f}"

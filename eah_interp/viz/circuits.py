@@ -1,27 +1,40 @@
-"""Patterns as CircuitsVis widgets, a picture's tokens put together."""
+"""Patterns as CircuitsVis widgets, an image's tokens put together."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 import pandas as pd
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor
 
-from eah_interp.attribution.patterns import HeadPatterns
-from eah_interp.attribution.patterns import RunName as Run
 from eah_interp.errors import InputError, SettingsError
 from eah_interp.lvlm.spans import Box, ImageSpan
 from eah_interp.viz.widgets import Widget
 
-# ---- Patterns over fewer tokens: a picture's tokens as one, or as a few.
-
-
 By = Literal["image", "part", "row"]
-"""What becomes one token: a picture, each of its grids, or each row of patches."""
+"""What becomes one token: an image, each of its grids, or each row of patches."""
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """What stands in one prompt.
+
+    Attributes:
+        names: Each position's token.
+        padded: Whether each position is padding.
+        spans: The prompt's images, with their patch grids.
+    """
+
+    names: Sequence[str]
+    padded: Sequence[bool]
+    spans: Sequence[ImageSpan]
+
+
+# ---- Patterns over fewer tokens: an image's tokens as one, or as a few.
 
 
 @dataclass(frozen=True)
@@ -68,25 +81,27 @@ class GroupedPatterns:
         return table
 
 
-def group_patterns(
-    found: HeadPatterns,
+def group_rows(
+    rows: Float[Tensor, "head row key"],
     *,
-    item: int = 0,
-    run: Run = "plain",
+    names: Sequence[str],
+    positions: Int[Tensor, " row"],
+    tokens: Tokens,
     by: By = "image",
     keep: Iterable[int] = (),
 ) -> GroupedPatterns:
-    """Put a picture's tokens together, so that a pattern can be read.
+    """Put an image's tokens together, so that a pattern can be read.
 
     A group gets the sum of the attention that its tokens get, and pays the mean of what
     they pay: `A[g, h] = mean over x in g of (sum over y in h of A[x, y])`. So rows sum
     to what they summed to. Text tokens stay as they are, padding is left out.
 
     Args:
-        found: What `read_patterns` returned.
-        item: Which batch item.
-        run: Plain or patched.
-        by: `"image"`: a picture is one token, `[image 1]`. `"part"`: each of its grids
+        rows: Rows of each head's pattern.
+        names: Name of each head.
+        positions: Prompt position of each row.
+        tokens: What stands in the prompt.
+        by: `"image"`: an image is one token, `[image 1]`. `"part"`: each of its grids
             is (overview, crops, tiles). `"row"`: each row of patches is. Image tokens
             that are no patches (newline vectors) are `[image 1:other]`; latents are one
             group.
@@ -97,25 +112,49 @@ def group_patterns(
         The grouped rows.
 
     Raises:
-        SettingsError: If `by`, the item or the run is unknown.
-        InputError: If a position to keep holds no image token of this item.
+        SettingsError: If `by` is unknown.
+        InputError: If a position to keep holds no image token of this prompt.
 
     Example:
-        >>> import eah_interp as eah
-        >>> from eah_interp.attribution import read_patterns
-        >>> from eah_interp.testing import random_image
-        >>> image = random_image()
-        >>> found = read_patterns(eah.load(), image, "What?", heads=["L1H3"])
-        >>> grouped = group_patterns(found)
-        >>> len(found.tokens[0]) - len(grouped.labels)  # 100 tokens have become one
-        99
+        >>> tokens = Tokens(["What", "?"], [False, False], ())
+        >>> eye = torch.eye(2)[None]
+        >>> asked = {"names": ["L0H1"], "positions": torch.arange(2)}
+        >>> group_rows(eye, tokens=tokens, **asked).labels
+        ('What', '?')
+    """
+    groups = find_groups(tokens, by=by, keep=keep)
+    known = {position: row for row, position in enumerate(positions.tolist())}
+    sums = torch.zeros(len(groups), rows.shape[-1], dtype=torch.double)
+    means = torch.zeros(len(groups), len(known), dtype=torch.double)
+    for number, (_, members) in enumerate(groups):
+        sums[number, list(members)] = 1
+        read = [known[position] for position in members if position in known]
+        if read:
+            means[number, read] = 1 / len(read)
+    queries = means.any(1).nonzero().flatten().tolist()
+    weights = torch.einsum("gx,hxy,ky->hgk", means[queries], rows.double(), sums)
+    return GroupedPatterns(
+        names=tuple(names),
+        labels=tuple(label for label, _ in groups),
+        groups=tuple(members for _, members in groups),
+        queries=tuple(queries),
+        weights=weights.float(),
+    )
+
+
+def find_groups(
+    tokens: Tokens, *, by: By = "image", keep: Iterable[int] = ()
+) -> list[tuple[str, tuple[int, ...]]]:
+    """List a prompt's groups of tokens: what each is called, and its positions.
+
+    Raises:
+        SettingsError: If `by` is unknown.
+        InputError: If a position to keep holds no image token of this prompt.
     """
     if by not in get_args(By):
         msg = f"by must be one of {', '.join(get_args(By))}, got {by!r}"
         raise SettingsError(msg)
-    found.find_item(item)
-    spans = found.spans[item]
-    kept = frozenset(keep)
+    spans, kept = tokens.spans, frozenset(keep)
     strangers = kept - {column for span in spans for column in span.columns}
     if strangers:
         msg = (
@@ -127,45 +166,22 @@ def group_patterns(
     for number, span in enumerate(spans, 1):
         label_of |= _label_columns(span, number, by=by, kept=kept, of=len(spans))
     groups: dict[str | int, list[int]] = {}
-    for position, padded in enumerate(found.padding[item].tolist()):
+    for position, padded in enumerate(tokens.padded):
         if not padded:
             single = position in kept or position not in label_of
+            # a number as the key: two equal words are two groups
             name = position if single else label_of[position]
             groups.setdefault(name, []).append(position)
-    members = list(groups.values())
-    labels = [label_of.get(group[0], found.tokens[item][group[0]]) for group in members]
-    mean, sums, queries = _build_matrices(found, members)
-    rows = found.find_run(run).rows[item].double()
-    weights = torch.einsum("gx,hxy,ky->hgk", mean, rows, sums)
-    return GroupedPatterns(
-        names=found.names,
-        labels=tuple(labels),
-        groups=tuple(map(tuple, members)),
-        queries=queries,
-        weights=weights.float(),
-    )
-
-
-def _build_matrices(
-    found: HeadPatterns, groups: list[list[int]]
-) -> tuple[Tensor, Tensor, tuple[int, ...]]:
-    """Make the mean over a group's rows, the sum over its columns, and who has rows."""
-    known = {position: row for row, position in enumerate(found.positions.tolist())}
-    sums = torch.zeros(len(groups), found.images.shape[1], dtype=torch.double)
-    means = torch.zeros(len(groups), len(known), dtype=torch.double)
-    for number, group in enumerate(groups):
-        sums[number, group] = 1
-        read = [known[position] for position in group if position in known]
-        if read:
-            means[number, read] = 1 / len(read)
-    queries = means.any(1).nonzero().flatten().tolist()
-    return means[queries], sums, tuple(queries)
+    return [
+        (label_of.get(group[0], tokens.names[group[0]]), tuple(group))
+        for group in groups.values()
+    ]
 
 
 def _label_columns(
     span: ImageSpan, number: int, *, by: By, kept: frozenset[int], of: int
 ) -> dict[int, str]:
-    """Say of each image token which group it is in, or what it is called alone."""
+    """Name the group of each image token, or the token where it stands alone."""
     image = f"image {number}"
     which = f"{image}:" if of > 1 else ""
     repeated = len(span.parts) > 1
@@ -189,7 +205,112 @@ def _label_columns(
     return labels
 
 
-# ---- Small cuts of a picture, for token labels.
+# ---- The widgets.
+
+
+RULE = (
+    "An image's tokens are put together: attention to them is summed, attention from "
+    "them is averaged."
+)
+
+
+SPACE = "\N{OPEN BOX}"
+"""What stands for a token of spaces or line breaks, which has no label else."""
+
+
+BLUE = "rgb(0, 114, 178)"
+"""The blue of patched runs, told apart from white by every eye."""
+
+
+def show_whole(grouped: GroupedPatterns, *, run: str) -> Widget:
+    """Show whole patterns of heads, as CircuitsVis's attention heads.
+
+    Args:
+        grouped: The patterns.
+        run: Of which run they are, for the caption.
+
+    Returns:
+        A widget: `save` it, show it in a notebook, or share a page with others.
+
+    Raises:
+        SettingsError: If only some rows were read.
+    """
+    if not grouped.whole:
+        msg = (
+            f"expected whole patterns, got rows of {len(grouped.queries)} of "
+            f'{len(grouped.groups)} tokens: read_patterns(..., query="all"), or '
+            "show_tokens for a row"
+        )
+        raise SettingsError(msg)
+    return Widget(
+        element="AttentionHeads",
+        properties={
+            "attention": grouped.weights.tolist(),
+            "attentionHeadNames": list(grouped.names),
+            "tokens": [label.strip() or SPACE for label in grouped.labels],
+            "minValue": 0.0,
+            "maxValue": 1.0,
+            "positiveColor": BLUE,
+            "maskUpperTri": False,
+        },
+        caption=f"Attention patterns, {run} run. {RULE}",
+    )
+
+
+def show_rows(
+    rows: Mapping[str, Float[Tensor, " key"]],
+    *,
+    tokens: Tokens,
+    position: int,
+    by: By = "image",
+    keep: Iterable[int] = (),
+    images: Image.Image | Sequence[Image.Image] = (),
+) -> Widget:
+    """Show what single rows attend to, as CircuitsVis's coloured tokens.
+
+    Args:
+        rows: A row of a pattern by the label of its button.
+        tokens: What stands in the prompt.
+        position: Prompt position of the rows, for the caption.
+        by: What of an image becomes one token; see `group_rows`.
+        keep: Positions of image tokens that stay by themselves.
+        images: The prompt's images: what image tokens stand for is then shown before
+            their labels.
+
+    Returns:
+        A widget with a button for each row.
+
+    Raises:
+        SettingsError: If `by` is unknown.
+        InputError: If a position to keep holds no image token, or there is not one
+            image for each of the prompt's.
+        UnsupportedError: If images are given, and it is not known what grids show.
+    """
+    groups = find_groups(tokens, by=by, keep=keep)
+    columns = [list(members) for _, members in groups]
+    stacked = torch.stack(list(rows.values())).double()
+    values = torch.stack([stacked[:, members].sum(-1) for members in columns])
+    shown = [images] if isinstance(images, Image.Image) else list(images)
+    if shown and len(shown) != len(tokens.spans):
+        msg = f"expected {len(tokens.spans)} images, got {len(shown)}"
+        raise InputError(msg + ": give each image of the item, in its order")
+    thumbnails: dict[int, Image.Image] = {}
+    for span, image in zip(tokens.spans, shown, strict=False):
+        thumbnails |= cut_groups(image, span, columns)
+    return Widget(
+        element="ColoredTokensMulti",
+        properties={
+            "tokens": [label for label, _ in groups],
+            "values": values.float().tolist(),
+            "labels": list(rows),
+        },
+        thumbnails=thumbnails,
+        caption=f"What {tokens.names[position]!r} at position {position} attends to. "
+        f"{RULE}",
+    )
+
+
+# ---- Small cuts of an image, for token labels.
 
 
 HEIGHT = 32
@@ -202,15 +323,15 @@ def cut_groups(
     """Cut out what groups of image tokens show: the box around their patches.
 
     Args:
-        image: The original picture.
+        image: The original image.
         span: Its span in the prompt.
         groups: Prompt positions of each group.
 
     Returns:
-        A small picture for each group that has patches of this picture, by its number.
+        A small image for each group that has patches of this image, by its number.
 
     Raises:
-        UnsupportedError: If it is not known which part of the picture a grid shows.
+        UnsupportedError: If it is not known which part of the image a grid shows.
 
     Example:
         >>> from eah_interp.lvlm import ImagePart
@@ -248,143 +369,3 @@ def _cut(image: Image.Image, box: Box) -> Image.Image:
     small = cut.height < HEIGHT
     how = Image.Resampling.NEAREST if small else Image.Resampling.BOX
     return cut.resize((width, HEIGHT), how)
-
-
-RULE = (
-    "A picture's tokens are put together: attention to them is summed, attention from "
-    "them is averaged."
-)
-
-
-SPACE = "\N{OPEN BOX}"
-"""What stands for a token of spaces or line breaks, which has no label else."""
-
-
-BLUE = "rgb(0, 114, 178)"
-"""The blue of patched runs, told apart from white by every eye."""
-
-
-def show_attention(
-    found: HeadPatterns,
-    *,
-    item: int = 0,
-    run: Run = "plain",
-    by: By = "image",
-    keep: Iterable[int] = (),
-) -> Widget:
-    """Show whole patterns of heads, as CircuitsVis's attention heads.
-
-    Args:
-        found: What `read_patterns(..., query="all")` returned.
-        item: Which batch item.
-        run: Plain or patched.
-        by: What of a picture becomes one token; see `group_patterns`.
-        keep: Positions of image tokens that stay by themselves.
-
-    Returns:
-        A widget: `save` it, show it in a notebook, or share a page with others.
-
-    Raises:
-        SettingsError: If only some rows were read, or the item or run is not there.
-        InputError: If a position to keep holds no image token.
-
-    Example:
-        >>> import eah_interp as eah
-        >>> from eah_interp.attribution import read_patterns
-        >>> from eah_interp.testing import random_image
-        >>> image = random_image()
-        >>> asked = {"heads": ["L1H3", "L2H0"], "query": "all"}
-        >>> found = read_patterns(eah.load(), image, "What?", **asked)
-        >>> show_attention(found).properties["attentionHeadNames"]
-        ['L1H3', 'L2H0']
-    """
-    grouped = group_patterns(found, item=item, run=run, by=by, keep=keep)
-    if not grouped.whole:
-        msg = (
-            f"expected whole patterns, got rows of {len(grouped.queries)} of "
-            f'{len(grouped.groups)} tokens: read_patterns(..., query="all"), or '
-            "show_tokens for a row"
-        )
-        raise SettingsError(msg)
-    return Widget(
-        element="AttentionHeads",
-        properties={
-            "attention": grouped.weights.tolist(),
-            "attentionHeadNames": list(grouped.names),
-            "tokens": [label.strip() or SPACE for label in grouped.labels],
-            "minValue": 0.0,
-            "maxValue": 1.0,
-            "positiveColor": BLUE,
-            "maskUpperTri": False,
-        },
-        caption=f"Attention patterns, {run} run. {RULE}",
-    )
-
-
-def show_tokens(
-    found: HeadPatterns,
-    *,
-    item: int = 0,
-    query: int = -1,
-    by: By = "image",
-    keep: Iterable[int] = (),
-    images: Image.Image | Sequence[Image.Image] = (),
-) -> Widget:
-    """Show what one row of each head attends to, as CircuitsVis's coloured tokens.
-
-    Args:
-        found: What `read_patterns` returned.
-        item: Which batch item.
-        query: Position of the row; its own attention, not a mean.
-        by: What of a picture becomes one token; see `group_patterns`.
-        keep: Positions of image tokens that stay by themselves.
-        images: The item's pictures: what image tokens stand for is then shown before
-            their labels.
-
-    Returns:
-        A widget with a button for each head, plain and patched.
-
-    Raises:
-        SettingsError: If the row, item or run is not there.
-        InputError: If a position to keep holds no image token, or there is not one
-            picture for each of the item's.
-        UnsupportedError: If pictures are given, and it is not known what grids show.
-
-    Example:
-        >>> import eah_interp as eah
-        >>> from eah_interp.attribution import read_patterns
-        >>> from eah_interp.testing import random_image
-        >>> found = read_patterns(eah.load(), random_image(), heads=["L1H3"])
-        >>> show_tokens(found).properties["labels"]
-        ['L1H3']
-    """
-    place = found.find_row(query)
-    kept = tuple(keep)
-    columns, labels = [], []
-    for run in found.runs:
-        grouped = group_patterns(found, item=item, run=run, by=by, keep=kept)
-        rows = found.find_run(run).rows[item, :, place]
-        sums = [rows[:, list(group)].double().sum(-1) for group in grouped.groups]
-        columns.append(torch.stack(sums, 0))
-        ending = f" {run}" if len(found.runs) > 1 else ""
-        labels += [name + ending for name in found.names]
-    spans = found.spans[found.find_item(item)]
-    pictures = [images] if isinstance(images, Image.Image) else list(images)
-    if pictures and len(pictures) != len(spans):
-        msg = f"expected {len(spans)} pictures of item {item}, got {len(pictures)}"
-        raise InputError(msg)
-    thumbnails: dict[int, Image.Image] = {}
-    for span, picture in zip(spans, pictures, strict=False):
-        thumbnails |= cut_groups(picture, span, grouped.groups)
-    position = int(found.positions[place])
-    token = found.tokens[item][position]
-    return Widget(
-        element="ColoredTokensMulti",
-        properties={
-            "tokens": list(grouped.labels),
-            "values": torch.cat(columns, 1).float().tolist(),
-            "labels": labels,
-        },
-        thumbnails=thumbnails,
-        caption=f"What {token!r} at position {position} attends to. {RULE}",
-    )

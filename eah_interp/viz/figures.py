@@ -1,12 +1,10 @@
-"""Figures of vision sinks, readable in a paper's column."""
+"""What all figures share: sizes, colours, and axes that a paper's column can hold."""
 
 import io
-from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from eah_interp.errors import ExtraMissingError, InputError
-from eah_interp.interventions import SinkMap
+from eah_interp.errors import ExtraMissingError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -16,70 +14,16 @@ COLUMN_WIDTH = 3.35
 """Width of one column of a two-column paper, in inches."""
 
 
+PAGE_WIDTH = 7.0
+"""Width of a page of a two-column paper, in inches."""
+
+
+PLAIN, PATCHED = "#7F7F7F", "#0072B2"
+"""A grey and a blue that are also apart in brightness."""
+
+
 DONOR = "#D55E00"
 """Vermilion: apart from both ends of cividis under every colour vision."""
-
-
-MOST_NUMBERED = 12
-"""Up to this many heads, each cell says its density."""
-
-
-def plot_sink_map(
-    sink_map: SinkMap, *, item: int = 0, donors: Mapping[int, int] | None = None
-) -> "Figure":
-    """Draw sink density by layer and head.
-
-    A dot marks the densest head of each layer; a frame, the donor of a patched layer.
-
-    Args:
-        sink_map: What `score_sinks` returned.
-        item: Which batch item.
-        donors: Donor head of each patched layer.
-
-    Returns:
-        A matplotlib figure, one column wide.
-
-    Raises:
-        InputError: If there is no such item.
-        ExtraMissingError: If matplotlib is not installed.
-
-    Example:
-        >>> import eah_interp as eah
-        >>> from eah_interp.testing import random_image, tiny_lvlm, tiny_processor
-        >>> model = eah.wrap(tiny_lvlm("llava"), tiny_processor("llava"))
-        >>> sinks = eah.score_sinks(model, random_image(), "Is there a cat?")
-        >>> plot_sink_map(sinks, donors={1: 0}).axes[0].get_xlabel()
-        'head'
-    """
-    if not 0 <= item < len(sink_map.density):
-        msg = f"item {item} does not exist: expected 0 to {len(sink_map.density) - 1}"
-        raise InputError(msg)
-    density = sink_map.density[item].float().numpy()
-    n_layers, n_heads = density.shape
-    cell = COLUMN_WIDTH * 0.78 / n_heads
-    figure = make_figure(height=1.1 + n_layers * min(max(cell, 0.09), 0.3))
-    axes = figure.add_subplot()
-    picture = axes.imshow(
-        density * 100, cmap="cividis", vmin=0, vmax=max(density.max() * 100, 1)
-    )
-    axes.set_aspect("auto")
-    axes.set_xlabel("head")
-    axes.set_ylabel("decoder layer")
-    tick_heads(axes, list(sink_map.layers), n_heads)
-    if n_heads <= MOST_NUMBERED:
-        _write_numbers(axes, density)
-    marks = _mark(axes, sink_map, item=item, donors=donors or {})
-    bar = figure.colorbar(picture, ax=axes, fraction=0.05, pad=0.02)
-    bar.set_label("sink density (% of image columns)", size=8)
-    bar.ax.tick_params(length=2, labelsize=7)
-    figure.legend(
-        handles=marks,
-        loc="outside lower center",
-        ncols=len(marks),
-        frameon=False,
-        fontsize=8,
-    )
-    return figure
 
 
 def make_figure(*, width: float = COLUMN_WIDTH, height: float) -> "Figure":
@@ -131,7 +75,6 @@ def write_svg(figure: "Figure") -> bytes:
     return buffer.getvalue()
 
 
-# -- the parts of a sink map ---------------------------------------------------------
 def tick_heads(axes: "Axes", layers: list[int], n_heads: int) -> None:
     """Number heads and layers, not closer than can be read."""
     every = -(-n_heads // 16)
@@ -139,56 +82,42 @@ def tick_heads(axes: "Axes", layers: list[int], n_heads: int) -> None:
     every = -(-len(layers) // 20)
     rows = range(0, len(layers), every)
     axes.set_yticks(rows, [str(layers[row]) for row in rows])
+    _shrink_text(axes)
+
+
+def style_lines(axes: Any) -> None:
+    """Make axes of lines or bars readable in a column, without a box around them."""
+    axes.spines[["top", "right"]].set_visible(False)
+    _shrink_text(axes)
+
+
+def _shrink_text(axes: Any) -> None:
     axes.tick_params(length=2, labelsize=7)
     axes.xaxis.label.set_fontsize(8)
     axes.yaxis.label.set_fontsize(8)
 
 
-def _write_numbers(axes: "Axes", density: Any) -> None:
-    bright = density > 0.55 * max(density.max(), 0.01)
-    for row, line in enumerate(density):
-        for head, value in enumerate(line):
-            colour = "black" if bright[row, head] else "white"
-            axes.text(
-                head,
-                row,
-                f"{value:.0%}"[:-1],
-                color=colour,
-                ha="center",
-                va="center",
-                fontsize=6.5,
-            )
+def add_bar(figure: Any, axes: Any, drawn: Any, *, label: str, **options: Any) -> Any:
+    """Add a colour bar with a small label; options are matplotlib's `colorbar`'s."""
+    bar = figure.colorbar(drawn, ax=axes, **{"pad": 0.02} | options)
+    bar.set_label(escape(label), size=8)
+    bar.ax.tick_params(length=2, labelsize=7)
+    return bar
 
 
-def _mark(
-    axes: "Axes", sink_map: SinkMap, *, item: int, donors: Mapping[int, int]
-) -> list[Any]:
-    """Mark densest heads and donors; return what the legend shows."""
-    from matplotlib.lines import Line2D
-    from matplotlib.patches import Rectangle
+def write_beside(axes: "Axes", row: int, text: str, *, size: float) -> None:
+    """Write a number at the right of a line of cells or marks."""
+    axes.annotate(
+        text,
+        (1.0, row),
+        xycoords=("axes fraction", "data"),
+        xytext=(3, 0),
+        textcoords="offset points",
+        va="center",
+        fontsize=size,
+    )
 
-    dot: dict[str, Any] = {
-        "marker": "o",
-        "markersize": 3,
-        "color": "white",
-        "markeredgecolor": "black",
-        "markeredgewidth": 0.6,
-        "linestyle": "none",
-    }
-    densest = sink_map.donors[item].tolist()
-    rows = [row for row, head in enumerate(densest) if head >= 0]
-    heads = [densest[row] for row in rows]
-    corner = 0.33 if sink_map.density.shape[-1] <= MOST_NUMBERED else 0.0
-    axes.plot([h + corner for h in heads], [r - corner for r in rows], **dot)
-    marks: list[Any] = [Line2D([], [], label="densest in its layer", **dot)]
-    frame: dict[str, Any] = {"fill": False, "edgecolor": DONOR, "linewidth": 1.6}
-    halo: dict[str, Any] = {"fill": False, "edgecolor": "white", "linewidth": 2.8}
-    for layer, head in donors.items():
-        if head >= 0 and layer in sink_map.layers:
-            row = sink_map.layers.index(layer)
-            place = head - 0.5, row - 0.5
-            axes.add_patch(Rectangle(place, 1, 1, zorder=3, **halo))
-            axes.add_patch(Rectangle(place, 1, 1, zorder=3, **frame))
-    if donors:
-        marks.append(Rectangle((0, 0), 1, 1, label="donor", **frame))
-    return marks
+
+def escape(name: str) -> str:
+    """Write a name so that its dollar signs begin no formula."""
+    return name.replace("$", r"\$")

@@ -3,25 +3,24 @@
 import base64
 import io
 import json
-import re
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from eah_interp.viz.pictures import LEAST_SIDE
+from eah_interp.tables import Table
+from eah_interp.viz.figures import write_svg
+from eah_interp.viz.overlays import LEAST_SIDE
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PARTS = ("page.html.jinja", "page_parts.html.jinja", "page.css.jinja")
-"""The frame of a page, its tables and figures, and its style sheet."""
+"""The frame of a page, its figures, and its style sheet."""
 
 LARGEST_SIDE = 1024
-"""Pictures are shrunk to this many pixels before they go into a page."""
-
-_NUMBER = re.compile(r"[+\-−–]?[\d.,]*(e[+-]?\d+)?( ?%)?( \[.*\])?\*?")  # noqa: RUF001
+"""Images are shrunk to this many pixels before they go into a page."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +36,7 @@ class Drawing:
 
     source: str
     text: str
-    tables: tuple[Any, ...] = ()
+    tables: tuple[Table, ...] = ()
     wide: bool = False
 
 
@@ -49,13 +48,11 @@ def embed_figure(figure: "Figure") -> str:
         >>> embed_figure(make_figure(height=1.0))[:26]
         'data:image/svg+xml;base64,'
     """
-    from eah_interp.viz.figures import write_svg
-
     return _as_uri("svg+xml", write_svg(figure))
 
 
 def embed_photo(figure: "Figure") -> str:
-    """Turn a figure that is made of pictures into a data URI, small whatever they hold.
+    """Turn a figure that is made of images into a data URI, small whatever they hold.
 
     Example:
         >>> from eah_interp.viz.figures import make_figure
@@ -74,7 +71,7 @@ def embed_photo(figure: "Figure") -> str:
 
 
 def embed_image(image: Image.Image) -> str:
-    """Turn a picture into a data URI: small ones with sharp pixels, large as JPEG.
+    """Turn an image into a data URI: small ones with sharp pixels, large as JPEG.
 
     Example:
         >>> embed_image(Image.new("RGB", (8, 8)))[:22]
@@ -92,7 +89,7 @@ def embed_image(image: Image.Image) -> str:
 
 
 def shrink(image: Image.Image) -> Image.Image:
-    """Make a picture no larger than a page needs it; small ones stay as they are.
+    """Make an image no larger than a page needs it; small ones stay as they are.
 
     Example:
         >>> shrink(Image.new("RGB", (4096, 1024))).size
@@ -109,7 +106,7 @@ def render_page(template: str, **values: Any) -> str:
     Args:
         template: A jinja2 template that extends `page.html.jinja` and fills its blocks
             `title`, `heading`, `contents` and `main`; `page_parts.html.jinja` has the
-            macros for tables and figures.
+            macro for figures. A `Table` is shown as it writes itself in HTML.
         **values: What the template names.
 
     Returns:
@@ -132,23 +129,10 @@ def render_page(template: str, **values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["align"] = align
     environment.filters["pretty"] = lambda value: json.dumps(
         value, indent=1, ensure_ascii=False
     )
     return environment.from_string(template).render(**values)
-
-
-def align(cell: str) -> str:
-    """Say how a cell is set: numbers to the right, those with a star bold.
-
-    Example:
-        >>> align("+0.12"), align("61*"), align("L1H6"), align("1.0 [0.5, 1.5]")
-        ('number', 'number star', '', 'number')
-    """
-    if not _NUMBER.fullmatch(cell) or not cell:
-        return ""
-    return "number star" if cell.endswith("*") else "number"
 
 
 def _as_uri(kind: str, content: bytes) -> str:

@@ -1,198 +1,154 @@
 """Figures of studies: effects with intervals, layer by layer, sinks beside errors."""
 
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import pandas as pd
+import numpy as np
 
-from eah_interp.errors import InputError, SettingsError
 from eah_interp.statistics import Effect, estimate_mean
-from eah_interp.studies.contrasts import Contrast
-from eah_interp.studies.scores import ALL, MATCHED
-from eah_interp.studies.summary import StudySummary
-from eah_interp.viz.figures import make_figure
-from eah_interp.viz.heads import style_lines
+from eah_interp.viz.figures import escape, make_figure, style_lines
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-MAIN, CUT = "#0072B2", "#D55E00"
-"""Blue, and vermilion for captions of one length: apart under every colour vision."""
+SERIES = (("#0072B2", "o"), ("#D55E00", "s"))
+"""Blue circles, then vermilion squares: apart under every colour vision."""
 
 
-ERRORS = {
-    "caption": "absent objects in the caption",
-    "yes_no": "false positives (%)",
-}
+LONGEST = 26
+"""Letters of a condition's name that are written."""
 
 
-def plot_effects(summary: StudySummary, metric: str | None = None) -> "Figure":
-    """Draw how each condition changes a metric, with intervals.
+def plot_effects(
+    series: Mapping[str, Mapping[str, Effect | None]], *, axis: str
+) -> "Figure":
+    """Draw effects by condition, with intervals.
 
-    A filled mark's interval lies on one side of zero. Beside CHAIR stands the change
-    with both captions cut to one length.
+    A filled mark's interval lies on one side of zero. Where an effect is undefined, it
+    says so.
 
     Args:
-        summary: What `summarise` returned.
-        metric: Which; CHAIR_S when None, or false positives where there are no
-            captions.
+        series: One or two, by name: the effect under each condition. The first has
+            every condition.
+        axis: What the effects are on.
 
     Returns:
         A matplotlib figure, one column wide.
 
     Raises:
-        SettingsError: If nothing was measured by that metric.
         ExtraMissingError: If matplotlib is not installed.
+
+    Example:
+        >>> effect = Effect(estimate=3.0, low=1.0, high=4.0, level=0.95, n=9)
+        >>> figure = plot_effects({"all": {"EAH": effect}}, axis="change (points)")
+        >>> [label.get_text() for label in figure.axes[0].get_yticklabels()]
+        ['EAH']
     """
-    chosen = _contrasts(summary, metric)
-    name = chosen[0].metric.name
-    cut = {
-        c.condition: c
-        for c in summary.contrasts
-        if c.metric.name == name + MATCHED and c.kind == ALL
-    }
-    figure = make_figure(height=0.95 + len(chosen) * (0.24 if cut else 0.17))
+    conditions = list(next(iter(series.values())))
+    several = len(series) > 1
+    figure = make_figure(height=0.95 + len(conditions) * (0.24 if several else 0.17))
     axes = figure.add_subplot()
     axes.axvline(0, color="0.5", linewidth=0.7, zorder=0)
-    shift = 0.16 if cut else 0.0
-    for row, contrast in enumerate(chosen):
-        _draw(axes, contrast.effect, row - shift, colour=MAIN, mark="o")
-        if contrast.condition in cut:
-            other = cut[contrast.condition]
-            _draw(axes, other.effect, row + shift, colour=CUT, mark="s")
-    axes.set_yticks(range(len(chosen)), [_safe(c.condition) for c in chosen])
-    axes.set_ylim(len(chosen) - 0.5, -0.5)
-    axes.set_xlabel(_axis(chosen[0]))
+    for number, (effects, look) in enumerate(
+        zip(series.values(), SERIES, strict=False)
+    ):
+        shift = 0.32 * number - 0.16 if several else 0.0
+        for row, condition in enumerate(conditions):
+            if condition in effects:
+                _draw(axes, effects[condition], row + shift, look=look)
+    axes.set_yticks(range(len(conditions)), [_shorten(name) for name in conditions])
+    axes.set_ylim(len(conditions) - 0.5, -0.5)
+    axes.set_xlabel(axis)
     style_lines(axes)
     axes.spines["left"].set_visible(False)
     axes.tick_params(axis="y", length=0)
-    if cut:
-        _legend(figure, [("as they are", MAIN, "o"), ("length-matched", CUT, "s")])
+    if several:
+        _explain_series(figure, dict(zip(series, SERIES, strict=False)))
     return figure
 
 
-def plot_layers(summary: StudySummary, metric: str | None = None) -> "Figure":
+def plot_layers(
+    series: Mapping[str, Sequence[tuple[int, Effect]]],
+    *,
+    layers: Sequence[int],
+    axis: str,
+) -> "Figure":
     """Draw the effect of patching one layer, layer by layer.
 
     Args:
-        summary: What `summarise` returned, of a study with such conditions.
-        metric: As for `plot_effects`.
+        series: One or two, by name: a layer and its effect, in order; one without
+            any is left out.
+        layers: The layers that were patched.
+        axis: What the effects are on.
 
     Returns:
         A matplotlib figure, one column wide.
 
     Raises:
-        InputError: If fewer than two conditions differ in their one layer alone.
-        SettingsError: If nothing was measured by that metric.
         ExtraMissingError: If matplotlib is not installed.
     """
-    layers = layers_of(summary)
-    if len(layers) < 2:
-        msg = (
-            "expected 2 conditions or more that differ in their one layer, got "
-            f"{len(layers)}; study sweep({{'layers': [(0,), (1,), (2,)]}})"
-        )
-        raise InputError(msg)
-    chosen = [c for c in _contrasts(summary, metric) if c.condition in layers]
     figure = make_figure(height=2.2)
     axes = figure.add_subplot()
     axes.axhline(0, color="0.5", linewidth=0.7, zorder=0)
-    name = chosen[0].metric.name
-    series = [(name, MAIN, "o", -0.08), (name + MATCHED, CUT, "s", 0.08)]
-    drawn = []
-    for which, colour, mark, shift in series:
-        found = sorted(
-            (layers[c.condition], c.effect)
-            for c in summary.contrasts
-            if c.metric.name == which and c.kind == ALL and c.condition in layers
-            if c.effect is not None and c.metric.task == chosen[0].metric.task
-        )
+    drawn = {}
+    pairs = zip(series.items(), SERIES, strict=False)
+    for number, ((name, found), look) in enumerate(pairs):
         if not found:
             continue
-        drawn.append((which, colour, mark))
+        drawn[name] = look
+        shift = 0.16 * number - 0.08
         places = [layer + shift for layer, _ in found]
-        axes.plot(places, [e.estimate for _, e in found], color=colour, linewidth=0.8)
+        estimates = [effect.estimate for _, effect in found]
+        axes.plot(places, estimates, color=look[0], linewidth=0.8)
         for place, (_, effect) in zip(places, found, strict=True):
-            _draw(axes, effect, place, colour=colour, mark=mark, upright=True)
-    axes.set_xticks(sorted(layers.values()))
+            _draw(axes, effect, place, look=look, upright=True)
+    axes.set_xticks(sorted(layers))
     axes.set_xlabel("patched decoder layer")
-    axes.set_ylabel(_axis(chosen[0]))
+    axes.set_ylabel(axis)
     style_lines(axes)
     if len(drawn) > 1:
-        _legend(figure, [(which, c, m) for which, c, m in drawn])
+        _explain_series(figure, drawn)
     return figure
 
 
-def plot_density(table: pd.DataFrame, *, task: str) -> "Figure":
-    """Draw the density of each picture's densest shallow head against its errors.
+def plot_densities(
+    densest: Sequence[float], errors: Sequence[float], *, axis: str
+) -> "Figure":
+    """Draw the density of each image's densest shallow head against its errors.
 
-    Dots are pictures, moved a little apart; marks are means of fifths of them by
+    Dots are images, moved a little apart; marks are means of fifths of them by
     density, with Student's intervals.
 
     Args:
-        table: What `density_and_errors` returned.
-        task: `"caption"` or `"yes_no"`.
+        densest: Densities, in [0, 1].
+        errors: Errors of the same images.
+        axis: What the errors are.
 
     Returns:
         A matplotlib figure, one column wide.
 
     Raises:
-        InputError: If there are no pictures of that task.
         ExtraMissingError: If matplotlib is not installed.
     """
-    import numpy as np
-
-    part = table[table.task == task]
-    if part.empty:
-        msg = f"expected pictures with densities and errors of {task!r}, got none"
-        raise InputError(msg)
     figure = make_figure(height=2.2)
     axes = figure.add_subplot()
-    x = 100 * part.densest.to_numpy(dtype=float)
-    y = part.error.to_numpy(dtype=float)
+    x = 100 * np.asarray(densest, dtype=float)
+    y = np.asarray(errors, dtype=float)
+    # equal counts of errors would hide each other
     step = min(np.diff(np.unique(y)), default=1.0)
     rng = np.random.default_rng(0)
     moved = y + rng.uniform(-0.06, 0.06, len(y)) * step
     axes.scatter(x, moved, s=7, color="0.6", alpha=0.6, linewidths=0, zorder=1)
     for group in np.array_split(np.argsort(x, kind="stable"), 5):
-        if len(group) < 2:
+        if len(group) < 2:  # one image has no interval
             continue
         mean = estimate_mean(y[group].tolist())
         place = float(np.median(x[group]))
-        _draw(axes, mean, place, colour=MAIN, mark="o", upright=True, filled=True)
+        _draw(axes, mean, place, look=SERIES[0], upright=True, filled=True)
     axes.set_xlabel("density of the densest head of layers 0 and 1 (%)")
-    axes.set_ylabel(ERRORS[task])
+    axes.set_ylabel(axis)
     style_lines(axes)
     return figure
-
-
-def layers_of(summary: StudySummary) -> dict[str, int]:
-    """List conditions that broadcast the densest head in one layer each.
-
-    Of those that are alike but for the layer, the largest group.
-
-    Returns:
-        The layer, by condition.
-    """
-    groups: dict[str, dict[str, int]] = {}
-    for condition in summary.manifest.conditions:
-        eah = condition.get("eah") or {}
-        if eah.get("donor") == "densest" and len(eah.get("layers", ())) == 1:
-            rest = str({k: v for k, v in eah.items() if k != "layers"})
-            groups.setdefault(rest, {})[str(condition["name"])] = eah["layers"][0]
-    return max(groups.values(), key=len, default={})
-
-
-def _contrasts(summary: StudySummary, metric: str | None) -> list[Contrast]:
-    for name in ("CHAIR_S", "false positives") if metric is None else (metric,):
-        found = [
-            c for c in summary.contrasts if c.metric.name == name and c.kind == ALL
-        ]
-        if found:
-            task = found[0].metric.task
-            return [c for c in found if c.metric.task == task]
-    names = sorted({c.metric.name for c in summary.contrasts})
-    msg = f"metric must be one of {', '.join(names) or 'none: no contrasts'}, got "
-    raise SettingsError(msg + repr(metric))
 
 
 def _draw(
@@ -200,12 +156,12 @@ def _draw(
     effect: Effect | None,
     place: float,
     *,
-    colour: str,
-    mark: str,
+    look: tuple[str, str],
     upright: bool = False,
     filled: bool | None = None,
 ) -> None:
-    """Draw an estimate with its interval; where it is undefined, say so."""
+    """Draw an estimate with its interval, or write that it is undefined."""
+    colour, mark = look
     if effect is None:
         if not upright:
             axes.annotate(
@@ -228,18 +184,12 @@ def _draw(
     )
 
 
-def _axis(contrast: Contrast) -> str:
-    name = contrast.metric.name
-    unit = "points" if contrast.metric.percent else "a caption"
-    return f"change of {name} ({unit})"
-
-
-def _legend(figure: "Figure", entries: list[tuple[str, str, str]]) -> None:
+def _explain_series(figure: "Figure", looks: Mapping[str, tuple[str, str]]) -> None:
     from matplotlib.lines import Line2D
 
     handles = [
-        Line2D([], [], color=colour, marker=mark, markersize=4, label=label)
-        for label, colour, mark in entries
+        Line2D([], [], color=colour, marker=mark, markersize=4, label=name)
+        for name, (colour, mark) in looks.items()
     ]
     figure.legend(
         handles=handles,
@@ -250,7 +200,6 @@ def _legend(figure: "Figure", entries: list[tuple[str, str, str]]) -> None:
     )
 
 
-def _safe(name: str) -> str:
-    """Write a condition's name so that dollar signs are no formulas; not too long."""
-    short = name if len(name) <= 26 else name[:25] + "…"
-    return short.replace("$", r"\$")
+def _shorten(name: str) -> str:
+    """Write a condition's name, not too long for a column."""
+    return escape(name if len(name) <= LONGEST else name[: LONGEST - 1] + "…")

@@ -18,31 +18,6 @@ from PIL import Image
 from eah_interp.errors import ExtraMissingError, SettingsError
 from eah_interp.files import make_folder, save_bytes
 
-
-def write_labels(
-    tokens: Sequence[str], thumbnails: Mapping[int, Image.Image]
-) -> list[str]:
-    """Write tokens as HTML, some as pictures, without a space inside a tag.
-
-    CircuitsVis turns every space of a token into a hard one; a slash parts attributes
-    too.
-
-    Args:
-        tokens: HTML of each token, escaped.
-        thumbnails: Pictures that stand before a token, by its number.
-    """
-    labels = list(tokens)
-    for number, picture in thumbnails.items():
-        buffer = io.BytesIO()
-        picture.save(buffer, format="PNG")
-        data = base64.b64encode(buffer.getvalue()).decode()
-        labels[number] = (
-            f'<img/src="data:image/png;base64,{data}"/height="{picture.height}"/alt=""'
-            f'/style="vertical-align:middle">{tokens[number]}'
-        )
-    return labels
-
-
 BUNDLE = Path("dist") / "cdn" / "iife.js"
 """CircuitsVis's JavaScript, inside its package."""
 
@@ -80,7 +55,7 @@ class Widget:
             `ColoredTokens` or `ColoredTokensMulti`.
         properties: What it is given; text, numbers and lists.
         caption: What it shows.
-        thumbnails: Pictures that stand before tokens, by the token's number. Coloured
+        thumbnails: Images that stand before tokens, by the token's number. Coloured
             tokens alone can show them.
 
     Raises:
@@ -217,6 +192,30 @@ def read_bundle() -> str:
 def restart_sharing() -> None:
     """Let the next widget that is shown bring the JavaScript again."""
     _SHARING.cell = _SHARING.run = None
+
+
+def write_labels(
+    tokens: Sequence[str], thumbnails: Mapping[int, Image.Image]
+) -> list[str]:
+    """Write tokens as HTML, some as images, without a space inside a tag.
+
+    CircuitsVis turns every space of a token into a hard one; a slash parts attributes
+    too.
+
+    Args:
+        tokens: HTML of each token, escaped.
+        thumbnails: Images that stand before a token, by its number.
+    """
+    labels = list(tokens)
+    for number, image in thumbnails.items():
+        buffer = io.BytesIO()
+        image.save(buffer, format="PNG")
+        data = base64.b64encode(buffer.getvalue()).decode()
+        labels[number] = (
+            f'<img/src="data:image/png;base64,{data}"/height="{image.height}"/alt=""'
+            f'/style="vertical-align:middle">{tokens[number]}'
+        )
+    return labels
 
 
 def _write_script(value: Any) -> str:

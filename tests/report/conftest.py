@@ -3,7 +3,8 @@
 import pytest
 
 import eah_interp as eah
-from eah_interp.report import inspect_image, inspect_subject, write_report
+from eah_interp.report import inspect_image, write_report
+from eah_interp.report.inspect import inspect_subject
 from eah_interp.report.subjects import choose_subject
 from tests.studies.made import caption, make_run, patch, question
 

@@ -118,8 +118,8 @@ def test_stars_in_the_donors_table_are_its_sinks(found, read):
 def test_heads_before_and_after_are_the_scores_of_the_broadcast(found, read):
     scores = found.broadcast.scores
     judged = scores.columns[0]
-    for title, run in (("before", scores.plain), ("after", scores.patched)):
-        _, *rows = read.table(f"Layer 0, {title} EAH: score / sink threshold")
+    for title, run in scores.runs.items():
+        _, *rows = read.table(f"Layer 0, {title}: score / sink threshold")
         shown = torch.tensor([numbers(row[1:]) for row in rows])
         expected = run.ratio[0, 0][:, judged]
         assert shown.shape == expected.shape
@@ -136,18 +136,18 @@ def test_attention_on_the_page_is_that_of_the_last_position(found, read):
     assert patterns.names[0] == donor
     assert len(patterns.names) == 2
     for name in patterns.names:
-        _, *rows = read.table(f"{name}, before EAH, image: attention in %")
+        _, *rows = read.table(f"{name}, plain, image: attention in %")
         shown = torch.tensor([numbers(row[1:]) for row in rows])
         (grid,) = patterns.picture(name)
         assert (shown - 100 * grid).abs().max() <= 0.0051
-    after = [read.table(f"{n}, after EAH, image") for n in patterns.names]
+    after = [read.table(f"{n}, patched, image") for n in patterns.names]
     assert after[0] == after[1]
 
 
 def test_settings_versions_and_model_are_stated(found, read):
     settings = read.table("Settings of EAH")[1:]
     assert [row[0] for row in settings] == [f.name for f in dataclasses.fields(eah.EAH)]
-    assert settings[0][1] == "0, 1"
+    assert {row[0]: row[1] for row in settings}["layers"] == "0, 1"
     facts = dict(read.table("Model and versions")[1:])
     for name in ("python", "torch", "transformers", "nnsight", "eah_interp"):
         assert facts[f"version of {name}"] == found.versions[name]
@@ -242,7 +242,7 @@ def test_tokens_without_a_place_have_densities_but_no_picture(tmp_path):
     found = inspect_image(model, random_image(), "What?", max_new_tokens=1)
     assert not found.span.spatial
     text = Page(write_report(found, tmp_path / "b.html").read_text()).text
-    assert "sinks are not drawn on the picture" in text
+    assert "sinks are not drawn on the image" in text
     assert "Sink density in %" in text
 
 

@@ -12,9 +12,8 @@ from eah_interp.errors import SettingsError, UnsupportedError
 from eah_interp.lvlm import ImagePart, ImageSpan
 from eah_interp.testing import FAMILIES, random_image
 from eah_interp.viz import plot_attention
-from eah_interp.viz.figures import COLUMN_WIDTH
-from eah_interp.viz.heads import PAGE_WIDTH
-from eah_interp.viz.pictures import OPAQUE, POSITIVE, draw_heat
+from eah_interp.viz.figures import COLUMN_WIDTH, PAGE_WIDTH
+from eah_interp.viz.overlays import OPAQUE, POSITIVE, draw_heat
 from tests.tiny_families import encode, share_model
 
 FULL = tuple(round(255 + OPAQUE * (c - 255)) for c in POSITIVE)

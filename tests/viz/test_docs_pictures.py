@@ -26,10 +26,6 @@ def test_every_figure_of_the_package_is_in_the_gallery():
     drawn_by = {  # a result's own `.plot`
         "plot_attention": "patterns.plot(image)",
         "plot_donors": "scores.plot()",
-        "plot_heads": "heads.plot(target)",
-        "plot_lens": "lens.plot()",
-        "plot_logits": "heads.plot_logits(",
-        "plot_picture": "patches.plot(image)",
         "plot_sink_map": "sinks.plot()",
     }
     missing = {name for name in public if drawn_by.get(name, name) not in text}

@@ -7,7 +7,7 @@ import eah_interp as eah
 from eah_interp.attribution import attribute_heads, logit_lens, score_broadcast
 from eah_interp.errors import InputError, SettingsError
 from eah_interp.testing import random_image
-from eah_interp.viz import list_logits, plot_donors, plot_logits
+from eah_interp.viz import plot_donors
 from eah_interp.viz.figures import COLUMN_WIDTH
 from eah_interp.viz.heads import MARKS
 
@@ -33,11 +33,11 @@ def test_cells_are_the_frames_ratios_before_and_after(scored, layer):
     before, after, bar = figure.axes
     table = scored.frame()
     table = table[table["layer"] == layer]
-    for axes, title, run in ((before, "before", "plain"), (after, "after", "patched")):
+    for axes, run in ((before, "plain"), (after, "patched")):
         wide = table.pivot_table(index="head", columns="read_at", values=f"{run}_ratio")
         shown = np.asarray(axes.images[0].get_array())
         np.testing.assert_allclose(shown, wide.to_numpy())
-        assert axes.get_title() == title
+        assert axes.get_title() == run
         density = table.groupby("head")[f"{run}_sink"].mean()
         written = [text.get_text() for text in axes.texts]
         assert written == [f"{value:.0%}" for value in density]
@@ -102,7 +102,7 @@ def points(axes):
 def test_marks_are_the_tables_logits_and_the_change_is_written(found):
     figure = found.plot_logits(present=["boat"])
     axes = figure.axes[0]
-    table = list_logits(found, present=["boat"])
+    table = found.list_logits(present=["boat"])
     assert table["object"].tolist() == ["boat", "dog", "cup"]
     assert table["present"].tolist() == [True, False, False]
     own = found.frame()
@@ -117,32 +117,32 @@ def test_marks_are_the_tables_logits_and_the_change_is_written(found):
     labels = [label.get_text() for label in axes.get_yticklabels()]
     assert labels == ["boat", "dog", "cup"]
     legend = [text.get_text() for text in figure.legends[0].texts]
-    assert legend == ["plain", "patched", "in the picture", "not in the picture"]
+    assert legend == ["plain", "patched", "in the image", "not in the image"]
     assert figure.get_size_inches()[0] == COLUMN_WIDTH
     assert smallest_text(figure) >= 6
 
 
 def test_present_and_absent_differ_by_shape_and_place(found):
-    axes = plot_logits(found, present=["boat"]).axes[0]
+    axes = found.plot_logits(present=["boat"]).axes[0]
     shapes = [marks[0][1] for marks in points(axes)]
     assert shapes == ["o", "D", "D"]
     dashed = [line for line in axes.lines if len(set(line.get_ydata())) == 1]
     assert 0.5 in [line.get_ydata()[0] for line in dashed]
-    assert {marks[0][1] for marks in points(plot_logits(found).axes[0])} == {"o"}
+    assert {marks[0][1] for marks in points(found.plot_logits().axes[0])} == {"o"}
 
 
 def test_a_lens_gives_the_same_logits(found):
     lens = logit_lens(
         eah.load(), IMAGE, objects=["dog", "boat", "cup"], patch=eah.EAH()
     )
-    ours, theirs = list_logits(lens), list_logits(found)
+    ours, theirs = lens.list_logits(), found.list_logits()
     for name in ("plain", "patched", "change"):
         np.testing.assert_allclose(ours[name], theirs[name], atol=1e-4)
 
 
 def test_a_plain_run_alone_has_no_change_and_items_are_told_apart():
     found = attribute_heads(eah.load(), [IMAGE, IMAGE], objects=["dog"])
-    axes = plot_logits(found).axes[0]
+    axes = found.plot_logits().axes[0]
     assert not axes.texts
     labels = [label.get_text() for label in axes.get_yticklabels()]
     assert labels == ["dog (0)", "dog (1)"]
@@ -150,4 +150,4 @@ def test_a_plain_run_alone_has_no_change_and_items_are_told_apart():
 
 def test_present_objects_that_were_not_read_are_refused(found):
     with pytest.raises(SettingsError, match="present names none of the objects"):
-        plot_logits(found, present=["whale"])
+        found.plot_logits(present=["whale"])

@@ -12,10 +12,10 @@ from eah_interp.attribution import attribute_heads, attribute_patches, logit_len
 from eah_interp.errors import ExtraMissingError, SettingsError, UnsupportedError
 from eah_interp.lvlm import ImagePart
 from eah_interp.testing import random_image
-from eah_interp.viz import plot_heads, plot_lens, plot_picture, plot_targets, plot_top
-from eah_interp.viz.figures import COLUMN_WIDTH
-from eah_interp.viz.heads import PAGE_WIDTH
-from eah_interp.viz.pictures import NEGATIVE, POSITIVE, draw_heat
+from eah_interp.viz import plot_targets, plot_top
+from eah_interp.viz.figures import COLUMN_WIDTH, PAGE_WIDTH
+from eah_interp.viz.heads import plot_heads
+from eah_interp.viz.overlays import NEGATIVE, POSITIVE, draw_heat
 
 IMAGE = random_image(2, width=48, height=40)
 
@@ -111,7 +111,7 @@ def test_bars_by_plain_effect(heads):
 
 
 def test_curves_are_the_lens_by_layer(lens):
-    figure = plot_lens(lens, 1, of="probability")
+    figure = lens.plot(1, of="probability")
     curves = lens.curves(1, of="probability")
     lines = {line.get_label(): line for line in figure.axes[0].lines}
     assert len(lines) == 6
@@ -175,7 +175,7 @@ def test_panels_on_the_picture_are_the_runs_and_the_change(patches):
 
 def test_a_plain_run_alone_fits_a_column(asked):
     found = attribute_patches(*asked[0], objects=["dog"])
-    figure = plot_picture(found, IMAGE)
+    figure = found.plot(IMAGE)
     assert figure.get_size_inches()[0] <= COLUMN_WIDTH
     assert len(figure.axes) == 2
 
@@ -184,11 +184,11 @@ def test_a_plain_run_alone_fits_a_column(asked):
 
 
 def test_targets_that_are_not_there_are_refused(heads, patches, lens):
-    for draw in (plot_top, plot_lens):
+    for draw in (heads.plot_top, lens.plot):
         with pytest.raises(SettingsError, match="target 2 does not exist"):
-            draw(heads if draw is plot_top else lens, 2)
+            draw(2)
     with pytest.raises(SettingsError, match="target 2 does not exist"):
-        plot_picture(patches, IMAGE, target=2)
+        patches.plot(IMAGE, target=2)
 
 
 def test_without_matplotlib_the_extra_is_named(monkeypatch, heads):

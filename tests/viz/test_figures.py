@@ -10,7 +10,8 @@ from eah_interp.errors import ExtraMissingError, InputError
 from eah_interp.interventions import SinkMap
 from eah_interp.lvlm import ImagePart, ImageSpan
 from eah_interp.viz import plot_sink_map, plot_sinks
-from eah_interp.viz.figures import COLUMN_WIDTH, MOST_NUMBERED
+from eah_interp.viz.figures import COLUMN_WIDTH
+from eah_interp.viz.sinks import MOST_NUMBERED
 
 
 def make_map(n_layers=3, n_heads=4, *, n_items=2, n_columns=10):
@@ -80,7 +81,7 @@ def test_a_panel_for_the_picture_and_for_each_head():
     span = ImageSpan(0, 0, 0, 4, (0, 1, 2, 3), (part,))
     image = Image.new("RGB", (600, 300), "white")
     figure = plot_sinks(image, span, columns={"L1H3": [0], "L0H2": [1, 2]})
-    assert [axes.get_title() for axes in figure.axes] == ["picture", "L1H3", "L0H2"]
+    assert [axes.get_title() for axes in figure.axes] == ["image", "L1H3", "L0H2"]
     assert all(
         axes.images[0].get_array().shape == (300, 600, 3) for axes in figure.axes
     )

@@ -7,7 +7,7 @@ from PIL import Image
 from eah_interp.errors import InputError, UnsupportedError
 from eah_interp.lvlm import ImagePart, ImageSpan
 from eah_interp.viz import draw_sinks
-from eah_interp.viz.pictures import DIMMED
+from eah_interp.viz.overlays import DIMMED
 
 SIDE = 480
 
@@ -78,7 +78,7 @@ def test_a_small_picture_is_enlarged_by_a_whole_factor_and_left_alone():
 
 def test_tokens_without_a_place_are_refused():
     white = Image.new("RGB", (SIDE, SIDE), "white")
-    with pytest.raises(UnsupportedError, match="stand for places in the picture"):
+    with pytest.raises(UnsupportedError, match="stand for places in the image"):
         draw_sinks(white, ImageSpan(0, 0, 1, 3, (1, 2), ()), columns=[1])
     unknown = span_of(ImagePart("image", grid(0, 2, 2), None))
     with pytest.raises(UnsupportedError, match="expected to know which region"):

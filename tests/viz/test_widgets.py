@@ -20,12 +20,11 @@ from eah_interp.viz import (
     group_patterns,
     restart_sharing,
     save_page,
-    share_page,
     show_attention,
     show_tokens,
 )
 from eah_interp.viz.circuits import HEIGHT, cut_groups
-from eah_interp.viz.widgets import ELEMENTS, MISSING, read_bundle
+from eah_interp.viz.widgets import ELEMENTS, MISSING, read_bundle, share_page
 from tests.viz.browser import start
 
 pytest.importorskip("circuitsvis", reason="no circuitsvis: pip install '.[viz]'")
@@ -269,7 +268,7 @@ def test_what_cannot_be_shown_is_refused(found, tmp_path):
     row = read_patterns(eah.load(), IMAGE, heads=["L1H3"])
     with pytest.raises(SettingsError, match=r'read_patterns\(..., query="all"\)'):
         show_attention(row)
-    with pytest.raises(InputError, match="expected 1 pictures of item 0, got 2"):
+    with pytest.raises(InputError, match="expected 1 images, got 2"):
         show_tokens(found, images=[IMAGE, IMAGE])
     with pytest.raises(SettingsError, match="row 400 was not read"):
         show_tokens(found, query=400)

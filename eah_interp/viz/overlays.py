@@ -1,26 +1,25 @@
-"""Vision sinks drawn on the picture, by the real patch grid."""
+"""Numbers of image tokens drawn on the image, where their patches were cut."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageEnhance
 
-from eah_interp.attribution.patches import PictureAttribution
-from eah_interp.attribution.patches import RunOrChange as Run
-from eah_interp.attribution.patterns import HeadPatterns
 from eah_interp.errors import UnsupportedError
 from eah_interp.lvlm.spans import Box, ImagePart, ImageSpan
-from eah_interp.viz.figures import COLUMN_WIDTH, make_figure
-from eah_interp.viz.heads import PAGE_WIDTH, check_target, name_target
+from eah_interp.viz.figures import COLUMN_WIDTH, PAGE_WIDTH, add_bar, make_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch import Tensor
 
+# ---- Vision sinks, lit on a dimmed image.
+
 OUTLINE = "#FFD000"
-"""A yellow that stands out from the dimmed picture under every colour vision."""
+"""A yellow that stands out from the dimmed image under every colour vision."""
 
 
 DIMMED = 0.35
@@ -28,30 +27,30 @@ DIMMED = 0.35
 
 
 LEAST_SIDE = 480
-"""Smaller pictures are enlarged by a whole factor, pixels kept sharp."""
+"""Smaller images are enlarged by a whole factor, pixels kept sharp."""
 
 
 def draw_sinks(
     image: Image.Image, span: ImageSpan, *, columns: Iterable[int]
 ) -> Image.Image:
-    """Show which places of a picture are vision sinks.
+    """Show which places of an image are vision sinks.
 
     Their patches keep their colours and are outlined; the rest is dimmed. Where a model
     looks twice (an overview and crops), a place is lit if either token is a sink. Sinks
     without a place, such as newline vectors, are left out.
 
     Args:
-        image: The original picture.
-        span: Its span in the prompt, found with the picture's size.
-        columns: Positions of its vision sinks; none is a picture dimmed all over.
+        image: The original image.
+        span: Its span in the prompt, found with the image's size.
+        columns: Positions of its vision sinks; none is an image dimmed all over.
 
     Returns:
-        A copy, enlarged where the picture is small.
+        A copy, enlarged where the image is small.
 
     Raises:
-        UnsupportedError: The image tokens have no place in the picture (learned
+        UnsupportedError: The image tokens have no place in the image (learned
             queries), or it is not known which part of it they show.
-        InputError: A column holds none of this picture's image tokens.
+        InputError: A column holds none of this image's image tokens.
 
     Example:
         >>> from eah_interp.lvlm import ImagePart, ImageSpan
@@ -64,19 +63,19 @@ def draw_sinks(
     """
     if not span.spatial:
         raise UnsupportedError(
-            "expected image tokens that stand for places in the picture, got learned "
+            "expected image tokens that stand for places in the image, got learned "
             "queries or a layout that is not known; look at densities instead"
         )
     sinks = frozenset(columns)
     boxes = [box for box in map(span.place, sorted(sinks)) if box is not None]
-    factor = max(1, math.ceil(LEAST_SIDE / max(image.size)))
-    size = image.width * factor, image.height * factor
-    bright = image.convert("RGB").resize(size, Image.Resampling.NEAREST)
+    bright = _enlarge(image.convert("RGB"))
+    size = bright.size
     dim = ImageEnhance.Brightness(ImageEnhance.Color(bright).enhance(DIMMED))
     lit = Image.new("1", size)
     light = ImageDraw.Draw(lit)
     for box in boxes:
         left, top, right, bottom = scale_box(box, size)
+        # Pillow paints the last row and column too: they are the next patch's
         light.rectangle((left, top, right - 1, bottom - 1), fill=1)
     drawn = Image.composite(bright, dim.enhance(DIMMED), lit)
     pen = ImageDraw.Draw(drawn)
@@ -92,6 +91,44 @@ def draw_sinks(
                 width=width,
             )
     return drawn
+
+
+def plot_sinks(
+    image: Image.Image, span: ImageSpan, *, columns: Mapping[str, Iterable[int]]
+) -> "Figure":
+    """Draw an image beside copies that show the sinks of one head each.
+
+    Args:
+        image: The original image.
+        span: Its span in the prompt.
+        columns: By title, positions of vision sinks.
+
+    Returns:
+        A matplotlib figure, a panel for the image and one for each title.
+
+    Raises:
+        UnsupportedError: As for `draw_sinks`.
+        InputError: As for `draw_sinks`.
+        ExtraMissingError: If matplotlib is not installed.
+    """
+    panels = {"image": image}
+    for title, sinks in columns.items():
+        panels[title] = draw_sinks(image, span, columns=sinks)
+    side = 2.4
+    height = side * _shape(image) + 0.35
+    figure = make_figure(width=side * len(panels), height=height)
+    all_axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axes, (title, panel) in zip(all_axes, panels.items(), strict=True):
+        axes.imshow(panel, interpolation="nearest")
+        axes.set_title(title, size=9)
+        axes.set_axis_off()
+    return figure
+
+
+def _enlarge(image: Image.Image) -> Image.Image:
+    factor = max(1, math.ceil(LEAST_SIDE / max(image.size)))
+    size = image.width * factor, image.height * factor
+    return image.resize(size, Image.Resampling.NEAREST)
 
 
 def find_edges(part: ImagePart, sinks: frozenset[int]) -> list[Box]:
@@ -121,7 +158,7 @@ def find_edges(part: ImagePart, sinks: frozenset[int]) -> list[Box]:
 
 
 def scale_box(box: Box, size: tuple[int, int]) -> tuple[int, int, int, int]:
-    """Turn fractions of a picture into pixels."""
+    """Turn fractions of an image into pixels."""
     width, height = size
     left, top, right, bottom = box
     return (
@@ -132,7 +169,7 @@ def scale_box(box: Box, size: tuple[int, int]) -> tuple[int, int, int, int]:
     )
 
 
-# ---- Effects of image tokens drawn on the picture, by the real patch grid.
+# ---- Effects of image tokens, signs told apart.
 
 
 POSITIVE, NEGATIVE = (84, 39, 136), (179, 88, 6)
@@ -140,80 +177,77 @@ POSITIVE, NEGATIVE = (84, 39, 136), (179, 88, 6)
 
 
 PALE = 0.35
-"""How much of the grey picture stays under the colours; the rest is white."""
+"""How much of the grey image stays under the colours; the rest is white."""
 
 
 OPAQUE = 0.9
 """How much of the strongest colour is opaque."""
 
 
-def plot_picture(
-    found: PictureAttribution,
+def plot_effects(
     image: Image.Image,
+    parts: Sequence[ImagePart],
     *,
-    target: int = 0,
-    heads: Sequence[tuple[int, int]] | None = None,
-    sign: Any = "both",
-    number: int = 0,
+    grids: Mapping[str, Sequence["Tensor"]],
+    label: str,
     outlined: Iterable[int] = (),
 ) -> "Figure":
-    """Draw a target's effects on the picture, plain, patched and the change.
+    """Draw effects of image tokens on the image, a column of panels for each run.
 
     Colour is opaque at the largest effect and clear at zero, on one scale for all
-    panels. Where a model looks at a picture several times (an overview and crops), each
+    panels. Where a model looks at an image several times (an overview and crops), each
     way has a row of panels.
 
     Args:
-        found: What `attribute_patches` returned.
-        image: The original picture.
-        target: Which target.
-        heads: Layers and heads to sum over; all when None.
-        sign: Sum `"both"` signs, or only `"positive"` or `"negative"` effects.
-        number: Which picture of the target's row it is.
+        image: The original image.
+        parts: Its grids of image tokens.
+        grids: By run, the effects of each part's tokens; NaN where there is none.
+        label: What the numbers are.
         outlined: Positions of image tokens to outline, such as vision sinks.
 
     Returns:
         A matplotlib figure, one column wide, of several panels a page.
 
     Raises:
-        UnsupportedError: If image tokens have no known place in the picture.
-        SettingsError: If a target, head or picture does not exist.
+        UnsupportedError: If it is not known which part of the image a grid shows.
         ExtraMissingError: If matplotlib is not installed.
     """
-    check_target(found.targets, target)
-    span = found.span(target, image=number)
-    runs: tuple[Run, ...] = ("plain",)
-    if found.patched is not None:
-        runs = ("plain", "patched", "change")
-    grids = {
-        run: found.picture(target, heads=heads, run=run, sign=sign, image=number)
-        for run in runs
-    }
-    most = max(_largest(grid) for of_run in grids.values() for grid in of_run) or 1.0
-    kinds = list(dict.fromkeys(part.name for part in span.parts))
-    shape = min(max(image.height / image.width, 0.4), 2.5)
-    width = COLUMN_WIDTH if len(runs) * len(kinds) == 1 else PAGE_WIDTH
-    side = min((width - 0.9) / len(runs), 2.5)
-    figure = make_figure(
-        width=side * len(runs) + 0.9, height=(side * shape + 0.25) * len(kinds) + 0.1
-    )
-    all_axes = figure.subplots(len(kinds), len(runs), squeeze=False)
+    every = [grid for of_run in grids.values() for grid in of_run]
+    most = max(float(grid.nan_to_num().abs().max()) for grid in every) or 1.0
+    kinds = _list_kinds(parts)
+    width = COLUMN_WIDTH if len(grids) * len(kinds) == 1 else PAGE_WIDTH
+    side = min((width - 0.9) / len(grids), 2.5)
+    height = (side * _shape(image) + 0.25) * len(kinds) + 0.1
+    figure = make_figure(width=side * len(grids) + 0.9, height=height)
+    all_axes = figure.subplots(len(kinds), len(grids), squeeze=False)
     for line, kind in zip(all_axes, kinds, strict=True):
-        for axes, run in zip(line, runs, strict=True):
-            parts = [
-                (part, grid)
-                for part, grid in zip(span.parts, grids[run], strict=True)
-                if part.name == kind
-            ]
-            drawn = draw_heat(image, parts, most=most, outlined=outlined)
-            axes.imshow(drawn, interpolation="auto")
+        for axes, (run, of_run) in zip(line, grids.items(), strict=True):
+            heat = draw_heat(
+                image, _choose(parts, of_run, kind), most=most, outlined=outlined
+            )
+            axes.imshow(heat, interpolation="auto")
             axes.set_title(run if len(kinds) == 1 else f"{run}, {kind}", size=8)
             axes.set_xticks([])
             axes.set_yticks([])
-    name = name_target(found.targets[target])
-    what = "effect on" if found.method == "contribution" else "attention x gradient of"
-    _add_effect_bar(figure, all_axes, most=most, label=f"{what} {name} (logit)")
+    _add_effect_bar(figure, list(all_axes.flat), most=most, label=label)
     return figure
+
+
+def _list_kinds(parts: Sequence[ImagePart]) -> list[str]:
+    """List the ways in which a model looks at an image: overview, crop, tile."""
+    return list(dict.fromkeys(part.name for part in parts))
+
+
+def _choose(
+    parts: Sequence[ImagePart], grids: Sequence["Tensor"], kind: str
+) -> list[tuple[ImagePart, "Tensor"]]:
+    pairs = zip(parts, grids, strict=True)
+    return [(part, grid) for part, grid in pairs if part.name == kind]
+
+
+def _shape(image: Image.Image) -> float:
+    """Return height over width of a panel; very long images have wider panels."""
+    return min(max(image.height / image.width, 0.4), 2.5)
 
 
 def draw_heat(
@@ -223,20 +257,20 @@ def draw_heat(
     most: float,
     outlined: Iterable[int] = (),
 ) -> Image.Image:
-    """Colour the patches of a pale grey copy of a picture by their effects.
+    """Colour the patches of a pale grey copy of an image by their effects.
 
     Args:
-        image: The original picture.
+        image: The original image.
         parts: Grids of image tokens that do not overlap, each with its numbers; NaN
             leaves a patch as it is.
         most: The number that gets the strongest colour.
         outlined: Positions of image tokens to outline.
 
     Returns:
-        The copy, enlarged where the picture is small.
+        The copy, enlarged where the image is small.
 
     Raises:
-        UnsupportedError: If it is not known which part of the picture a grid shows.
+        UnsupportedError: If it is not known which part of the image a grid shows.
 
     Example:
         >>> import torch
@@ -246,9 +280,8 @@ def draw_heat(
         >>> heat.getpixel((100, 9)), heat.getpixel((300, 9))
         ((255, 255, 255), (101, 60, 148))
     """
-    factor = max(1, math.ceil(LEAST_SIDE / max(image.size)))
-    size = image.width * factor, image.height * factor
-    grey = image.convert("L").convert("RGB").resize(size, Image.Resampling.NEAREST)
+    grey = _enlarge(image.convert("L").convert("RGB"))
+    size = grey.size
     pale = Image.blend(Image.new("RGB", size, "white"), grey, PALE)
     colours = Image.new("RGB", size)
     opaque = Image.new("L", size)
@@ -277,7 +310,7 @@ def draw_heat(
     drawn = Image.composite(colours, pale, opaque)
     pen = ImageDraw.Draw(drawn)
     width = max(3, min(size) // 120)
-    inside = width // 2 + 1  # lines at the picture's edge stay whole
+    inside = width // 2 + 1  # lines at the image's edge stay whole
     for thick, fill in ((width + 2, "black"), (width, OUTLINE)):
         for edge in edges:
             left, top, right, bottom = scale_box(edge, size)
@@ -291,14 +324,10 @@ def draw_heat(
     return drawn
 
 
-def _largest(grid: "Tensor") -> float:
-    return float(grid.nan_to_num().abs().max())
-
-
 def _add_effect_bar(
-    figure: "Figure", all_axes: Any, *, most: float, label: str
+    figure: "Figure", all_axes: list[Any], *, most: float, label: str
 ) -> None:
-    """Add a colour bar that goes through white where the picture shows through."""
+    """Add a colour bar that goes through white where the image shows through."""
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import ListedColormap, Normalize
 
@@ -307,94 +336,75 @@ def _add_effect_bar(
     strength = abs(steps) * OPAQUE
     colours = ListedColormap(1 - strength * (1 - ends))
     scale = ScalarMappable(Normalize(-most, most), colours)
-    bar = figure.colorbar(scale, ax=list(all_axes.flat), pad=0.02, fraction=0.06)
-    bar.set_label(label, size=8)
-    bar.ax.tick_params(length=2, labelsize=7)
+    add_bar(figure, all_axes, scale, label=label, fraction=0.06)
 
 
-# ---- Heads' attention drawn on the picture, their vision sinks outlined.
+# ---- Heads' attention, their vision sinks outlined.
 
 
 MOST_ABREAST = 4
 """So many panels stand side by side at most."""
 
 
-def plot_attention(
-    found: HeadPatterns,
+@dataclass(frozen=True)
+class Panel:
+    """Numbers of an image's tokens under one title.
+
+    Attributes:
+        title: What they are.
+        grids: A grid for each of the image's parts; NaN where there is none.
+        outlined: Positions of image tokens to outline.
+    """
+
+    title: str
+    grids: Sequence["Tensor"]
+    outlined: Sequence[int] = ()
+
+
+def plot_attention_panels(
     image: Image.Image,
+    parts: Sequence[ImagePart],
+    panels: Sequence[Panel],
     *,
-    item: int = 0,
-    heads: Sequence[str | tuple[int, int]] | None = None,
-    query: int = -1,
-    number: int = 0,
+    of_a_head: int,
     outline: bool = True,
 ) -> "Figure":
-    """Draw what heads attend to on the picture, plain beside patched.
+    """Draw attention to patches on the image, vision sinks outlined.
 
     Colour is clear at zero and opaque at the largest weight, on one scale for all
-    panels; the head's vision sinks in that run are outlined. Each title says how much
-    of the row goes to this picture: the rest goes to other tokens. Where a model looks
-    at a picture several times (an overview and crops), each way has panels of its own.
+    panels. Where a model looks at an image several times (an overview and crops), each
+    way has panels of its own.
 
     Args:
-        found: What `read_patterns` returned.
-        image: The original picture.
-        item: Which batch item.
-        heads: Some of the heads that were read, such as `["L1H3"]`; all when None.
-        query: Position of the row that is drawn; -1 is the prompt's last.
-        number: Which picture of the item it is.
-        outline: Whether to outline vision sinks.
+        image: The original image.
+        parts: Its grids of image tokens.
+        panels: Attention to each part's tokens, a head's panels side by side.
+        of_a_head: How many panels belong to one head.
+        outline: Whether to outline what panels name.
 
     Returns:
         A matplotlib figure, one column wide of one or two panels abreast.
 
     Raises:
-        UnsupportedError: If image tokens have no known place in the picture.
-        SettingsError: If an item, head, row or picture is not there.
+        UnsupportedError: If it is not known which part of the image a grid shows.
         ExtraMissingError: If matplotlib is not installed.
-
-    Example:
-        >>> import eah_interp as eah
-        >>> from eah_interp.attribution import read_patterns
-        >>> from eah_interp.testing import random_image
-        >>> image = random_image()
-        >>> found = read_patterns(eah.load(), image, heads=["L1H3"], patch=eah.EAH())
-        >>> [a.get_title().split(",")[0] for a in plot_attention(found, image).axes[:2]]
-        ['L1H3 plain', 'L1H3 patched']
     """
-    chosen = [found.heads[found.find_head(head)] for head in heads or found.heads]
-    span = found.span(item, image=number)
-    kinds = list(dict.fromkeys(part.name for part in span.parts)) or [""]
-    panels = []
-    for head in chosen:
-        for run, of_run in found.runs.items():
-            grids = found.picture(head, item=item, query=query, run=run, image=number)
-            row = found.row(head, item=item, query=query, run=run)
-            share = float(row[list(span.columns)].sum())
-            index = found.find_head(head)
-            sinks = of_run.sinks[item, index].nonzero().flatten().tolist()
-            title = found.names[index] + (f" {run}" if len(found.runs) > 1 else "")
-            for kind in kinds:
-                parts = [
-                    (part, grid)
-                    for part, grid in zip(span.parts, grids, strict=True)
-                    if part.name == kind
-                ]
-                which = "" if len(kinds) == 1 else f"\n{kind}"
-                panels.append((f"{title}, {share:.0%}{which}", parts, sinks))
-    most = max(
-        (float(grid.nan_to_num().max()) for _, parts, _ in panels for _, grid in parts),
-        default=0.0,
-    )
-    across = _count_abreast(len(panels), len(found.runs) * len(kinds))
-    figure, all_axes = _lay_panels(image, len(panels), across=across)
-    for axes, (title, parts, sinks) in zip(all_axes, panels, strict=False):
-        marked = sinks if outline else ()
-        drawn = draw_heat(image, parts, most=most or 1.0, outlined=marked)
-        axes.imshow(drawn, interpolation="auto")
-        axes.set_title(title, size=8, pad=3)
-    _add_attention_bar(figure, all_axes, most=most or 1.0)
-    _explain(figure, outline=outline)
+    kinds = _list_kinds(parts)
+    weights = [float(grid.nan_to_num().max()) for one in panels for grid in one.grids]
+    most = max(weights, default=0.0) or 1.0
+    n_panels = len(panels) * len(kinds)
+    across = _count_abreast(n_panels, of_a_head * len(kinds))
+    figure, all_axes = _lay_panels(image, n_panels, across=across)
+    drawn = [(one, kind) for one in panels for kind in kinds]
+    for axes, (one, kind) in zip(all_axes, drawn, strict=False):
+        marked = one.outlined if outline else ()
+        chosen = _choose(parts, one.grids, kind)
+        heat = draw_heat(image, chosen, most=most, outlined=marked)
+        axes.imshow(heat, interpolation="auto")
+        which = "" if len(kinds) == 1 else f"\n{kind}"
+        axes.set_title(one.title + which, size=8, pad=3)
+    _add_attention_bar(figure, all_axes, most=most)
+    _explain_outlines(figure, outline=outline)
     return figure
 
 
@@ -409,13 +419,13 @@ def _count_abreast(n_panels: int, of_a_head: int) -> int:
 def _lay_panels(
     image: Image.Image, n_panels: int, *, across: int
 ) -> tuple["Figure", list[Any]]:
-    """Make a figure of panels in the picture's shape, and leave no empty frames."""
+    """Make a figure of panels in the image's shape, and leave no empty frames."""
     down = -(-n_panels // across)
-    shape = min(max(image.height / image.width, 0.4), 2.5)
+    shape = _shape(image)
     width = COLUMN_WIDTH if across <= 2 else PAGE_WIDTH
     side = min((width - 0.55) / across, 2.5 / max(shape, 1.0))
     figure = make_figure(width=width, height=(side * shape + 0.25) * down + 0.3)
-    figure.set_layout_engine("compressed")  # panels keep the picture's shape
+    figure.set_layout_engine("compressed")  # panels keep the image's shape
     grid = figure.subplots(down, across, squeeze=False)
     axes = list(grid.flat)
     for one in axes:
@@ -435,13 +445,12 @@ def _add_attention_bar(figure: "Figure", all_axes: list[Any], *, most: float) ->
     ends: list[Any] = ["white", full]
     colours = LinearSegmentedColormap.from_list("attention", ends)
     scale = ScalarMappable(Normalize(0, 100 * most), colours)
-    bar = figure.colorbar(scale, ax=all_axes, pad=0.02, fraction=0.06)
-    bar.set_label("attention to a patch (%)", size=8)
-    bar.ax.tick_params(length=2, labelsize=7)
+    label = "attention to a patch (%)"
+    add_bar(figure, all_axes, scale, label=label, fraction=0.06)
 
 
-def _explain(figure: "Figure", *, outline: bool) -> None:
-    """Say what outlines and percentages mean."""
+def _explain_outlines(figure: "Figure", *, outline: bool) -> None:
+    """Write what outlines and percentages mean."""
     from matplotlib.lines import Line2D
     from matplotlib.patches import Rectangle
     from matplotlib.patheffects import withStroke
@@ -451,7 +460,7 @@ def _explain(figure: "Figure", *, outline: bool) -> None:
         path_effects=[withStroke(linewidth=2.8, foreground="black")],
         label="the head's vision sinks",
     )  # fmt: skip
-    share = Line2D([], [], linestyle="none", label="%: attention to the picture")
+    share = Line2D([], [], linestyle="none", label="%: attention to the image")
     figure.legend(
         handles=[box, share] if outline else [share],
         ncols=2,
@@ -462,35 +471,3 @@ def _explain(figure: "Figure", *, outline: bool) -> None:
         handlelength=1.2,
         handleheight=1.0,
     )
-
-
-def plot_sinks(
-    image: Image.Image, span: ImageSpan, *, columns: Mapping[str, Iterable[int]]
-) -> "Figure":
-    """Draw a picture beside copies that show the sinks of one head each.
-
-    Args:
-        image: The original picture.
-        span: Its span in the prompt.
-        columns: By title, positions of vision sinks.
-
-    Returns:
-        A matplotlib figure, a panel for the picture and one for each title.
-
-    Raises:
-        UnsupportedError: As for `draw_sinks`.
-        InputError: As for `draw_sinks`.
-        ExtraMissingError: If matplotlib is not installed.
-    """
-    panels = {"picture": image}
-    for title, sinks in columns.items():
-        panels[title] = draw_sinks(image, span, columns=sinks)
-    side = 2.4
-    shape = min(max(image.height / image.width, 0.4), 2.5)
-    figure = make_figure(width=side * len(panels), height=side * shape + 0.35)
-    all_axes = figure.subplots(1, len(panels), squeeze=False)[0]
-    for axes, (title, panel) in zip(all_axes, panels.items(), strict=True):
-        axes.imshow(panel, interpolation="nearest")
-        axes.set_title(title, size=9)
-        axes.set_axis_off()
-    return figure

@@ -1,0 +1,88 @@
+"""Functions that are given a result, and have it draw itself.
+
+A result knows its numbers and how to lay them out as arrays; the rest of this folder
+draws arrays. So each function here is a method of the result by another name, and takes
+that method's options.
+"""
+
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from PIL.Image import Image
+
+    from eah_interp.viz.circuits import GroupedPatterns
+    from eah_interp.viz.widgets import Widget
+
+
+@runtime_checkable
+class Plotted(Protocol):
+    """A result that draws itself: `SinkMap`, `BroadcastScores`, `HeadPatterns`."""
+
+    def plot(self, *args: Any, **options: Any) -> "Figure":
+        """Draw the result."""
+
+
+@runtime_checkable
+class Patterns(Protocol):
+    """Rows of patterns, to click through: `HeadPatterns`."""
+
+    def group(self, **options: Any) -> "GroupedPatterns":
+        """Put an image's tokens together."""
+
+    def show(self, **options: Any) -> "Widget":
+        """Show whole patterns."""
+
+    def show_tokens(self, **options: Any) -> "Widget":
+        """Show what one row of each head attends to."""
+
+
+@runtime_checkable
+class Effects(Protocol):
+    """Effects on several targets: `HeadAttribution`."""
+
+    def plot_targets(self) -> "Figure":
+        """Draw a line of panels for each target."""
+
+    def plot_top(self, target: int = 0, **options: Any) -> "Figure":
+        """Draw the components with the largest effects."""
+
+
+def plot_sink_map(found: Plotted, **options: Any) -> "Figure":
+    """Draw sink density by layer and head: `SinkMap.plot`."""
+    return found.plot(**options)
+
+
+def plot_donors(found: Plotted, **options: Any) -> "Figure":
+    """Draw one layer's heads, plain beside patched: `BroadcastScores.plot`."""
+    return found.plot(**options)
+
+
+def plot_attention(found: Plotted, image: "Image", **options: Any) -> "Figure":
+    """Draw what heads attend to on the image: `HeadPatterns.plot`."""
+    return found.plot(image, **options)
+
+
+def plot_targets(found: Effects) -> "Figure":
+    """Draw effects of heads on every target: `HeadAttribution.plot_targets`."""
+    return found.plot_targets()
+
+
+def plot_top(found: Effects, target: int = 0, **options: Any) -> "Figure":
+    """Draw the components with the largest effects: `HeadAttribution.plot_top`."""
+    return found.plot_top(target, **options)
+
+
+def group_patterns(found: Patterns, **options: Any) -> "GroupedPatterns":
+    """Put an image's tokens together: `HeadPatterns.group`."""
+    return found.group(**options)
+
+
+def show_attention(found: Patterns, **options: Any) -> "Widget":
+    """Show whole patterns, to click through: `HeadPatterns.show`."""
+    return found.show(**options)
+
+
+def show_tokens(found: Patterns, **options: Any) -> "Widget":
+    """Show what one row of each head attends to: `HeadPatterns.show_tokens`."""
+    return found.show_tokens(**options)
