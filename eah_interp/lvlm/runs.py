@@ -239,20 +239,12 @@ def check_promises(interleaver: Any, passes: list[ForwardPass]) -> None:
 def wants_attentions(model: Any) -> bool:
     """Whether the running run was asked to return attention maps, wherever it was."""
     inputs = getattr(model.interleaver, INPUTS, None) or {}
-    config = model.config
-    asked = (
-        inputs,
-        vars(inputs.get("generation_config") or model._module.generation_config or 0)
-        if hasattr(model._module, "generation_config")
-        else {},
-        {"output_attentions": getattr(config, "output_attentions", False)},
-        {
-            "output_attentions": getattr(
-                config.get_text_config(decoder=True), "output_attentions", False
-            )
-        },
-    )
-    return any(place.get("output_attentions") for place in asked)
+    if inputs.get("output_attentions") is not None:
+        return bool(inputs["output_attentions"])
+    text = model.config.get_text_config(decoder=True)
+    own = getattr(model._module, "generation_config", None)
+    places = (inputs.get("generation_config") or own, model.config, text)
+    return any(getattr(place, "output_attentions", None) for place in places)
 
 
 def check_mode(model: Any) -> None:
