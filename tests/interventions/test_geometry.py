@@ -31,6 +31,11 @@ PROMPTS = ["is there a cat ?", "what is near the tree or the boat ?"]
 LONG = {**NEW, "max_new_tokens": 12, "min_new_tokens": 12}
 
 
+def run(model, settings, *inputs, **given):
+    with torch.no_grad(), model.trace(*inputs, **given):
+        eah.intervene(model, settings)
+
+
 @pytest.fixture(scope="module")
 def model():
     return wrapped("sdpa", 2)
@@ -41,7 +46,7 @@ def encoding(model):
     return model.encode(random_image(), PROMPTS[0])
 
 
-# -- what a run returns, and where its settings stand ------------------------------------
+# ---- what a run returns, and where its settings stand
 
 
 def without_cache(model, how):
@@ -82,9 +87,11 @@ def test_a_configs_return_type_hides_no_unpatched_pass(model, encoding):
 def test_all_steps_called_once_are_counted_whatever_is_returned(
     model, encoding, returned
 ):
-    with pytest.raises(UnsupportedError, match="patched 1 of 4 forward passes"):
-        with model.generate(**encoding, **NEW, **returned):
-            eah.intervene(model, SETTINGS["PAI"])
+    with (
+        pytest.raises(UnsupportedError, match="patched 1 of 4 forward passes"),
+        model.generate(**encoding, **NEW, **returned),
+    ):
+        eah.intervene(model, SETTINGS["PAI"])
 
 
 def test_describe_returns_text_whatever_generate_returns(model):
@@ -96,7 +103,7 @@ def test_describe_returns_text_whatever_generate_returns(model):
     assert dicts == plain
 
 
-# -- several tokens in a pass ------------------------------------------------------------
+# ---- several tokens in a pass
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +130,7 @@ def model_passes(model):
     return model.interleaver.eah_passes
 
 
-# -- a prompt partly in the cache --------------------------------------------------------
+# ---- a prompt partly in the cache
 
 
 def cached_turn(model, encoding, n_tokens):
@@ -175,11 +182,12 @@ def test_keys_before_the_prompt_are_refused(model, encoding, name):
     with torch.no_grad():
         cache = model._module(input_ids=text, use_cache=True).past_key_values
     inputs = {k: v for k, v in encoding.items() if k != "attention_mask"}
-    with pytest.raises(
-        UnsupportedError, match="4 keys stand before the prompt's first"
+    with (
+        pytest.raises(UnsupportedError, match="4 keys stand before the prompt"),
+        torch.no_grad(),
+        model.trace(**inputs, past_key_values=cache),
     ):
-        with torch.no_grad(), model.trace(**inputs, past_key_values=cache):
-            eah.intervene(model, SETTINGS[name])
+        eah.intervene(model, SETTINGS[name])
 
 
 def test_a_prompt_read_in_chunks_is_refused_before_it_is_scored(model, encoding):
@@ -187,7 +195,7 @@ def test_a_prompt_read_in_chunks_is_refused_before_it_is_scored(model, encoding)
         eah.edit(model, eah.EAH()).generate(**encoding, **NEW, prefill_chunk_size=7)
 
 
-# -- masks -------------------------------------------------------------------------------
+# ---- masks
 
 
 def test_padding_in_a_mask_of_the_users_is_no_row(model):
@@ -207,7 +215,7 @@ def test_padding_in_a_mask_of_the_users_is_no_row(model):
         assert found.donors.tolist() == expected.donors.tolist()
 
 
-# -- no image token ----------------------------------------------------------------------
+# ---- no image token
 
 
 @pytest.mark.parametrize(
@@ -215,16 +223,12 @@ def test_padding_in_a_mask_of_the_users_is_no_row(model):
 )
 def test_what_acts_on_image_columns_refuses_a_prompt_without_any(model, name):
     ids = torch.arange(20, 30)[None]
-    with pytest.raises(
-        InputError, match="selects no tokens: expected at least 1, got 0"
-    ):
-        with torch.no_grad(), model.trace(input_ids=ids):
-            eah.intervene(model, SETTINGS[name])
-    with torch.no_grad(), model.trace(input_ids=ids):
-        eah.intervene(model, SETTINGS["zero ablation"])
+    with pytest.raises(InputError, match="selects no tokens: expected at least 1"):
+        run(model, SETTINGS[name], input_ids=ids)
+    run(model, SETTINGS["zero ablation"], input_ids=ids)
 
 
-# -- modes of torch ----------------------------------------------------------------------
+# ---- modes of torch
 
 
 def test_training_mode_is_refused_where_a_patch_would_not_be_what_it_says():
@@ -246,15 +250,12 @@ def test_training_mode_is_refused_where_a_patch_would_not_be_what_it_says():
 @pytest.mark.parametrize("reentrant", [True, False])
 def test_gradient_checkpointing_is_refused(reentrant):
     model = eah.wrap(tiny_lvlm("llava"), tiny_processor("llava"))
-    options = {"use_reentrant": reentrant}
     model._module.train()
-    model._module.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
+    model._module.activation_checkpointing_enable({"use_reentrant": reentrant})
     with pytest.raises(UnsupportedError, match="computes layers a second time"):
-        with model.trace(random_image(), "what ?"):
-            eah.intervene(model, eah.EAH())
-    model._module.gradient_checkpointing_disable()
-    with model.trace(random_image(), "what ?"):
-        eah.intervene(model, eah.EAH())
+        run(model, eah.EAH(), random_image(), "what ?")
+    model._module.activation_checkpointing_disable()
+    run(model, eah.EAH(), random_image(), "what ?")
 
 
 def test_attribution_works_where_a_notebook_has_switched_gradients_off(model):
@@ -272,7 +273,7 @@ def test_attribution_works_where_a_notebook_has_switched_gradients_off(model):
     assert rough.approximate.abs().max() > 0
 
 
-# -- attention maps beside a patch -------------------------------------------------------
+# ---- attention maps beside a patch
 
 
 @pytest.mark.parametrize(
@@ -281,16 +282,15 @@ def test_attribution_works_where_a_notebook_has_switched_gradients_off(model):
 )
 def test_maps_that_would_not_be_the_patched_ones_are_refused(name):
     model = wrapped("eager", 2)
-    with pytest.raises(UnsupportedError, match="read_patterns"):
-        with (
-            torch.no_grad(),
-            model.trace(random_image(), PROMPTS[0], output_attentions=True),
-        ):
-            eah.intervene(model, SETTINGS[name])
+    with (
+        pytest.raises(UnsupportedError, match="read_patterns"),
+        torch.no_grad(),
+        model.trace(random_image(), PROMPTS[0], output_attentions=True),
+    ):
+        eah.intervene(model, SETTINGS[name])
     model._module.config.get_text_config().output_attentions = True
     with pytest.raises(UnsupportedError, match="read_patterns"):
-        with torch.no_grad(), model.trace(random_image(), PROMPTS[0]):
-            eah.intervene(model, SETTINGS[name])
+        run(model, SETTINGS[name], random_image(), PROMPTS[0])
 
 
 def test_maps_of_a_whole_broadcast_are_the_patched_ones():
@@ -307,7 +307,7 @@ def test_maps_of_a_whole_broadcast_are_the_patched_ones():
         torch.testing.assert_close(maps[1][0, head], maps[1][0, donor])
 
 
-# -- numbers that are none ---------------------------------------------------------------
+# ---- numbers that are none
 
 
 def test_no_text_is_made_of_logits_that_are_no_numbers():
@@ -320,14 +320,15 @@ def test_no_text_is_made_of_logits_that_are_no_numbers():
         eah.patch_heads(model, random_image(), objects=["cat"], source=eah.EAH())
 
 
-# -- which patch is this -----------------------------------------------------------------
+# ---- which patch is this
 
 
 def test_a_twin_shows_what_it_is_patched_by(model):
     twin = eah.edit(eah.edit(model, eah.EAH()), eah.PAI(layers=(2,)))
     assert repr(twin) != repr(model)
     first, second, *_ = repr(twin).splitlines()
-    assert first.startswith("patched by EAH(") and "layers=(1,)" in first
+    assert first.startswith("patched by EAH(")
+    assert "layers=(1,)" in first
     assert second.startswith("patched by PAI(")
     twin.clear_edits()
     assert repr(twin) == repr(model)
