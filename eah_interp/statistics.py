@@ -14,15 +14,22 @@ from eah_interp.errors import ExtraMissingError, InputError
 
 Counts = Float[Tensor, "run item"]
 
+_NO_WIDTH = 1e-9
+"""Narrower intervals have their width from rounding."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Effect:
     """An estimate with its interval; nothing is printed without one.
 
+    Where no item differs from the others, resampling them gives an interval without
+    width, however few they are. The data cannot carry it: both ends are NaN, it
+    excludes nothing, and it is written as undetermined.
+
     Attributes:
         estimate: The point estimate.
-        low: Lower end of the interval.
-        high: Upper end.
+        low: Lower end of the interval; NaN where it is undetermined.
+        high: Upper end; the same.
         level: Confidence level of the interval.
         n: What was resampled or averaged: items, or runs.
     """
@@ -33,6 +40,16 @@ class Effect:
     level: float
     n: int
 
+    def __post_init__(self) -> None:
+        if self.high - self.low < _NO_WIDTH:
+            for end in ("low", "high"):
+                object.__setattr__(self, end, math.nan)
+
+    @property
+    def is_determined(self) -> bool:
+        """Whether the data can carry an interval."""
+        return not (math.isnan(self.low) or math.isnan(self.high))
+
     @property
     def excludes_zero(self) -> bool:
         """Whether the interval lies on one side of zero."""
@@ -42,17 +59,41 @@ class Effect:
         """Write the estimate and its interval: `-4.2 [-6.0, -2.5]`."""
         return self.write()
 
-    def write(self, digits: int = 1) -> str:
+    def write(self, digits: int = 1, *, of: str = "items") -> str:
         """Write the estimate and its interval with so many digits.
+
+        Args:
+            digits: After the point.
+            of: What was resampled or averaged, in the plural.
 
         Example:
             >>> Effect(estimate=0.12, low=0.01, high=0.23, level=0.95, n=9).write(2)
             '+0.12 [+0.01, +0.23]'
+            >>> Effect(estimate=0.0, low=0.0, high=0.0, level=0.95, n=4).write()
+            'undetermined (4 items, none differ)'
         """
+        if not self.is_determined:
+            return write_undetermined(self.estimate, n=self.n, digits=digits, of=of)
         return (
             f"{self.estimate:+.{digits}f} "
             f"[{self.low:+.{digits}f}, {self.high:+.{digits}f}]"
         )
+
+
+def write_undetermined(
+    estimate: float, *, n: int, digits: int = 1, of: str = "items"
+) -> str:
+    """Write an estimate whose interval the data cannot carry.
+
+    Example:
+        >>> write_undetermined(0.0, n=4, of="scenes")
+        'undetermined (4 scenes, none differ)'
+        >>> write_undetermined(-100.0, n=8)
+        '-100.0, undetermined (8 items, all alike)'
+    """
+    if abs(estimate) < _NO_WIDTH:
+        return f"undetermined ({n} {of}, none differ)"
+    return f"{estimate:+.{digits}f}, undetermined ({n} {of}, all alike)"
 
 
 def compare_rates(
@@ -79,7 +120,8 @@ def compare_rates(
         seed: Seeds them.
 
     Returns:
-        The change, after minus before, in percentage points.
+        The change, after minus before, in percentage points; its interval is
+        undetermined where no item differs from the others.
 
     Raises:
         InputError: If shapes differ, there are fewer than two items, a run's total
@@ -87,9 +129,11 @@ def compare_rates(
 
     Example:
         >>> one = torch.ones(1, 8)
-        >>> change = compare_rates((one, one), (torch.zeros(1, 8), one))
-        >>> change.estimate, change.low, change.high
-        (-100.0, -100.0, -100.0)
+        >>> some = torch.tensor([[1.0, 0, 0, 1, 0, 0, 0, 1]])
+        >>> print(compare_rates((one, one), (some, one)))
+        -62.5 [-100.0, -25.0]
+        >>> print(compare_rates((one, one), (one, one)))
+        undetermined (8 items, none differ)
     """
     from scipy import stats
 

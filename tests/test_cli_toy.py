@@ -1,6 +1,7 @@
 """Claims about `eah-interp toy`: what it prints is what the library measures."""
 
 import json
+import math
 
 import pytest
 from typer.testing import CliRunner
@@ -41,7 +42,11 @@ def test_its_numbers_are_the_library_s(record):
         record["changes"]["EAH"], expected.to_dict("records"), strict=True
     ):
         assert shown.pop("metric") == row.pop("metric")
-        assert shown == pytest.approx(row, abs=1e-6)
+        for name, value in row.items():
+            if math.isnan(value):
+                assert shown[name] is None
+            else:
+                assert shown[name] == pytest.approx(value, abs=1e-6)
 
 
 def test_the_table_has_a_row_for_every_metric():
@@ -49,6 +54,18 @@ def test_the_table_has_a_row_for_every_metric():
     assert all(metric in shown for metric in METRICS)
     assert "sparsest" not in shown
     assert "95 %" in shown
+
+
+def test_what_differs_in_no_scene_is_undetermined_and_null():
+    """Two scenes of this toy under this patch: every count is the same."""
+    few = ["toy", "--scenes", "4", "--layers", "7", "--no-controls"]
+    shown = CliRunner().invoke(app, few, env={"COLUMNS": "120"}).stdout
+    assert "undetermined (4 scenes, none differ)" in shown
+    assert "[+0.0, +0.0]" not in shown
+    record = json.loads(CliRunner().invoke(app, [*few, "--json"]).stdout)
+    same = [row for row in record["changes"]["EAH"] if row["low"] is None]
+    assert same
+    assert all(row["high"] is None and row["change"] == 0 for row in same)
 
 
 def test_an_unknown_toy_is_an_error_in_one_line(as_users_run_it):

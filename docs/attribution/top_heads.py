@@ -10,6 +10,7 @@ are as many random heads, of any layer and of the same layers. Differences are p
 
 import argparse
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -114,12 +115,14 @@ def choose(model: eah.LVLM, n_scenes: int) -> dict[str, tuple[Any, Any, Any]]:
     }
 
 
-def plain(effect: Effect) -> dict[str, float]:
-    """Round an effect for the record."""
+def plain(effect: Effect) -> dict[str, float | None]:
+    """Round an effect for the record; null for an interval that is undetermined."""
+    ends = {"low": effect.low, "high": effect.high}
     return {
         "estimate": round(effect.estimate, 3),
-        "low": round(effect.low, 3),
-        "high": round(effect.high, 3),
+        **{
+            key: None if math.isnan(end) else round(end, 3) for key, end in ends.items()
+        },
         "n": effect.n,
     }
 

@@ -1,5 +1,6 @@
 """From the tables of `measure.py` to effects with intervals."""
 
+import math
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -240,4 +241,6 @@ def _mean(values: np.ndarray) -> Effect:
 
 def _plain(effect: Effect, *, digits: int = 2) -> dict[str, Any]:
     parts = (("estimate", effect.estimate), ("low", effect.low), ("high", effect.high))
-    return {"n": effect.n} | {key: round(float(v), digits) for key, v in parts}
+    return {"n": effect.n} | {
+        key: None if math.isnan(v) else round(float(v), digits) for key, v in parts
+    }

@@ -6,6 +6,7 @@ from typing import Any
 import jinja2
 from conditions import BETAS, CONTROLS, DONORS, PAIR, RECIPIENTS, name_of
 
+from eah_interp.statistics import write_undetermined
 from eah_interp.toy import TOYS
 
 _QUALITY = (
@@ -30,10 +31,14 @@ _METRICS = (
 )
 
 
-def show(effect: dict[str, Any] | None, *, digits: int = 1) -> str:
+def show(effect: dict[str, Any] | None, *, digits: int = 1, of: str = "scenes") -> str:
     """Write a change and its interval."""
     if effect is None:
         return "undefined"
+    if effect["low"] is None:
+        return write_undetermined(
+            effect["estimate"], n=effect["n"], digits=digits, of=of
+        )
     parts = (effect["estimate"], effect["low"], effect["high"])
     mean, low, high = (f"{value:+.{digits}f}" for value in parts)
     return f"{mean} [{low}, {high}]"
@@ -41,6 +46,8 @@ def show(effect: dict[str, Any] | None, *, digits: int = 1) -> str:
 
 def show_level(effect: dict[str, Any]) -> str:
     """Write a level, which has no sign, and its interval."""
+    if effect["low"] is None:
+        return f"{effect['estimate']:.1f} in all {effect['n']} scenes"
     return f"{effect['estimate']:.1f} [{effect['low']:.1f}, {effect['high']:.1f}]"
 
 
@@ -49,7 +56,7 @@ def judge(found: dict[str, Any]) -> str:
     effect = found["over_scenes"]
     if effect is None:
         return "undefined"
-    if effect["low"] <= 0 <= effect["high"]:
+    if effect["low"] is None or effect["low"] <= 0 <= effect["high"]:
         return "no difference shown"
     way = "higher" if effect["estimate"] > 0 else "lower"
     same = len({run["estimate"] > 0 for run in found["each_run"]}) == 1
@@ -137,7 +144,7 @@ def _prior(record: dict[str, Any]) -> str:
             continue
         seeds = ", ".join(f"{v:.1f}" for v in record["plain"]["seeds"][metric])
         low = f"{record['plain']['low-prior'][metric][0]:.1f}"
-        effects = [show(found["over_scenes"]), show(found["over_runs"])]
+        effects = [show(found["over_scenes"]), show(found["over_runs"], of="toys")]
         rows.append([metric, seeds, low, *effects, judge(found)])
     head = ["", f"prior {strong}, three seeds", f"prior {weak}"]
     head += ["change [over scenes]", "change [over seeds]", "weak against strong"]
@@ -164,7 +171,7 @@ def _depth(record: dict[str, Any]) -> str:
     rows = [
         [
             key,
-            show(found["over_runs"]),
+            show(found["over_runs"], of="toys"),
             ", ".join(f"{v:+.1f}" for v in found["each_run"]),
         ]
         for key, found in record["early against deep"].items()
@@ -177,7 +184,7 @@ def _correlation(record: dict[str, Any]) -> str:
     for key, found in record["density and hallucination"].items():
         for label in ("raw", "within object count"):
             runs = "; ".join(show(effect, digits=2) for effect in found[label])
-            over = show(found[f"{label}, over runs"], digits=2)
+            over = show(found[f"{label}, over runs"], digits=2, of="toys")
             rows.append([key, label, runs, over])
     return table(["visible", "scenes", "each toy [over scenes]", "over seeds"], rows)
 
@@ -187,7 +194,7 @@ def _effects(record: dict[str, Any], names: list[str]) -> str:
     for name in names:
         found = record["effects"][name]
         cells = [show(found[metric]["over_scenes"]) for metric in _METRICS]
-        over = show(found["CHAIR_S"]["over_runs"])
+        over = show(found["CHAIR_S"]["over_runs"], of="toys")
         matched = judge(found["CHAIR_S, length-matched"])
         rows.append([name, *cells, over, judge(found["CHAIR_S"]), matched])
     head = ["condition", *_METRICS, "CHAIR_S [over seeds]", "CHAIR_S is"]
@@ -224,13 +231,17 @@ def _summary(record: dict[str, Any], single: list[tuple[int, ...]]) -> str:
     }
     heads = [f"L1 to {n} heads" for n in RECIPIENTS] + ["L1 densest"]
     rows = [
-        ["1. early layers are denser", f"{key}: {show(found['over_runs'])} points"]
+        [
+            "1. early layers are denser",
+            f"{key}: {show(found['over_runs'], of='toys')} points",
+        ]
         for key, found in depth.items()
     ]
     rows += [
         [
             "2. denser, fewer hallucinations",
-            f"correlation {show(link['within object count, over runs'], digits=2)}",
+            "correlation "
+            + show(link["within object count, over runs"], digits=2, of="toys"),
         ],
         *(
             [

@@ -31,8 +31,8 @@ def draw_effects(record: dict[str, Any], path: Path) -> None:
             at = [layer + (place - 2.5) * 0.11 for layer in range(n_layers)]
             middle = [effect["estimate"] for effect in effects]
             error = [
-                [e["estimate"] - e["low"] for e in effects],
-                [e["high"] - e["estimate"] for e in effects],
+                [0 if e["low"] is None else e["estimate"] - e["low"] for e in effects],
+                [0 if e["low"] is None else e["high"] - e["estimate"] for e in effects],
             ]
             axis.errorbar(
                 at,

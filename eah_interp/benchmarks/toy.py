@@ -327,7 +327,8 @@ def compare_benchmarks(
 
     Returns:
         One row a metric: `metric`, `before`, `after` in percent, `change` in
-        points with its interval `low`, `high`.
+        points with its interval `low`, `high`: NaN where no scene differs from the
+        others, so that there is none.
 
     Raises:
         InputError: If the results are not about the same scenes.

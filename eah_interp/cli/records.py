@@ -174,11 +174,17 @@ def record_toy(
     eah: EAH,
     n_scenes: int,
 ) -> dict[str, Any]:
-    """Record what `compare_benchmarks` found of each condition against plain."""
+    """Record what `compare_benchmarks` found of each condition against plain.
+
+    An interval that is undetermined is null.
+    """
     return {
         **_begin("toy", model, name, eah),
         "scenes": n_scenes,
-        "changes": {name: found.to_dict("records") for name, found in changes.items()},
+        "changes": {
+            name: [_null_nan(row) for row in found.to_dict("records")]
+            for name, found in changes.items()
+        },
     }
 
 
@@ -210,9 +216,13 @@ def record_chair(
 
 
 def _without_nan(score: PopeScore | ChairScore) -> dict[str, Any]:
+    return _null_nan(dataclasses.asdict(score))
+
+
+def _null_nan(values: Mapping[Any, Any]) -> dict[str, Any]:
     return {
-        name: None if isinstance(value, float) and math.isnan(value) else value
-        for name, value in dataclasses.asdict(score).items()
+        str(name): None if isinstance(value, float) and math.isnan(value) else value
+        for name, value in values.items()
     }
 
 

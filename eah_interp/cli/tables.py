@@ -23,6 +23,7 @@ from eah_interp.report.tables import (
     tabulate_objects,
     tabulate_yes_no,
 )
+from eah_interp.statistics import write_undetermined
 from eah_interp.tables import Table as Cells
 
 if TYPE_CHECKING:
@@ -376,8 +377,13 @@ def show_toy(record: Mapping[str, Any]) -> Iterator[RenderableType]:
     for rows in zip(*record["changes"].values(), strict=True):
         first = (rows[0]["metric"], f"{rows[0]['before']:.1f}")
         for condition, row in zip(record["changes"], rows, strict=True):
-            interval = f"[{row['low']:+.1f}, {row['high']:+.1f}]"
-            table.add_row(*first, condition, f"{row['change']:+.1f}", interval)
+            change = f"{row['change']:+.1f}"
+            if row["low"] is None:
+                interval = write_undetermined(row["change"], n=n_scenes, of="scenes")
+                change = ""  # it stands in the interval's column, if it is not zero
+            else:
+                interval = f"[{row['low']:+.1f}, {row['high']:+.1f}]"
+            table.add_row(*first, condition, change, interval)
             first = ("", "")
     yield table
     yield Text(

@@ -12,6 +12,7 @@ from eah_interp.errors import InputError
 from eah_interp.statistics import Effect, percentile_effect, resample_sums
 from eah_interp.studies.conditions import BASELINE, PatchedConditions
 from eah_interp.studies.contrasts import Contrast, Draws, contrast_conditions
+from eah_interp.studies.items import cluster_items
 from eah_interp.studies.scores import (
     ALL,
     MATCHED,
@@ -320,7 +321,7 @@ def density_and_errors(
         parts.append(_beside(early, "caption", errors, objects))
     if len(asked):
         errors = 100 * asked.groupby("cluster").false_alarm.mean()
-        objects = items.groupby("cluster").truth.first().map(len)
+        objects = items.groupby(cluster_items(items)).truth.first().map(len)
         parts.append(_beside(early, "yes_no", errors, objects))
     columns = ["cluster", "task", "density", "densest", "error", "n_objects"]
     return pd.concat(parts)[columns] if parts else pd.DataFrame(columns=columns)
@@ -376,8 +377,7 @@ def _beside(
 
 
 def _with_images(sinks: pd.DataFrame, items: pd.DataFrame) -> pd.DataFrame:
-    own = items[["item", "cluster", "task"]]
-    own = own.assign(cluster=own.cluster.where(own.cluster != "", own["item"]))
+    own = items[["item", "task"]].assign(cluster=cluster_items(items))
     return sinks.merge(own, on="item", how="inner")
 
 

@@ -301,10 +301,6 @@ def _test(
 # ---- Sums by image, and over drawn images: where every interval of a study comes from.
 
 
-_NO_WIDTH = 1e-9
-"""Narrower intervals have their width from rounding."""
-
-
 @dataclass(frozen=True)
 class DrawnSums:
     """Counts and totals of metrics, on one side or on two, and over drawn images.
@@ -368,7 +364,7 @@ class DrawnSums:
             effect = percentile_effect(value, drawn, level=level, n=n)
         except InputError as error:
             return {"effect": None, "undefined": str(error)}
-        if effect.high - effect.low > _NO_WIDTH:
+        if effect.is_determined:
             return {"effect": effect, "undefined": ""}
         if bounds is None:
             reason = f"the same in all {n} images: no spread to draw an interval from"

@@ -1,9 +1,12 @@
 """What a study asks: images with prompts, and what is true of them."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
+
+import pandas as pd
 
 from eah_interp.benchmarks.pope_files import read_pope_questions
 from eah_interp.errors import InputError, SettingsError
@@ -28,7 +31,8 @@ class Item:
         kind: How the question was chosen: POPE's `random`, `popular`, `adversarial`.
         object: The object that is asked for.
         truth: The objects that are in the image, where that is known.
-        cluster: Items of one image share it; intervals resample images.
+        cluster: Items of one image share it; intervals resample images. Where it is
+            empty, items of the same image are one cluster.
     """
 
     id: str
@@ -223,6 +227,29 @@ def caption_items(
         )
         for file in files[:limit]
     )
+
+
+def cluster_items(items: pd.DataFrame) -> pd.Series:
+    """Return what the items of a table belong to, so that intervals resample images.
+
+    An item without a cluster shares the one that another item of its image names; if
+    none does, the image itself.
+
+    Args:
+        items: With the columns `image` and `cluster`.
+
+    Example:
+        >>> table = pd.DataFrame({"image": ["a.png", "./a.png", "b.png", "b.png"]})
+        >>> table["cluster"] = ["", "", "b", ""]
+        >>> cluster_items(table).tolist()
+        ['a.png', 'a.png', 'b', 'b']
+    """
+    # "./a.png" and "a.png" are one image.
+    images = [os.path.normpath(str(image)) for image in items.image]
+    pairs = list(zip(images, items.cluster, strict=True))
+    said = {image: cluster for image, cluster in reversed(pairs) if cluster}
+    found = [cluster or said.get(image, image) for image, cluster in pairs]
+    return pd.Series(found, index=items.index, name="cluster", dtype="string")
 
 
 def check_items(items: Sequence[Item]) -> None:

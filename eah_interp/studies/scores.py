@@ -10,7 +10,7 @@ import pandas as pd
 from eah_interp.benchmarks.chair import count_mentions
 from eah_interp.benchmarks.pope import Rule, is_neither, says_yes
 from eah_interp.errors import InputError, SettingsError
-from eah_interp.studies.items import TOY, Task
+from eah_interp.studies.items import TOY, Task, cluster_items
 from eah_interp.studies.study import StudyRun
 
 ALL = "all"
@@ -65,7 +65,7 @@ def score_rows(
         ExtraMissingError: If NLTK is needed and not installed.
     """
     rows = run.frame()
-    rows["cluster"] = rows.cluster.where(rows.cluster != "", rows["item"])
+    rows["cluster"] = cluster_items(rows)
     fine = rows[rows.error.isna()]
     told = fine[fine.task == "caption"]
     unlabelled = int((fine.task.eq("yes_no") & fine.label.isna()).sum())

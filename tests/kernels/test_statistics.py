@@ -7,7 +7,12 @@ import torch
 from scipy import stats
 
 from eah_interp.errors import InputError
-from eah_interp.statistics import Effect, compare_rates, estimate_mean
+from eah_interp.statistics import (
+    Effect,
+    compare_rates,
+    estimate_mean,
+    percentile_effect,
+)
 
 
 def ones(*shape):
@@ -40,7 +45,8 @@ def test_items_are_paired_between_conditions():
     torch.manual_seed(0)
     before = (torch.rand(1, 300) < 0.5).double()
     same = compare_rates((before, ones(1, 300)), (before.clone(), ones(1, 300)))
-    assert (same.estimate, same.low, same.high) == (0, 0, 0)
+    assert same.estimate == 0
+    assert not same.is_determined  # paired, no item differs
     shuffled = before[:, torch.randperm(300)]
     apart = compare_rates((before, ones(1, 300)), (shuffled, ones(1, 300)))
     assert apart.high - apart.low > 5
@@ -51,7 +57,35 @@ def test_items_are_drawn_together_for_all_runs():
     base, up = torch.zeros(1, 50), torch.rand(1, 50).round()
     before, after = torch.cat([base, up]), torch.cat([up, base])
     change = compare_rates((before, ones(2, 50)), (after, ones(2, 50)))
-    assert max(abs(change.low), abs(change.high)) < 1e-9
+    assert change.estimate == pytest.approx(0)
+    assert not change.is_determined
+
+
+def same_change(value):
+    after = torch.full((1, 4), value).double()
+    return compare_rates((ones(1, 4), ones(1, 4)), (after, ones(1, 4)))
+
+
+@pytest.mark.parametrize(
+    ("effect", "written"),
+    [
+        (same_change(1.0), "undetermined (4 items, none differ)"),
+        (same_change(0.5), "-50.0, undetermined (4 items, all alike)"),
+        (estimate_mean([3.0, 3.0]), "+3.0, undetermined (2 items, all alike)"),
+        (
+            percentile_effect(0.0, torch.zeros(9), level=0.95, n=7),
+            "undetermined (7 items, none differ)",
+        ),
+    ],
+    ids=["no change", "the same change", "mean", "percentile"],
+)
+def test_what_never_differs_has_no_interval_and_shows_nothing(effect, written):
+    """A bootstrap of equal items has no width: that is no certainty."""
+    assert math.isnan(effect.low)
+    assert math.isnan(effect.high)
+    assert not effect.is_determined
+    assert not effect.excludes_zero
+    assert str(effect) == written
 
 
 def test_the_interval_over_runs_is_student_s():

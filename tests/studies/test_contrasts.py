@@ -1,5 +1,6 @@
 """Claims about comparisons: paired, cut to one length, and refused where undefined."""
 
+import dataclasses
 import random
 
 import pandas as pd
@@ -93,6 +94,27 @@ def test_images_are_drawn_and_not_questions(tmp_path):
     )
     assert nine.n == 9 * one.n
     assert (nine.effect.low, nine.effect.high) == (one.effect.low, one.effect.high)
+
+
+def test_items_of_one_image_are_one_draw_whether_they_say_so_or_not(tmp_path):
+    """Twelve questions on each of five images: not sixty independent answers."""
+    named = ask(5, each=12)
+    bare = [dataclasses.replace(item, cluster="") for item in named]
+    half = [
+        dataclasses.replace(item, cluster="" if n % 2 else item.cluster)
+        for n, item in enumerate(named)
+    ]
+    said = [answer for answer in ["Yes", "Yes", "No", "No", "No"] for _ in range(12)]
+    answers = {"baseline": ["No"] * 60, "x": said}
+    intervals = [
+        summarise(make_run(tmp_path / name, items, answers), draws=DRAWS)
+        .find("x", "accuracy", task="yes_no")
+        .effect
+        for name, items in (("named", named), ("bare", bare), ("half", half))
+    ]
+    assert [effect.n for effect in intervals] == [5, 5, 5]
+    assert len({(effect.low, effect.high) for effect in intervals}) == 1
+    assert intervals[0].high - intervals[0].low > 50
 
 
 def test_no_change_at_all_is_no_certainty(tmp_path):
