@@ -71,7 +71,7 @@ def demo(
     max_new_tokens: MaxNewTokens = MAX_NEW_TOKENS,
     options: PatchOptions,
 ) -> None:
-    """See what EAH does to one image: answers, donors, densities, logits, controls.
+    """Show what EAH does to one image: answers, donors, densities, logits, controls.
 
     By default the embedded toy model looks at a drawn scene, and is asked about an
     object that is there and about one that is not but often goes with it.
