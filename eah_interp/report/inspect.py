@@ -57,7 +57,6 @@ from eah_interp.report.subjects import (
 
 Found = TypeVar("Found")
 
-
 NOT_SPLIT = "Logits were not split by heads"
 NOT_LOOKED = "Heads were not read before and after the broadcast"
 
