@@ -261,9 +261,10 @@ def test_items_of_a_batch_are_patched_as_if_alone():
         )
 
 
-def test_only_the_first_item_is_patched_where_settings_say_so():
+@pytest.mark.parametrize("donor", ["densest", "mean", "uniform"])
+def test_only_the_first_item_is_patched_where_settings_say_so(donor):
     model = eah.load()
-    source = eah.EAH(items="first")
+    source = eah.EAH(items="first", donor=donor)
     found = patch_heads(
         model,
         [random_image(0), random_image(1)],
