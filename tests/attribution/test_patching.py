@@ -6,9 +6,8 @@ import pytest
 import torch
 
 import eah_interp as eah
-from eah_interp.attribution import Case
+from eah_interp.attribution import Case, HeadPatching, ablate_heads, patch_heads
 from eah_interp.attribution.nodes import list_block_nodes
-from eah_interp.attribution.patching import HeadPatching, ablate_heads, patch_heads
 from eah_interp.attribution.readouts import read_tokens
 from eah_interp.attribution.replay import Replay, in_batches, prepare_replay
 from eah_interp.attribution.runs import record

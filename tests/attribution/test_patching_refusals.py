@@ -5,11 +5,12 @@ import pytest
 import eah_interp as eah
 from eah_interp.attribution import (
     Case,
+    ablate_heads,
     approximate_heads,
     attribute_recipients,
+    patch_heads,
     trace_mediators,
 )
-from eah_interp.attribution.patching import ablate_heads, patch_heads
 from eah_interp.errors import InputError, ModelError, SettingsError, UnsupportedError
 from eah_interp.lvlm.inputs import Encoding
 from eah_interp.testing import random_image, tiny_lvlm, tiny_processor
