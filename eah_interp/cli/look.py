@@ -145,7 +145,7 @@ def demo(
         show(["\nName what is in it and what is not: --object dog --absent cat."])
     elif image is None:
         show([f"\nAnother picture: --scene {scene + 1}. Your own: --image FILE."])
-        show(["Many pictures, with controls and intervals: eah-interp toy"])
+        show(["Many images, with controls and intervals: eah-interp toy"])
 
 
 @app.command(rich_help_panel="Commands")

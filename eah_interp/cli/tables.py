@@ -64,7 +64,7 @@ def lay_out(
         and all(align(row[place]) or not row[place] for row in table.rows)
     ]
     grid = _columns(*(shown[table.header[n]] for n in places), right=right)
-    for row in table.rows:
+    for row in table.lines:
         grid.add_row(*(Text(row[place]) for place in places))
     yield Text(f"\n{table.caption}", style="bold underline")
     yield grid
