@@ -17,6 +17,7 @@ import torch
 import eah_interp as eah
 from eah_interp import attribution
 from eah_interp.benchmarks import read_pope_questions
+from eah_interp.errors import SettingsError
 from eah_interp.studies import (
     Condition,
     StudyFile,
@@ -130,10 +131,15 @@ def test_a_saved_study_sums_up_to_the_same_figures():
 
 
 def test_a_saved_study_is_finished_when_the_same_is_run_again(toy, answered, tmp_path):
-    """Nothing is asked, and no file touched: a failed item counts as done too."""
+    """Nothing is asked, and no file touched: a failed item counts as done too.
+
+    It has an image, and was written before images were hashed: it has to be trusted.
+    """
     folder = copy_study(plan.STUDY, tmp_path)
     before = list_files(folder)
-    run = plan.make_study(toy).run(folder, progress=False)
+    with pytest.raises(SettingsError, match=r"go on with --trust-images"):
+        plan.make_study(toy).run(folder, progress=False)
+    run = plan.make_study(toy).run(folder, trust_images=True, progress=False)
     assert run.is_complete
     assert not answered
     assert list_files(folder) == before
@@ -144,7 +150,8 @@ def test_a_saved_study_that_was_stopped_goes_on_to_the_rows_of_one_that_was_not(
 ):
     """Of 8 files 2 are there: they stay, and the answers of the other 6 are made.
 
-    The study that was not stopped has an item more, which has no answer.
+    The study that was not stopped has an item more, which has no answer. This one has
+    scenes of the toy and no image file: nothing that could have been replaced.
     """
     folder = copy_study(plan.UNFINISHED, tmp_path)
     assert progress_of(folder) == EXPECTED["unfinished"]

@@ -84,6 +84,14 @@ def run(
             "--retry-failed", help="Run batches in which an item failed once more."
         ),
     ] = False,
+    trust_images: Annotated[
+        bool,
+        typer.Option(
+            "--trust-images",
+            help="Go on in a folder from before images were hashed: that they are "
+            "still the same is yours to know.",
+        ),
+    ] = False,
 ) -> None:
     """Run a study, or what is missing of it.
 
@@ -112,6 +120,7 @@ def run(
                 workers=workers,
                 address=address,
                 retry_failed=retry_failed,
+                trust_images=trust_images,
             )
             found = measure_progress(folder)
     except KeyboardInterrupt as error:
@@ -125,6 +134,7 @@ def run(
                 "engine": engine,
                 "workers": workers,
                 "address": address,
+                "trust_images": trust_images,
             },
             defaults={"shard": "1/1", "engine": "local"},
         )

@@ -1,5 +1,7 @@
 """What a study asks: images with prompts, and what is true of them."""
 
+import functools
+import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -226,6 +228,36 @@ def caption_items(
         )
         for file in files[:limit]
     )
+
+
+def list_images(items: Sequence[Item]) -> tuple[str, ...]:
+    """List the image files that items name, each once; toy scenes are none.
+
+    Example:
+        >>> named = ["a.png", "./a.png", "toy:test:3", "b.png"]
+        >>> list_images([Item(str(n), "caption", i, "?") for n, i in enumerate(named)])
+        ('a.png', 'b.png')
+    """
+    images = (os.path.normpath(i.image) for i in items if not i.image.startswith(TOY))
+    return tuple(dict.fromkeys(images))
+
+
+def hash_image(image: str) -> str | None:
+    """Hash an image file's bytes (SHA-256); None if it cannot be read."""
+    try:
+        path = Path(image).resolve()
+        stat = path.stat()
+        return _hash_bytes(path, stat.st_size, stat.st_mtime_ns)
+    except (OSError, ValueError):  # ValueError: no name that a file can have
+        return None
+
+
+@functools.cache
+def _hash_bytes(path: Path, size: int, mtime_ns: int) -> str:
+    """Hash a file; one of the same size and time of change is not read again."""
+    del size, mtime_ns
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def cluster_items(items: pd.DataFrame) -> pd.Series:

@@ -3,9 +3,10 @@
 import dataclasses
 import hashlib
 import json
+import os
 import platform
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,13 @@ import torch
 from eah_interp.errors import EAHError, InputError, ModelError, SettingsError
 from eah_interp.files import save_bytes
 from eah_interp.studies.conditions import Condition
-from eah_interp.studies.items import Item
+from eah_interp.studies.items import Item, hash_image, list_images
+from eah_interp.studies.store import has_rows, list_answered
 
-FORMAT = 1
+FORMAT = 2
+
+PATHS = 1
+"""The format of folders from before: images are known by their paths alone."""
 
 MANIFEST, ITEMS = "manifest.json", "items.json"
 
@@ -30,7 +35,7 @@ class Manifest:
 
     Attributes:
         format: Of the folder.
-        items: SHA-256 of ids, images, prompts, labels and truth.
+        items: SHA-256 of ids, prompts, labels, truth, and of which share an image.
         n_items: How many there are.
         conditions: Every condition, with all its settings.
         decoding: Arguments of `generate`.
@@ -42,6 +47,8 @@ class Manifest:
         attention: The attention backend.
         device: Where it runs.
         versions: Of Python and the packages that compute.
+        images: SHA-256 of every image file's bytes, as `list_images` lists them; None
+            of a file that could not be read. None in a folder from before.
     """
 
     format: int
@@ -57,6 +64,7 @@ class Manifest:
     attention: str
     device: str
     versions: Mapping[str, str]
+    images: tuple[str | None, ...] | None = None
 
     @classmethod
     def of(
@@ -86,24 +94,91 @@ class Manifest:
             attention=str(hf_model.config.get_text_config()._attn_implementation),
             device=torch.device(model.device).type,
             versions=list_versions(),
+            images=tuple(hash_image(image) for image in list_images(items)),
         )
 
-    def save(self, folder: Path, items: Sequence[Item]) -> None:
+    def to_dict(self) -> dict[str, Any]:
+        """Write everything as a mapping; without images where they are not known."""
+        values = asdict(self)
+        if self.images is None:
+            del values["images"]
+        return values
+
+    def save(
+        self, folder: Path, items: Sequence[Item], *, trust_images: bool = False
+    ) -> None:
         """Write the manifest and the items into a study's folder, if it has none.
 
         Of two processes that come with different studies at the same moment, one
         writes its manifest, and the other is refused before it writes anything.
 
+        Args:
+            folder: The study's.
+            items: What is asked.
+            trust_images: Whether to go on in a folder from before, which does not
+                say what was in its images.
+
         Raises:
-            SettingsError: If the folder holds another study.
+            SettingsError: If the folder holds another study, or rows of none; if an
+                image was replaced since, or may have been.
             InputError: If what it holds cannot be read.
         """
-        content = json.dumps(asdict(self), indent=1).encode()
-        if not save_bytes(content, folder / MANIFEST, replace=False):
-            Manifest.load(folder).check_same(self, where=folder)
+        # In this order: whoever writes rows has written the manifest before.
+        if has_rows(folder) and not (folder / MANIFEST).exists():
+            msg = (
+                f"{folder} has rows and no {MANIFEST} that says what they are of: "
+                f"expected both; put {MANIFEST} back, or use another folder"
+            )
+            raise SettingsError(msg)
+        if not save_bytes(_write(self), folder / MANIFEST, replace=False):
+            self._resume(folder, items, trust_images=trust_images)
         if not (folder / ITEMS).exists():
             listed = [item.to_dict() for item in items]
             save_bytes(json.dumps(listed, indent=0).encode(), folder / ITEMS)
+
+    def _resume(
+        self, folder: Path, items: Sequence[Item], *, trust_images: bool
+    ) -> None:
+        """Check that a folder's manifest is this one, image for image."""
+        before = theirs = Manifest.load(folder)
+        if (folder / ITEMS).exists():
+            theirs = before.renew(load_items(folder, before))
+        elif before.items == _hash_items(items, with_paths=before.format == PATHS):
+            theirs = before.renew(items)
+        names = list_images(items)
+        theirs.check_same(replace(self, images=None), where=folder)
+        if theirs.images is None:
+            if names and not trust_images:
+                msg = (
+                    f"{folder} is from before images were hashed: whether its "
+                    f"{len(names)} images are the ones that it was run with cannot be "
+                    "told; if you know that they are, go on with --trust-images "
+                    "(trust_images=True), else use another folder"
+                )
+                raise SettingsError(msg)
+            return
+        pairs = zip(names, theirs.images, self.images or (), strict=True)
+        changed = {name for name, old, new in pairs if old != new}
+        if not changed:
+            return
+        # One that no answer came from, such as a file that was missing, may change.
+        used = list_images([i for i in items if i.id in list_answered(folder)])
+        replaced = [name for name in names if name in changed.intersection(used)]
+        if replaced:
+            more = f" and {len(replaced) - 1} more" if len(replaced) > 1 else ""
+            msg = (
+                f"{replaced[0]}{more}: other bytes than when {folder} was begun, and "
+                "rows there are of the old ones: expected the same images; put them "
+                "back, or use another folder"
+            )
+            raise SettingsError(msg)
+        save_bytes(_write(replace(theirs, images=self.images)), folder / MANIFEST)
+
+    def renew(self, items: Sequence[Item]) -> "Manifest":
+        """Write a manifest from before as it would be written now, but for images."""
+        if self.format == FORMAT:
+            return self
+        return replace(self, format=FORMAT, items=_hash_items(items))
 
     @classmethod
     def load(cls, folder: Path) -> "Manifest":
@@ -118,18 +193,27 @@ class Manifest:
             msg = f"{folder} is no study: expected {MANIFEST} in it; {error}"
             raise InputError(msg) from error
         found = values.get("format") if isinstance(values, dict) else None
-        if found != FORMAT or set(values) != {item.name for item in fields(cls)}:
+        names = {item.name for item in fields(cls)}
+        expected = {FORMAT: names, PATHS: names - {"images"}}
+        if found not in expected or set(values) != expected[found]:
             msg = (
                 f"{folder / MANIFEST} has format {found}, expected {FORMAT} with its "
                 "fields; it was written by another version of eah_interp"
             )
             raise InputError(msg)
         values["conditions"] = tuple(values["conditions"])
-        return cls(**values)
+        images = values.pop("images", None)
+        return cls(**values, images=None if images is None else tuple(images))
 
     def differences(self, other: "Manifest") -> list[str]:
-        """Name what two manifests do not share: ours against theirs."""
-        return list(_compare("", asdict(self), asdict(other)))
+        """Name what two manifests do not share: ours against theirs.
+
+        Images are compared where both know theirs.
+        """
+        ours, theirs = asdict(self), asdict(other)
+        if self.images is None or other.images is None:
+            ours["images"] = theirs["images"] = None
+        return list(_compare("", ours, theirs))
 
     def check_same(self, other: "Manifest", *, where: Path) -> None:
         """Refuse to go on with, or compare, rows of another study.
@@ -147,11 +231,15 @@ class Manifest:
             raise SettingsError(msg)
 
 
-def load_items(folder: Path) -> tuple[Item, ...]:
+def load_items(folder: Path, manifest: Manifest) -> tuple[Item, ...]:
     """Read a study's items.
 
+    Args:
+        folder: The study's.
+        manifest: Its manifest, which says what they hash to.
+
     Raises:
-        InputError: If they cannot be read.
+        InputError: If they cannot be read, or are not those of the manifest.
     """
     try:
         listed = json.loads((folder / ITEMS).read_text())
@@ -159,10 +247,19 @@ def load_items(folder: Path) -> tuple[Item, ...]:
         msg = f"{folder} is no study: expected {ITEMS} in it; {error}"
         raise InputError(msg) from error
     try:
-        return tuple(Item.from_dict(values) for values in listed)
+        items = tuple(Item.from_dict(values) for values in listed)
+        found = _hash_items(items, with_paths=manifest.format == PATHS)
     except (TypeError, AttributeError) as error:
         msg = f"{folder / ITEMS} does not list items: {error}"
         raise InputError(msg) from error
+    if found != manifest.items:
+        msg = (
+            f"{folder / ITEMS} was changed since the study was begun: expected items "
+            f"of SHA-256 {manifest.items[:12]}, as {MANIFEST} has it, got "
+            f"{found[:12]}; delete it and run the same study again, which writes it"
+        )
+        raise InputError(msg)
+    return items
 
 
 def list_versions() -> dict[str, str]:
@@ -190,9 +287,28 @@ def hash_weights(hf_model: torch.nn.Module) -> str:
     return total.hexdigest()
 
 
-def _hash_items(items: Sequence[Item]) -> str:
-    listed = json.dumps([item.to_dict() for item in items], sort_keys=True)
-    return hashlib.sha256(listed.encode()).hexdigest()
+def _hash_items(items: Sequence[Item], *, with_paths: bool = False) -> str:
+    """Hash items; folders are none of theirs, so that a study can be moved."""
+    listed = [item.to_dict() for item in items]
+    if not with_paths:
+        places = {image: place for place, image in enumerate(list_images(items))}
+        for values in listed:
+            image = os.path.normpath(values["image"])
+            if image in places:  # the name too: CHAIR's ground truth goes by it
+                values["image"] = [places[image], Path(image).name]
+    text = json.dumps(listed, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def name_images(items: Sequence[Item], manifest: Manifest) -> list[str]:
+    """Name each item's image by its bytes, or by its path where they are not known."""
+    known = dict(zip(list_images(items), manifest.images or (), strict=False))
+    paths = [os.path.normpath(item.image) for item in items]
+    return [known.get(path) or path for path in paths]
+
+
+def _write(manifest: Manifest) -> bytes:
+    return json.dumps(manifest.to_dict(), indent=1).encode()
 
 
 def _is_there(name: str) -> bool:

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from eah_interp.studies.store import Store
 from eah_interp.studies.study import StudyRun
 
 
@@ -51,7 +50,7 @@ def measure_progress(folder: str | Path) -> StudyProgress:
         InputError: If the folder holds no study, or a file cannot be read.
     """
     run = StudyRun.load(folder)
-    rows = Store(run.folder).read(run.conditions)
+    rows = run.rows()
     failed = rows[rows["error"].notna()]
     errors = []
     for error, group in failed.groupby("error", sort=False):

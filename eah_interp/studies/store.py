@@ -2,7 +2,7 @@
 
 import io
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -95,15 +95,22 @@ class Store:
         Raises:
             InputError: If a file cannot be read; it is named.
         """
-        parts = [_read(path) for name in conditions for path in _files(self._of(name))]
+        parts = {}
+        for name in conditions:
+            for path in _files(self._of(name)):
+                part = parts[path] = _read(path)
+                if not part["condition"].eq(name).all():
+                    msg = f"{path} has rows of another condition than {name!r}"
+                    raise InputError(f"{msg}: it was copied there; delete it")
         if not parts:
             return pd.DataFrame(columns=list(COLUMNS)).astype(COLUMNS)
-        return pd.concat(parts, ignore_index=True)
+        return _join(parts, keys=["condition", "item"])
 
     def read_sinks(self) -> pd.DataFrame:
         """Read the sink densities; an empty table if there are none."""
-        parts = [_read(path) for path in _files(self.folder / SINKS)]
-        return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+        parts = {path: _read(path) for path in _files(self.folder / SINKS)}
+        keys = ["item", "layer", "head"]
+        return _join(parts, keys=keys) if parts else pd.DataFrame()
 
     def _of(self, condition: str) -> Path:
         return self.folder / ROWS / slug(condition)
@@ -125,7 +132,47 @@ def _name(batch: int) -> str:
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    yield from sorted(folder.glob("[0-9]*.parquet"))
+    # By the whole name: "000001 (1).parquet" and "000001.sync-conflict.parquet" are
+    # copies that a user or a program made, and no batches.
+    for path in sorted(folder.glob("*.parquet")):
+        if re.fullmatch(r"\d{6,}\.parquet", path.name):
+            yield path
+
+
+def _join(parts: Mapping[Path, pd.DataFrame], *, keys: list[str]) -> pd.DataFrame:
+    """Join files; a row that two of them have is in one that was copied."""
+    table = pd.concat(parts.values(), ignore_index=True)
+    twice = table.duplicated(keys, keep=False)
+    if twice.any():
+        source = [str(path) for path, part in parts.items() for _ in range(len(part))]
+        first = table[twice].iloc[0]
+        same = (table[keys] == first[keys]).all(axis=1)
+        paths = dict.fromkeys(
+            path for path, is_it in zip(source, same, strict=True) if is_it
+        )
+        msg = (
+            f"expected each row once, got {first['item']!r} twice, in "
+            f"{' and '.join(paths)}; one of them is a copy: delete it"
+        )
+        raise InputError(msg)
+    return table
+
+
+def has_rows(folder: Path) -> bool:
+    """Whether a folder has rows, or sink densities, of any study."""
+    places = [folder / SINKS, *(folder / ROWS).glob("*")]
+    return any(True for place in places for _ in _files(place))
+
+
+def list_answered(folder: Path) -> set[str]:
+    """List the items that something was measured of: not those that failed."""
+    found: set[str] = set()
+    for path in (p for place in (folder / ROWS).glob("*") for p in _files(place)):
+        rows = _read(path)
+        found |= set(rows["item"][rows["error"].isna()])
+    for path in _files(folder / SINKS):
+        found |= set(_read(path)["item"])
+    return found
 
 
 def _to_parquet(table: pd.DataFrame) -> bytes:

@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 
 import pandas as pd
 
-from eah_interp.errors import SettingsError, UnsupportedError
+from eah_interp.errors import InputError, SettingsError, UnsupportedError
 from eah_interp.files import make_folder
 from eah_interp.studies.conditions import Condition, check_conditions
 from eah_interp.studies.items import Item, check_items
@@ -84,6 +84,7 @@ class Study:
         address: str | None = None,
         workers: int | None = None,
         retry_failed: bool = False,
+        trust_images: bool = False,
         progress: bool = True,
     ) -> "StudyRun":
         """Run what is not in the folder yet.
@@ -100,13 +101,16 @@ class Study:
             workers: Ray workers; one for each GPU, or two without.
             retry_failed: Whether batches with a failed item are run again, every
                 item of them.
+            trust_images: Whether to go on in a folder from before images were hashed.
+                That its images are still the same is then yours to know.
             progress: Whether to show a bar.
 
         Returns:
             The run, with what is there of it.
 
         Raises:
-            SettingsError: If the folder holds another study, or cannot be written.
+            SettingsError: If the folder holds another study, or cannot be written; if
+                an image was replaced since it was begun.
             KeyboardInterrupt: After the running batch, if Ctrl-C was pressed.
             ExtraMissingError: If pyarrow, or ray, is not installed.
         """
@@ -125,7 +129,7 @@ class Study:
             raise SettingsError(msg)
         store = Store(folder)
         make_folder(folder)
-        manifest.save(folder, self.items)
+        manifest.save(folder, self.items, trust_images=trust_images)
         store.prepare([condition.name for condition in self.conditions])
         batches = split_batches(self.items, self.batch_size)
         if retry_failed:
@@ -190,8 +194,26 @@ class StudyRun:
 
     def items(self) -> pd.DataFrame:
         """List the items, by `item`."""
-        listed = [item.to_dict() for item in load_items(self.folder)]
+        items = load_items(self.folder, self.manifest)
+        listed = [item.to_dict() for item in items]
         return pd.DataFrame(listed).rename(columns={"id": "item"})
+
+    def rows(self) -> pd.DataFrame:
+        """List the rows that are there, each once, without their items.
+
+        Raises:
+            InputError: If a file cannot be read, was copied, or is of another study.
+        """
+        found = Store(self.folder).read(self.conditions)
+        strange = sorted(set(found["item"]) - set(self.items()["item"]))
+        if strange:
+            msg = (
+                f"{self.folder} has rows of items that the study does not have, such "
+                f"as {strange[0]!r}: expected its own; delete the files that were "
+                "copied there"
+            )
+            raise InputError(msg)
+        return found
 
     def frame(self) -> pd.DataFrame:
         """List every row with its item: answers, errors, labels, truth.
@@ -199,7 +221,7 @@ class StudyRun:
         Raises:
             InputError: If a file cannot be read.
         """
-        rows = Store(self.folder).read(self.conditions)
+        rows = self.rows()
         return rows.merge(self.items(), on="item", how="left", validate="many_to_one")
 
     def sinks(self) -> pd.DataFrame:
@@ -209,8 +231,8 @@ class StudyRun:
     @property
     def is_complete(self) -> bool:
         """Whether every item has a row under every condition."""
-        rows = Store(self.folder).read(self.conditions)
-        return len(rows) == self.manifest.n_items * len(self.conditions)
+        # Each row is of one item and condition: so many of them are all of them.
+        return len(self.rows()) == self.manifest.n_items * len(self.conditions)
 
     def check_complete(self) -> None:
         """Refuse to sum up a part of a study as if it were all of it.
@@ -218,7 +240,7 @@ class StudyRun:
         Raises:
             UnsupportedError: If rows are missing; it says how many.
         """
-        found = len(Store(self.folder).read(self.conditions))
+        found = len(self.rows())
         wanted = self.manifest.n_items * len(self.conditions)
         if found != wanted:
             msg = (

@@ -204,7 +204,7 @@ class StudySummary:
         rows = self.frame().astype(object)
         return {
             "study": self.name,
-            "manifest": asdict(self.manifest),
+            "manifest": self.manifest.to_dict(),
             "manifest_hash": self.manifest_hash,
             "reference": self.reference,
             "draws": asdict(self.draws),
@@ -230,7 +230,7 @@ class StudySummary:
 
 def hash_manifest(manifest: Manifest) -> str:
     """Hash everything that a study fixes."""
-    text = json.dumps(asdict(manifest), sort_keys=True)
+    text = json.dumps(manifest.to_dict(), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -1,6 +1,8 @@
 """A study summed up, or two compared: answers scored, then values and changes."""
 
 import dataclasses
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from eah_interp.studies.contrasts import (
     contrast_conditions,
     score_conditions,
 )
+from eah_interp.studies.manifest import Manifest, load_items, name_images
 from eah_interp.studies.scores import ScoredRows, score_rows
 from eah_interp.studies.study import StudyRun
 from eah_interp.studies.summary import StudySummary
@@ -141,7 +144,7 @@ def compare_runs(
         ExtraMissingError: As for `summarise`.
     """
     if not allow_different:
-        before.manifest.check_same(after.manifest, where=before.folder)
+        renew(before).check_same(renew(after), where=before.folder)
     if not partial:
         before.check_complete()
         after.check_complete()
@@ -165,7 +168,7 @@ def compare_runs(
             new, name, reference=name, draws=draws, reference_rows=old
         )
     ]
-    differences = before.manifest.differences(after.manifest)
+    differences = renew(before).differences(renew(after))
     notes = [
         f"{before.folder.name} against {after.folder.name}: {d}" for d in differences
     ]
@@ -185,12 +188,15 @@ def compare_runs(
     )
 
 
+def renew(run: StudyRun) -> Manifest:
+    """Return a study's manifest as it would be written now."""
+    manifest = run.manifest
+    return manifest.renew(load_items(run.folder, manifest))
+
+
 def _shared_items(before: StudyRun, after: StudyRun) -> set[str]:
-    columns = ["item", "task", "image", "prompt", "label"]
-    first, second = (
-        set(run.items()[columns].astype(str).itertuples(index=False, name=None))
-        for run in (before, after)
-    )
+    known = before.manifest.images is not None and after.manifest.images is not None
+    first, second = (set(_list_asked(run, known=known)) for run in (before, after))
     both = {str(values[0]) for values in first & second}
     if not both:
         msg = (
@@ -199,6 +205,17 @@ def _shared_items(before: StudyRun, after: StudyRun) -> set[str]:
         )
         raise InputError(msg)
     return both
+
+
+def _list_asked(run: StudyRun, *, known: bool) -> Iterator[tuple[Any, ...]]:
+    """List what is asked; images by their bytes where both studies know them."""
+    manifest = run.manifest
+    items = load_items(run.folder, manifest)
+    images = [os.path.normpath(item.image) for item in items]
+    for item, image in zip(
+        items, name_images(items, manifest) if known else images, strict=True
+    ):
+        yield item.id, item.task, image, item.prompt, item.label
 
 
 def _only(rows: ScoredRows, items: set[str]) -> ScoredRows:

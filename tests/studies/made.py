@@ -6,7 +6,7 @@ import pandas as pd
 
 from eah_interp.interventions import EAH
 from eah_interp.studies.items import Item
-from eah_interp.studies.manifest import Manifest
+from eah_interp.studies.manifest import FORMAT, Manifest, _hash_items
 from eah_interp.studies.store import COLUMNS, Store
 from eah_interp.studies.study import StudyRun
 
@@ -45,8 +45,9 @@ def make_run(folder, items, answers, *, patches=None, sinks=None, **fixed):
         for name in answers
     ]
     known = {
-        "format": 1,
-        "items": str(hash(tuple(items))),
+        "format": FORMAT,
+        "images": (),
+        "items": _hash_items(items),
         "n_items": len(items),
         "conditions": tuple(conditions),
         "decoding": {"yes_no": {"max_new_tokens": 8}},
