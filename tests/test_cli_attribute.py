@@ -38,7 +38,7 @@ def photo(tmp_path_factory):
 
 
 def test_effects_are_those_of_the_library(photo, toy):
-    words = ("-o", "dog", "-o", "boat", "--layers", "0,2", "--donor", 3, "--top", 4)
+    words = ("-e", "dog", "-e", "boat", "--layers", "0,2", "--donor", 3, "--top", 4)
     record = run_json(photo, PROMPT, *words)
     settings = eah.EAH(layers=(0, 2), donor=3)
     found = attribute_heads(
@@ -66,7 +66,7 @@ def test_effects_are_those_of_the_library(photo, toy):
 
 
 def test_tables_list_heads_and_add_up(photo):
-    result = run(photo, PROMPT, "-o", "dog", "-o", "boat", "--top", 3)
+    result = run(photo, PROMPT, "-e", "dog", "-e", "boat", "--top", 3)
     assert result.exit_code == 0, result.stderr
     rows = re.findall(r"^L\d+H\d+ +((?:[+-]\d+\.\d{3} *){6})$", result.stdout, re.M)
     assert len(rows) == 2 * 3
@@ -89,7 +89,7 @@ def test_tables_list_heads_and_add_up(photo):
 
 def test_a_caption_is_read_where_it_names_the_object(photo):
     caption = "There is a dog and a boat near the dog."
-    record = run_json(photo, PROMPT, "-o", "dog", "--caption", caption)
+    record = run_json(photo, PROMPT, "-e", "dog", "--caption", caption)
     assert [one["object"] for one in record["targets"]] == ["dog", "dog"]
     first, second = (one["position"] for one in record["targets"])
     assert second > first
@@ -105,7 +105,7 @@ def test_yes_minus_no_is_explained(photo):
 def test_figures_and_numbers_are_written(photo, tmp_path):
     heads, picture, folder = (tmp_path / n for n in ("heads.png", "p.svg", "numbers"))
     words = ("--figure", heads, "--picture", picture, "--save", folder)
-    result = run(photo, PROMPT, "-o", "dog", "-o", "boat", *words)
+    result = run(photo, PROMPT, "-e", "dog", "-e", "boat", *words)
     assert result.exit_code == 0, result.stderr
     assert "Written:" in result.stdout
     with Image.open(heads) as drawn:
@@ -117,7 +117,7 @@ def test_figures_and_numbers_are_written(photo, tmp_path):
 
 def test_another_checkpoint_can_be_asked(photo, tmp_path):
     folder = tiny_folder(tmp_path / "tiny", n_heads=4, n_kv_heads=2)
-    record = run_json(photo, PROMPT, "-m", folder, "-o", "cat")
+    record = run_json(photo, PROMPT, "-m", folder, "-e", "cat")
     assert record["model"]["n_heads"] == 4
     assert record["error"] < 1e-5
 
@@ -125,15 +125,16 @@ def test_another_checkpoint_can_be_asked(photo, tmp_path):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ((), "nothing to explain: name an --object"),
-        (("-o", "boat", "--yes-no"), "leave out --object"),
+        ((), "nothing to explain: name one with --explain"),
+        (("-o", "a b", "-o", "fish"), "write --explain 'a b' --explain fish"),
+        (("-e", "boat", "--yes-no"), "leave out --explain"),
         (("--yes-no", "--caption", "Yes."), "leave out --caption"),
-        (("-o", "boat", "-o", "boat"), "names a thing twice"),
-        (("-o", "boat", "--figure", "heads.txt"), "--figure must end in .png"),
-        (("-o", "boat", "--picture", "/no/p.png"), "--picture: the folder /no does"),
-        (("-o", "boat", "--caption", "A dog."), "the caption does not name boat"),
-        (("-o", "boat", "--layers", "9"), "layer 9 does not exist"),
-        (("-o", "猫"), "猫"),
+        (("-e", "boat", "-e", "boat"), "names a thing twice"),
+        (("-e", "boat", "--figure", "heads.txt"), "--figure must end in .png"),
+        (("-e", "boat", "--picture", "/no/p.png"), "--picture: the folder /no does"),
+        (("-e", "boat", "--caption", "A dog."), "the caption does not name boat"),
+        (("-e", "boat", "--layers", "9"), "layer 9 does not exist"),
+        (("-e", "猫"), "猫"),
     ],
 )
 def test_a_refusal_is_one_line_and_an_exit_code(photo, words, said):
@@ -146,8 +147,8 @@ def test_a_refusal_is_one_line_and_an_exit_code(photo, words, said):
 
 
 def test_an_empty_prompt_and_a_missing_picture_are_refused(photo, tmp_path):
-    assert "the prompt is empty" in run(photo, " ", "-o", "boat").stderr
-    missing = run(tmp_path / "none.png", PROMPT, "-o", "boat")
+    assert "the prompt is empty" in run(photo, " ", "-e", "boat").stderr
+    missing = run(tmp_path / "none.png", PROMPT, "-e", "boat")
     assert missing.exit_code == 2
     assert missing.stderr.startswith("error: ")
 

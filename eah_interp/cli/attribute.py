@@ -1,5 +1,6 @@
 """The command that finds the heads that write an object's logit."""
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -24,14 +25,17 @@ def attribute(
     *,
     image: ImageFile,
     prompt: Annotated[str, typer.Argument(help="What to ask.", show_default=False)],
-    objects: Annotated[
+    explain: Annotated[
         list[str] | None,
         typer.Option(
-            "--object",
-            "-o",
+            "--explain",
+            "-e",
             metavar="NAME",
             help="An object to explain, in the image or not; repeatable.",
         ),
+    ] = None,
+    objects: Annotated[
+        list[str] | None, typer.Option("--object", "-o", hidden=True)
     ] = None,
     caption: Annotated[
         str | None,
@@ -81,9 +85,9 @@ def attribute(
     split: the head looks elsewhere (new pattern), finds other things there (new
     values), or counts differently (new scale).
 
-        eah-interp attribute photo.jpg "Describe the image." --object boat -o fish
+        eah-interp attribute photo.jpg "Describe the image." --explain boat -e fish
         eah-interp attribute photo.jpg "Is there a boat?" --yes-no --figure heads.png
-        eah-interp attribute photo.jpg "Describe the image." -o boat \
+        eah-interp attribute photo.jpg "Describe the image." -e boat \
 --caption "There is a boat." --picture boat.png --layers 0,1
     """
     with working() as bar:
@@ -93,12 +97,13 @@ def attribute(
         from eah_interp.attribution.direct import attribute_heads
         from eah_interp.attribution.patches import attribute_patches
         from eah_interp.cli.records import record_attribution
-        from eah_interp.cli.tables import show_attribution
+        from eah_interp.cli.tables import show_attribution, show_note
         from eah_interp.lvlm.images import read_image
 
         check_figure(figure, option="--figure")
         check_figure(picture, option="--picture")
-        check_question(prompt, objects or (), yes_no=yes_no, caption=caption)
+        refuse_objects(objects or ())
+        check_question(prompt, explain or (), yes_no=yes_no, caption=caption)
         options.eah()
         opened = read_image(image)
         if save is not None:
@@ -110,7 +115,7 @@ def attribute(
             model,
             opened,
             prompt,
-            objects=objects or (),
+            objects=explain or (),
             metric="yes_no" if yes_no else "logit",
             caption=caption,
         )
@@ -141,10 +146,25 @@ def attribute(
     if options.json:
         show_json(record)
         return
-    show(show_attribution(record))
+    show([*show_attribution(record), *show_note(record["note"])])
     written = [str(out) for out in (figure, picture, save) if out is not None]
     if written:
         show([f"\nWritten: {', '.join(written)}"])
+
+
+def refuse_objects(objects: Sequence[str]) -> None:
+    """Refuse `--object`, which says elsewhere that an object is in the image.
+
+    Raises:
+        SettingsError: If it is given; `--explain` is named.
+    """
+    if objects:
+        new = shlex.join(word for name in objects for word in ("--explain", name))
+        msg = (
+            f"--object (-o) names what is in the image, as in report and demo: "
+            f"expected what to explain, there or not; write {new}"
+        )
+        raise SettingsError(msg)
 
 
 def check_question(
@@ -160,12 +180,12 @@ def check_question(
         msg = "the prompt is empty: ask something, such as 'Describe the image.'"
         raise InputError(msg)
     if yes_no and (objects or caption is not None):
-        what = "--object" if objects else "--caption"
+        what = "--explain" if objects else "--caption"
         msg = f"--yes-no explains the answer itself: leave out {what}"
         raise SettingsError(msg)
     if not objects and not yes_no:
-        msg = "nothing to explain: name an --object, such as -o boat, or use --yes-no"
+        msg = "nothing to explain: name one with --explain boat, or use --yes-no"
         raise SettingsError(msg)
     if len(set(objects)) < len(objects):
-        msg = f"--object names a thing twice: {', '.join(objects)}; name each once"
+        msg = f"--explain names a thing twice: {', '.join(objects)}; name each once"
         raise SettingsError(msg)

@@ -166,7 +166,7 @@ def ask(
         bar.expect(2)
         bar.step("importing torch and transformers")
         from eah_interp.cli.records import record_answer
-        from eah_interp.cli.tables import show_answer
+        from eah_interp.cli.tables import show_answer, show_note
         from eah_interp.lvlm.images import read_image
         from eah_interp.report.inspect import ask_question
         from eah_interp.report.reading import compare_with
@@ -196,7 +196,7 @@ def ask(
     if options.json:
         show_json(record)
     else:
-        show(show_answer(found, eah=eah))
+        show([*show_answer(found, eah=eah), *show_note(record["note"])])
 
 
 @app.command(rich_help_panel="Commands")
@@ -235,7 +235,7 @@ def sinks(
         bar.expect(2)
         bar.step("importing torch and transformers")
         from eah_interp.cli.records import record_sinks
-        from eah_interp.cli.tables import donor_heads, show_sinks
+        from eah_interp.cli.tables import donor_heads, show_note, show_sinks
         from eah_interp.interventions.sinks import score_sinks
         from eah_interp.lvlm.images import read_image
         from eah_interp.report.inspection import list_donors
@@ -273,6 +273,7 @@ def sinks(
         show_json(record)
         return
     show(show_sinks(found, k=top, donors=donors, eah=eah, prompt=prompt))
+    show(show_note(record["note"]))
     if out is not None:
         show([f"\nWritten: {out}"])
 

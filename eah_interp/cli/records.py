@@ -24,7 +24,7 @@ from eah_interp.report.inspection import (
     list_donors,
 )
 from eah_interp.report.page import write_report
-from eah_interp.report.reading import PATCHED, list_model, list_versions
+from eah_interp.report.reading import PATCHED, list_model, list_versions, note_image
 from eah_interp.report.tables import KINDS, PARTS, RUNS
 from eah_interp.testing import FAMILIES
 from eah_interp.testing.support import read_support
@@ -51,6 +51,7 @@ def record_answer(
     return {
         **_begin("ask", model, name, eah),
         "image": str(image),
+        "note": note_image(model) or None,
         "prompt": found.question.prompt,
         "answers": dict(found.answers),
         "next_tokens": dict(found.next_tokens),
@@ -76,6 +77,7 @@ def record_sinks(
     return {
         **_begin("sinks", model, name, eah),
         "image": str(image),
+        "note": note_image(model) or None,
         "prompt": prompt,
         "n_columns": int(found.columns[0].sum()),
         "grids": [list(span.grid) for span in found.spans[0]],
@@ -135,6 +137,7 @@ def record_attribution(
     return {
         **_begin("attribute", model, name, eah),
         "image": str(image),
+        "note": note_image(model) or None,
         "prompt": prompt,
         "caption": caption,
         "metric": found.metric,
@@ -257,6 +260,7 @@ def record_inspection(found: Inspection, *, command: str) -> dict[str, Any]:
             "layers": list(sinks.layers),
             "density": sinks.density[0].tolist(),
         },
+        "note": found.note or None,
         "verdict": list(found.verdict),
         "not_measured": list(found.remarks),
     }

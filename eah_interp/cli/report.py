@@ -77,6 +77,7 @@ def report(
         bar.expect(3)
         bar.step("importing torch and transformers")
         from eah_interp.cli.records import record_inspection
+        from eah_interp.cli.tables import show_note
         from eah_interp.lvlm.images import read_image
         from eah_interp.report.inspect import inspect_image
         from eah_interp.report.page import write_report
@@ -126,6 +127,6 @@ def report(
     if options.json:
         show_json(record_inspection(found, command="report"))
         return
-    show(found.verdict)
+    show([*found.verdict, *show_note(found.note)])
     show(f"Not measured: {remark}" for remark in found.remarks)
     show([f"\nWritten: {out}"])

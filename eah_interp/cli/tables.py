@@ -107,6 +107,13 @@ def show_demo(found: Inspection) -> Iterator[RenderableType]:
     yield _title("What it comes to")
     for sentence in found.verdict:
         yield Text(sentence)
+    yield from show_note(found.note)
+
+
+def show_note(note: str | None) -> Iterator[RenderableType]:
+    """Lay out what the model cannot know of the image, where there is something."""
+    if note:
+        yield Text(f"\n{note}", style="bold")
 
 
 def _title(text: str) -> Text:

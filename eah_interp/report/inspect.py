@@ -44,6 +44,7 @@ from eah_interp.report.reading import (
     likeliest,
     list_versions,
     name_token,
+    note_image,
     object_token,
     read_next_token,
     write_text,
@@ -230,6 +231,7 @@ def inspect_subject(
             ],
         ),
         remarks=tuple(dict.fromkeys(remarks)),
+        note=note_image(model, drawn=subject.drawn),
     )
 
 

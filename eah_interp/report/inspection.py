@@ -142,6 +142,7 @@ class Inspection:
         explained: Which heads write the logits.
         verdict: What it comes to, in sentences.
         remarks: What could not be measured, and why.
+        note: What the model cannot know of this image; empty where there is nothing.
     """
 
     model: Mapping[str, Any]
@@ -158,6 +159,7 @@ class Inspection:
     explained: tuple[Explained, ...]
     verdict: tuple[str, ...]
     remarks: tuple[str, ...]
+    note: str = ""
 
     @property
     def donors(self) -> dict[int, int]:

@@ -14,6 +14,7 @@ from eah_interp.errors import InputError
 from eah_interp.interventions import EAH, EAHPatch, edit, intervene
 from eah_interp.lvlm import LVLM
 from eah_interp.lvlm.inputs import image_placeholder, pair_rows, write_prompt
+from eah_interp.toy.language import TOY_KNOWS, speaks_toy
 
 
 @runtime_checkable
@@ -265,6 +266,16 @@ def list_versions() -> dict[str, str]:
         "python": platform.python_version(),
         **{name: version(name) for name in names},
     }
+
+
+def note_image(model: LVLM, *, drawn: bool = False) -> str:
+    """Say what a model cannot know of an image; empty where there is nothing to say.
+
+    Args:
+        model: The model.
+        drawn: Whether the toy world drew the image.
+    """
+    return "" if drawn or not speaks_toy(model.tokenizer) else TOY_KNOWS
 
 
 def list_model(model: LVLM, name: str | None) -> dict[str, Any]:

@@ -42,6 +42,7 @@ class Subject:
         absent: Objects that are not.
         companions: Those of the absent that go with the present ones.
         questions: What to ask.
+        drawn: Whether the toy world drew it.
     """
 
     image: Image.Image
@@ -50,6 +51,7 @@ class Subject:
     absent: tuple[str, ...]
     companions: tuple[str, ...]
     questions: tuple[Question, ...]
+    drawn: bool = False
 
 
 def ask_for(name: str) -> str:
@@ -184,6 +186,7 @@ def draw_subject(
         absent=tuple(dict.fromkeys((*missing, *absent))),
         companions=tuple(name for name in missing if name in near),
         questions=tuple(map(Question, prompts)) or tuple(asked),
+        drawn=True,
     )
 
 

@@ -12,6 +12,8 @@ from eah_interp.benchmarks.pope import Rule, is_neither, says_yes
 from eah_interp.errors import InputError, SettingsError
 from eah_interp.studies.items import TOY, Task, cluster_items
 from eah_interp.studies.study import StudyRun
+from eah_interp.toy.language import TOY_KNOWS
+from eah_interp.toy.model import TOYS
 
 ALL = "all"
 """The kind of question that stands for every kind."""
@@ -72,6 +74,9 @@ def score_rows(
     notes = []
     if unlabelled:
         notes.append(f"{unlabelled} answers to questions without a label: not scored.")
+    own = run.manifest.model.rpartition("(")[2].rstrip(")")
+    if own in TOYS and not fine.image.str.startswith(TOY).all():
+        notes.append(f"Items have images of your own. {TOY_KNOWS}")
     captions, note = _score_captions(told, annotations, synonyms)
     return ScoredRows(
         questions=_score_questions(fine, rule),

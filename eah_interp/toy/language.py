@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
@@ -230,6 +230,24 @@ SPLIT_WORDS: dict[str, tuple[str, str]] = {
 SPECIAL_TOKENS = ("<unk>", "<s>", "</s>", "<pad>", IMAGE_TOKEN)
 
 _PIECE_SCORE, _LETTER_SCORE = -1.0, -20.0
+
+
+TOY_KNOWS = (
+    "The toy knows drawn scenes of twenty objects; of a photograph its words mean "
+    "nothing."
+)
+"""Said wherever an image that the toy world did not draw is put to a toy."""
+
+
+def speaks_toy(tokenizer: Any) -> bool:
+    """Tell whether a tokenizer's words are those of the toy world.
+
+    Example:
+        >>> import eah_interp as eah
+        >>> speaks_toy(eah.load().tokenizer)
+        True
+    """
+    return {piece for piece, _ in list_pieces()} == set(tokenizer.get_vocab())
 
 
 def list_pieces() -> list[tuple[str, float]]:

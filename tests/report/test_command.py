@@ -2,12 +2,14 @@
 
 import json
 import shlex
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from eah_interp.cli import app
-from eah_interp.testing import random_image
+from eah_interp.testing import random_image, tiny_folder
+from eah_interp.toy.language import TOY_KNOWS
 from tests.report.reading import Page
 
 
@@ -59,3 +61,37 @@ def test_what_cannot_be_done_is_refused_before_the_model_is_loaded(
     done = run("report", photo, *more)
     assert done.exit_code == 2
     assert message in done.stderr
+
+
+FEW = ("--max-new-tokens", 1)
+OWN = {
+    "ask": ("What is it?", *FEW),
+    "sinks": (),
+    "attribute": ("What is it?", "--explain", "boat"),
+    "report": ("What is it?", "--out", "page.html", *FEW),
+}
+"""Commands that take an image of the user's own, and what else they need."""
+
+
+@pytest.mark.parametrize("command", OWN)
+def test_the_toy_says_that_it_knows_no_photographs(
+    photo, tmp_path, monkeypatch, command
+):
+    monkeypatch.chdir(tmp_path)
+    shown = run(command, photo, *OWN[command])
+    assert shown.exit_code == 0, shown.stderr
+    assert TOY_KNOWS in " ".join(shown.stdout.split())
+    record = json.loads(run(command, photo, *OWN[command], "--json").stdout)
+    assert record["note"] == TOY_KNOWS
+    if command == "report":
+        assert TOY_KNOWS in " ".join(Page(Path("page.html").read_text()).text.split())
+
+
+def test_of_a_scene_and_of_another_model_nothing_of_the_kind_is_said(photo, tmp_path):
+    scene = run("demo", *FEW, "--json")
+    assert json.loads(scene.stdout)["note"] is None
+    own = run("demo", "--image", photo, *FEW, "--json")
+    assert json.loads(own.stdout)["note"] == TOY_KNOWS
+    folder = tiny_folder(tmp_path / "tiny")
+    other = run("sinks", photo, "-m", folder, "--json")
+    assert json.loads(other.stdout)["note"] is None

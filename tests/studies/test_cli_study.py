@@ -47,7 +47,7 @@ def test_the_study_file_of_the_docs_runs_as_it_stands(docs, tmp_path):
     assert run.is_complete
     assert run.conditions == (
         "baseline",
-        "EAH in layer 2",
+        "EAH at L2 (counted from 0)",
         "EAH layers=0",
         "EAH layers=1",
     )

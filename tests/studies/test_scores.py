@@ -1,5 +1,7 @@
 """Claims about scores: every answer is counted once, by the benchmarks' own rules."""
 
+from itertools import product
+
 import pandas as pd
 import pytest
 
@@ -8,6 +10,7 @@ from eah_interp.benchmarks.pope import says_yes
 from eah_interp.errors import InputError, SettingsError
 from eah_interp.studies.contrasts import Draws, score_conditions
 from eah_interp.studies.scores import score_rows
+from eah_interp.toy.language import TOY_KNOWS
 from tests.studies.made import caption, make_run, question
 
 DRAWS = Draws(resamples=50)
@@ -124,3 +127,24 @@ def test_questions_without_a_label_are_noted(tmp_path, questions):
     rows = score_rows(run)
     assert len(rows.questions) == 6
     assert rows.notes == ("1 answers to questions without a label: not scored.",)
+
+
+def test_a_toy_that_was_shown_images_of_one_s_own_is_noted(tmp_path):
+    own = caption("c", truth=("cup",), cluster=1, image="images/1.jpg")
+    drawn = caption("d", truth=("cup",), cluster=2)
+    toy, other = "LlavaForConditionalGeneration (seed-0)", "Made (by hand)"
+    noted = {
+        (model, item.id): TOY_KNOWS in " ".join(score_rows(run).notes)
+        for n, (model, item) in enumerate(product((toy, other), (own, drawn)))
+        if (
+            run := make_run(
+                tmp_path / str(n), [item], {"baseline": ["A cup."]}, model=model
+            )
+        )
+    }
+    assert noted == {
+        (toy, "c"): True,
+        (toy, "d"): False,
+        (other, "c"): False,
+        (other, "d"): False,
+    }
