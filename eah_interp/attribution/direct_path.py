@@ -322,6 +322,7 @@ class DirectRun:
         return torch.stack(split)
 
 
+@torch.enable_grad()  # also where a notebook has switched gradients off
 def run_direct(
     model: Any, case: Case, patch: Intervention | None, *, with_rows: bool = True
 ) -> DirectRun:
@@ -343,7 +344,6 @@ def run_direct(
     head_values: dict[int, Tensor] = {}
     learned: dict[int, Any] = {}
     with (
-        torch.enable_grad(),
         open_direct_path(model) as path,
         model.trace(**case.inputs, **kept, use_cache=False),
     ):

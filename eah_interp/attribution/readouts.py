@@ -9,12 +9,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from eah_interp.errors import SettingsError
+from eah_interp.errors import NumericalError, SettingsError
 
 MetricName = Literal["logit", "log_prob", "logit_diff", "yes_no"]
 """What is read: a logit; the log-probability of the whole word; the logit of the first
 object minus the second's; the logit of yes minus no."""
-
 
 TargetValues = Float[Tensor, " target"]
 """One number for each target of a readout."""
@@ -86,6 +85,9 @@ class Readout:
         Returns:
             A number for each target, float32, with gradients.
 
+        Raises:
+            NumericalError: If one is NaN or infinite.
+
         Example:
             >>> readout = read_tokens([("cat", 0, 2, "cat", [(2, 5, 1.0)])])
             >>> readout.values(torch.arange(24.0).view(1, 3, 8)).tolist()
@@ -101,7 +103,18 @@ class Readout:
         terms = picked.gather(-1, self.tokens.to(device)[:, None])[:, 0]
         terms = terms * self.weights.to(device)
         totals = torch.zeros(len(self.targets), device=device)
-        return totals.index_add(0, self.owner.to(device), terms)
+        totals = totals.index_add(0, self.owner.to(device), terms)
+        lost = (~totals.isfinite()).nonzero().flatten().tolist()
+        if lost:
+            named = ", ".join(self.targets[index].label for index in lost[:4])
+            msg = (
+                f"the run's number for {named} is NaN or infinite: expected finite "
+                "logits; load the model in another dtype (float16 overflows where "
+                "bfloat16 does not), look at what the patch does to it, or ask for a "
+                "token that the model can write"
+            )
+            raise NumericalError(msg)
+        return totals
 
     def pick(self, targets: Sequence[int]) -> "Readout":
         """Keep some of the targets, in the order in which they are named."""

@@ -12,10 +12,8 @@ from eah_interp.errors import SettingsError
 
 Coalition = frozenset[int]
 
-
 MOST_EXACT = 8
 """Players up to which all coalitions are tried: 2 ** 8 = 256."""
-
 
 Gains = Float[Tensor, "player target"]
 

@@ -126,12 +126,9 @@ def percent(count: int, total: int) -> float:
 Rule: TypeAlias = Literal["pope", "opera"]
 """Whose reading of an answer."""
 
-
 _NO = {"pope": {"No", "not", "no"}, "opera": {"No", "not", "no", "NO"}}
 
-
 _WORD = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)*")
-
 
 _PLAIN = {"yes", "no", "not", "yeah", "yep", "nope", "nah"}
 
@@ -195,7 +192,6 @@ def is_neither(answer: str) -> bool:
 
 PopeSampling: TypeAlias = Literal["random", "popular", "adversarial"]
 """Which absent objects are asked for."""
-
 
 Objects: TypeAlias = Mapping[str, Sequence[str]]
 """Objects in each image, in the order of their annotations."""

@@ -31,6 +31,7 @@ from eah_interp.lvlm.runs import (
     passes_of,
     patches_of_run,
     promise,
+    wants_attentions,
 )
 
 
@@ -109,6 +110,7 @@ def intervene(
     check_mode(model)
     promise(model.interleaver, memory, settings)
     whole = prompt_of_worker(model, image_mask=image_mask).limit(prompt_mask)
+    returns_maps = wants_attentions(model)
     done: dict[int, Any] = {}
     for site in sites:
         operation = PatchedCall(attention_operation(model, site), layer=site.layer)
@@ -123,6 +125,7 @@ def intervene(
         operation.check_rows(call.queries.shape[0])
         first = _first_row(model, operation.step, width=whole.image_mask.shape[1])
         point = PatchPoint.at(operation, call, whole, layer=site.layer, first=first)
+        point.returns_maps = returns_maps
         if is_first:
             _check_start(settings, point, step=operation.step)
             point.kept = settings.learn(point, stream)
@@ -287,6 +290,7 @@ def edit(model: Any, eah: EAH | Intervention | None = None) -> Any:
             for _ in Iterations()[:]:
                 intervene(edited, eah)
         edited.loops_openly = True
+    edited.patches = (*getattr(model, "patches", ()), eah)
     return edited
 
 

@@ -46,6 +46,7 @@ class PatchPoint:
         returned: What the call returned, once it was read.
         known_rows: Its query rows, once they were asked for.
         settings: The intervention that has patched it; None where none has.
+        returns_maps: Whether the run returns attention maps beside its logits.
     """
 
     layer: int
@@ -58,6 +59,7 @@ class PatchPoint:
     returned: Any = None
     known_rows: QueryRows | None = None
     settings: Any = None
+    returns_maps: bool = False
 
     @classmethod
     def at(
@@ -166,6 +168,7 @@ class PatchPoint:
         elif recipients is None or call.n_kv_heads == call.n_heads:
             self.operation.inputs = call.broadcast(donors, recipients).inputs
         else:
+            self._refuse_maps()
             self.operation.skip((call.attend_partly(donors, recipients), None))
 
     def replace(self, new: Tensor, where: RowHeads) -> None:
@@ -175,12 +178,28 @@ class PatchPoint:
             new: `[batch query head d_value]`, or its last rows.
             where: True where they are written.
         """
+        self._refuse_maps()
         own = self.output
         start = own.shape[1] - new.shape[1]
         chosen = where[:, start:, :, None]
         mixed = torch.where(chosen, new.to(own.dtype), own[:, start:])
         whole = mixed if start == 0 else torch.cat([own[:, :start], mixed], 1)
         self.operation.output = (whole, *self._returned[1:])
+
+    def _refuse_maps(self) -> None:
+        """Refuse to write outputs beside a map that would not be theirs.
+
+        Raises:
+            UnsupportedError: If the run returns attention maps.
+        """
+        if self.returns_maps:
+            msg = (
+                f"output_attentions=True would return the map that layer {self.layer} "
+                "had before the patch, which is written at the call's output; leave "
+                "it off, and read the patched rows with "
+                "eah_interp.attribution.read_patterns(model, ..., patch=...)"
+            )
+            raise UnsupportedError(msg)
 
     def attend(
         self,

@@ -32,9 +32,7 @@ SINK_DIMS: Mapping[str, tuple[int, ...]] = {
 }
 """Sink dimensions that the paper and its release name, by language model."""
 
-
 Task = Literal["general", "hallucination", "vision_centric"]
-
 
 RHO: Mapping[str, float] = {
     "general": 0.8,
@@ -166,7 +164,8 @@ class VAR(Intervention):
         assert stream is not None
         with torch.no_grad():
             values = sink_values(stream, self.sink_dims)
-            return (values >= self.tau) & point.rows.prompt
+            # Rows past the prompt's are guesses of assisted decoding: no columns of it.
+            return ((values >= self.tau) & point.rows.prompt)[:, : point.width]
 
     def apply_at(self, point: PatchPoint) -> None:
         """Move attention in the text rows of one layer."""

@@ -42,7 +42,6 @@ class CallSite:
 
 _CALLS: dict[str, CallSite | None] = {}
 
-
 _KINDS: dict[type[nn.Module], CallSite | None] = {}
 
 

@@ -47,10 +47,12 @@ class LVLM(TransformersModel):
         loops_openly: Whether an edit of this model loops over every forward pass,
             however many there are. nnsight ends such a loop with a warning, which
             means nothing here and is not shown.
+        patches: The interventions that `edit` has put into it, in their order.
     """
 
     anatomy: Anatomy
     loops_openly = False
+    patches: tuple[Any, ...] = ()
 
     def __init__(
         self,
@@ -94,6 +96,16 @@ class LVLM(TransformersModel):
     def d_head(self) -> int:
         """Width of a head's queries and keys."""
         return self.anatomy.d_head
+
+    def __repr__(self) -> str:
+        """Show which interventions a patched twin carries, then the modules."""
+        carried = "".join(f"patched by {patch}\n" for patch in self.patches)
+        return carried + str(super().__repr__())
+
+    def clear_edits(self) -> None:
+        """Drop every edit, so that the model runs as it is."""
+        super().clear_edits()
+        self.patches = ()
 
     # -- loading ---------------------------------------------------------------------
 

@@ -236,6 +236,17 @@ def check_promises(interleaver: Any, passes: list[ForwardPass]) -> None:
                 raise UnsupportedError(msg)
 
 
+def wants_attentions(model: Any) -> bool:
+    """Whether the running run was asked to return attention maps, wherever it was."""
+    inputs = getattr(model.interleaver, INPUTS, None) or {}
+    if inputs.get("output_attentions") is not None:
+        return bool(inputs["output_attentions"])
+    text = model.config.get_text_config(decoder=True)
+    own = getattr(model._module, "generation_config", None)
+    places = (inputs.get("generation_config") or own, model.config, text)
+    return any(getattr(place, "output_attentions", None) for place in places)
+
+
 def check_mode(model: Any) -> None:
     """Refuse a model in training mode, where a patch does not do what it says.
 
