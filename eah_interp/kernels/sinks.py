@@ -383,8 +383,7 @@ def check_image_columns(image_mask: ColumnMask) -> None:
             msg = (
                 f"the image mask selects no tokens: expected at least 1, got 0 of "
                 f"{image_mask.shape[-1]} in batch item {item}; pass an image, or "
-                "input_ids that contain the model's image token id (image_token_id= of "
-                "load and wrap names another)"
+                "input_ids that contain the model's image token id"
             )
             raise InputError(msg)
 
