@@ -30,7 +30,8 @@ from eah_interp.lvlm.spans import ImageSpan, lay_out
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-    from PIL.Image import Image
+
+    from eah_interp.lvlm.images import ImageLike
 
 # ---- What one run's heads took from each image token.
 
@@ -251,7 +252,7 @@ class PictureAttribution(Result):
 
     def plot(
         self,
-        image: "Image",
+        image: "ImageLike",
         *,
         target: int = 0,
         heads: Heads = None,

@@ -28,8 +28,8 @@ from eah_interp.lvlm.spans import ImageSpan, lay_out
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-    from PIL.Image import Image
 
+    from eah_interp.lvlm.images import ImageLike
     from eah_interp.viz.circuits import By, GroupedPatterns, Tokens
     from eah_interp.viz.widgets import Widget
 
@@ -265,7 +265,7 @@ class HeadPatterns(Result):
 
     def plot(
         self,
-        image: "Image",
+        image: "ImageLike",
         *,
         item: int = 0,
         heads: Sequence[str | tuple[int, int]] | None = None,
@@ -382,7 +382,7 @@ class HeadPatterns(Result):
         query: int = -1,
         by: "By" = "image",
         keep: Iterable[int] = (),
-        images: "Image | Sequence[Image]" = (),
+        images: "ImageLike | Sequence[ImageLike]" = (),
     ) -> "Widget":
         """Show what one row of each head attends to, as CircuitsVis's coloured tokens.
 

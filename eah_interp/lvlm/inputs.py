@@ -255,7 +255,11 @@ def cast_floats(encoding: Encoding, dtype: torch.dtype) -> Encoding:
 
 
 def has_images(inputs: tuple[Any, ...]) -> bool:
-    """Whether positional arguments are `(images, prompts)` or `(images,)`."""
+    """Tell whether positional arguments are `(images, prompts)` or `(images,)`.
+
+    Raises:
+        InputError: If images stand beside something else in a list.
+    """
     return len(inputs) == 2 or bool(inputs and is_images(inputs[0]))
 
 

@@ -1,6 +1,7 @@
 """Loading a checkpoint, or wrapping a model that is already in memory."""
 
 import contextlib
+import os
 import re
 from collections.abc import Iterator
 from importlib.metadata import version
@@ -184,7 +185,8 @@ def load(
     looks_local = isinstance(name_or_path, Path) or name.startswith((".", "/", "~"))
     if looks_local:
         folder = Path(name).expanduser()
-        if not (folder / "config.json").is_file():
+        # Not Path.is_file, which raises for a name that is too long.
+        if not os.path.isfile(folder / "config.json"):  # noqa: PTH113
             msg = (
                 f"no model at {folder}: expected a folder with config.json, as "
                 "save_pretrained writes it; give a Hub id without a leading / or ."
