@@ -30,6 +30,7 @@ from eah_interp.lvlm.remote import is_shipping, ship_package
 from eah_interp.lvlm.runs import refuse_nan, stoppable, watched_run
 from eah_interp.lvlm.spans import ImageSpan, find_spans
 from eah_interp.lvlm.verify import verify_hook_points
+from eah_interp.lvlm.weights import checking_weights
 
 TASK = "image-text-to-text"
 
@@ -60,11 +61,13 @@ class LVLM(TransformersModel):
         *args: Any,
         image_token_id: int | None = None,
         verify: bool = True,
+        allow_missing: bool = False,
         **kwargs: Any,
     ) -> None:
         """Load or wrap a model; `eah_interp.load` and `wrap` describe the arguments."""
         self._image_token = image_token_id
         self._verify = verify
+        self._allow_missing = allow_missing
         self.verified = False
         if not isinstance(model, str):
             # Refuse an unfit model before nnsight builds anything on it.
@@ -115,6 +118,11 @@ class LVLM(TransformersModel):
             return
         super().dispatch()
         self._check()
+
+    def _load(self, repo_id: str, *args: Any, **kwargs: Any) -> nn.Module:
+        with checking_weights(allow_missing=self._allow_missing):
+            loaded: nn.Module = super()._load(repo_id, *args, **kwargs)
+        return loaded
 
     def _check(self) -> None:
         if self._verify and not self.verified:
