@@ -159,8 +159,9 @@ def match_answers(
             PRESENT: (questions.label == "yes").tolist(),
             ANSWER: [says_yes(text, rule=rule) for text in texts],
             NEITHER: [is_neither(text) for text in texts],
-            STRICT: pd.array([read_strictly(text) for text in texts], dtype="boolean"),
         },
+    ).assign(
+        **{STRICT: pd.array([read_strictly(text) for text in texts], dtype="boolean")}
     )
 
 

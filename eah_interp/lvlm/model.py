@@ -8,6 +8,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from eah_interp.errors import InputError, SettingsError, UnsupportedError
+from eah_interp.indices import check_integer
 from eah_interp.lvlm.anatomy import (
     Anatomy,
     AttentionSite,
@@ -65,6 +66,8 @@ class LVLM(TransformersModel):
         **kwargs: Any,
     ) -> None:
         """Load or wrap a model; `eah_interp.load` and `wrap` describe the arguments."""
+        if image_token_id is not None:
+            image_token_id = check_integer("image_token_id", image_token_id)
         self._image_token = image_token_id
         self._verify = verify
         self._allow_missing = allow_missing
