@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from eah_interp.studies import Condition as Condition
     from eah_interp.studies import Study as Study
 
-_ROOMS = {
+_FOLDERS = {
     "attribution": (
         "approximate_heads",
         "attribute_heads",
@@ -62,7 +62,7 @@ _ROOMS = {
     "lvlm": ("LVLM", "ImagePart", "ImageSpan", "load", "wrap"),
     "studies": ("Condition", "Study"),
 }
-_HOME = {name: room for room, names in _ROOMS.items() for name in names}
+_HOME = {name: folder for folder, names in _FOLDERS.items() for name in names}
 
 try:
     __version__ = _version("eah-interp")

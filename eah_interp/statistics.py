@@ -339,7 +339,6 @@ def cohens_h(
 
 Columns = Float[Tensor, "item column"]
 
-
 _BLOCK = 4_000_000
 """Draws held in memory at a time."""
 

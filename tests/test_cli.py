@@ -411,6 +411,35 @@ def test_a_figure_without_matplotlib_names_the_extra(monkeypatch, photo, tmp_pat
     assert "pip install 'eah-interp[viz]'" in result.stderr
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+        MemoryError(),
+    ],
+    ids=["gpu", "cpu", "python"],
+)
+def test_too_little_memory_is_one_line_and_exit_code_1(monkeypatch, photo, error):
+    def fill(*words, **more):
+        raise error
+
+    monkeypatch.setattr("eah_interp.load", fill)
+    result = run("sinks", photo)
+    assert result.exit_code == 1
+    assert result.stderr.startswith("error: out of memory: ")
+    assert "--dtype" in result.stderr
+
+
+def test_a_fault_of_ours_keeps_its_traceback(monkeypatch, photo):
+    def break_down(*words, **more):
+        raise RuntimeError("shapes do not match")
+
+    monkeypatch.setattr("eah_interp.load", break_down)
+    with pytest.raises(RuntimeError, match="shapes do not match"):
+        CliRunner().invoke(app, ["sinks", str(photo)], catch_exceptions=False)
+
+
 def test_an_interrupt_ends_with_130_and_no_traceback(monkeypatch, photo):
     def interrupt(*words, **more):
         raise KeyboardInterrupt

@@ -124,6 +124,11 @@ def test_a_saved_study_sums_up_to_the_same_figures():
     assert len(rows) == len(EXPECTED["summary"])
     for row, expected in zip(rows, EXPECTED["summary"], strict=True):
         there = {key: value for key, value in row.items() if value is not None}
+        if "undefined" in expected:  # a sentence: what was a picture is an image now
+            expected = {
+                **expected,
+                "undefined": expected["undefined"].replace("pictures", "images"),
+            }
         assert there == pytest.approx(expected)
     claims = answer_claims(run, draws=plan.DRAWS)
     assert [claim.verdict for claim in claims] == EXPECTED["verdicts"]

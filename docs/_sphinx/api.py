@@ -1,6 +1,6 @@
-"""The pages of the API: every public name of a room, by topic, from the source.
+"""The pages of the API: every public name of a folder, by topic, from the source.
 
-A room's `__init__.py` says which names are public and which file each comes from. A
+A folder's `__init__.py` says which names are public and which file each comes from. A
 file holds one concept, which the first line of its docstring names: that is the topic.
 """
 
@@ -16,24 +16,24 @@ TOP = re.compile("<!-- api of the package -->")
 LONGEST_VALUE = 80
 
 
-def public_names(room: str) -> dict[str, str]:
-    """Find a room's public names, and the module that each is written in.
+def public_names(folder: str) -> dict[str, str]:
+    """Find a folder's public names, and the module that each is written in.
 
     Args:
-        room: A folder with an `__init__.py`, or a module, of the package.
+        folder: A folder with an `__init__.py`, or a module, of the package.
 
     Returns:
-        Modules by name, in the order of the room's table of contents.
+        Modules by name, in the order of the folder's table of contents.
 
     Example:
         >>> public_names("lvlm")["load"]
         'eah_interp.lvlm.loading'
     """
-    module = PACKAGE / f"{room}.py"
+    module = PACKAGE / f"{folder}.py"
     if module.is_file():
         classes = [n for n in ast.parse(module.read_text()).body if is_class(n)]
-        return {node.name: f"eah_interp.{room}" for node in classes}
-    tree = ast.parse((PACKAGE / room / "__init__.py").read_text())
+        return {node.name: f"eah_interp.{folder}" for node in classes}
+    tree = ast.parse((PACKAGE / folder / "__init__.py").read_text())
     return {
         alias.asname: str(node.module)
         for node in tree.body
@@ -48,19 +48,19 @@ def is_class(node: ast.AST) -> bool:
     return isinstance(node, ast.ClassDef) and not node.name.startswith("_")
 
 
-def describe_room(room: str) -> str:
-    """Write the directives that document a room's public names, under their topics.
+def describe_room(folder: str) -> str:
+    """Write the directives that document a folder's public names, under their topics.
 
     Returns:
         Markdown.
     """
     topics: dict[str, list[str]] = {}
-    for name, module in public_names(room).items():
+    for name, module in public_names(folder).items():
         topics.setdefault(module, []).append(name)
     parts = []
     for module, names in topics.items():
         parts.append(f"## {topic_of(module)}")
-        directives = "\n".join(_directive(room, module, name) for name in names)
+        directives = "\n".join(_directive(folder, module, name) for name in names)
         parts.append(f"```{{eval-rst}}\n{directives}```")
     return "\n\n".join(parts)
 
@@ -72,9 +72,9 @@ def topic_of(module: str) -> str:
     return first.replace("`", "")
 
 
-def _directive(room: str, module: str, name: str) -> str:
+def _directive(folder: str, module: str, name: str) -> str:
     value = getattr(importlib.import_module(module), name)
-    home = f"eah_interp.{room}"
+    home = f"eah_interp.{folder}"
     if isinstance(value, type):
         rest = "   :members:\n   :show-inheritance:\n"
         return f".. autoclass:: {home}.{name}\n{rest}"
@@ -91,10 +91,10 @@ def describe_package() -> str:
         Markdown.
     """
     package = importlib.import_module("eah_interp")
-    rows = ["| name | room |", "| --- | --- |"]
-    for room, names in package._ROOMS.items():
+    rows = ["| name | folder |", "| --- | --- |"]
+    for folder, names in package._FOLDERS.items():
         listed = ", ".join(f"`{name}`" for name in names)
-        rows.append(f"| {listed} | [`eah_interp.{room}`]({room}.md) |")
+        rows.append(f"| {listed} | [`eah_interp.{folder}`]({folder}.md) |")
     return "\n".join(rows)
 
 

@@ -89,7 +89,7 @@ def main() -> None:
     )
     page = join(
         {
-            "The picture": scene.pil(),
+            "The image": scene.pil(),
             f"Vision sinks of the donor, L{sinks.layer}H{sinks.head}": draw_sinks(
                 scene.pil(), found.span, columns=sinks.columns
             ),

@@ -279,5 +279,5 @@ def _stack(found: Sequence[ColumnScores], beta: float) -> ScoreRun:
         )
         raise UnsupportedError(msg)
     scores = torch.stack([one.scores for one in found], 1).cpu()
-    units = torch.stack([one.unit.expand_as(one.scores) for one in found], 1).cpu()
-    return ScoreRun(scores=scores, threshold=beta * units)
+    thresholds = [one.threshold(beta).expand_as(one.scores) for one in found]
+    return ScoreRun(scores=scores, threshold=torch.stack(thresholds, 1).cpu())

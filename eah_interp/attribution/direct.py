@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 
 HeadEffects = Float[Tensor, "target layer head"]
 
-
 register(Target)
 
 
@@ -321,7 +320,6 @@ def _stack_rest(run: DirectEffects) -> Any:
 
 WORST_ERROR = {torch.float16: 0.05, torch.bfloat16: 0.2}
 """Largest share of a target that components may leave unexplained, by dtype."""
-
 
 WORST_ERROR_EXACT = 1e-3
 

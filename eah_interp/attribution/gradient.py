@@ -56,10 +56,8 @@ if TYPE_CHECKING:
 Method = Literal["attribution_patching", "integrated_gradients"]
 """How effects are approximated."""
 
-
 FEWEST = 3
 """Heads that a correlation takes at least: through two points there is a line."""
-
 
 ROUNDING = 1e-5
 """Share of a target's value (or of 1) below which an effect's sign is rounding."""

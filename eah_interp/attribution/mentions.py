@@ -17,12 +17,9 @@ _UNCHANGED = (
     *("trout", "offspring", "craft", "chassis", "skis"),
 )
 
-
 _PLURAL_ALREADY = {"people", "men", "women", "children", "mice", "geese", "feet"}
 
-
 _MEN_ARE_NOT = ("human", "german", "roman", "norman", "shaman", "talisman", "ottoman")
-
 
 _IRREGULAR = {
     "person": "people",
@@ -50,20 +47,16 @@ _IRREGULAR = {
 }
 """Ends of words: `bookshelf` changes as `elf` does."""
 
-
 _TAKES_ES = (
     *("s", "x", "z", "ch", "sh"),
     *("tomato", "potato", "hero", "echo", "mango", "volcano", "tornado", "mosquito"),
 )
 
-
 _TAKES_S = ("stomach", "monarch", "epoch", "loch")
-
 
 _PLURAL_END = re.compile(
     r".*(?:es|[^aeious]s)(?<!lens)"
 )  # boxes, knives, boats; not bus, glass
-
 
 _HEAD = re.compile(r"(.+?)((?:[ -](?:of|in|on|with|for)[ -].+)?)", re.DOTALL)
 
@@ -180,9 +173,7 @@ def inflect(word: str) -> tuple[str, ...]:
 
 _LETTER = r"[\w\u0300-\u036f]"  # with combining accents, which `\w` leaves out
 
-
 _JOINT = r"(?:\s*-\s*|\s+)"  # "hot dog", "hot-dog", and "hot - dog" of word-level ones
-
 
 _WINDOW, _CONTEXT = 16, 4  # tokens decoded together, and those before them
 

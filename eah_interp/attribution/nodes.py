@@ -18,9 +18,7 @@ from eah_interp.lvlm.anatomy import block_paths
 NodeName = tuple[int, int] | str
 """How a user names a node: `(3, 7)`, `"L3H7"` or `"L3.mlp"`."""
 
-
 _HEAD = re.compile(r"L(\d+)H(\d+)")
-
 
 _BLOCK = re.compile(r"L(\d+)\..+")
 

@@ -10,9 +10,7 @@ from eah_interp.errors import InputError, SettingsError
 
 Forms = Literal["word", "all"]
 
-
 _STAND_IN = "a"  # what a word follows where nothing is said to be before it
-
 
 _OPENING = (
     "([{<\u201c\u2018\u00ab\u2014/"  # after these a word is written without a space

@@ -68,14 +68,11 @@ class PictureEffects:
 Sign = Literal["both", "positive", "negative"]
 """Which effects are summed over heads: all, or those of one sign alone."""
 
-
 RunOrChange = Literal["plain", "patched", "change"]
 """Which run, or patched minus plain."""
 
-
 Heads = Sequence[tuple[int, int]] | None
 """Layers and heads, such as `[(3, 7)]`; None for all."""
-
 
 register(Target)
 

@@ -15,7 +15,6 @@ MetricName = Literal["logit", "log_prob", "logit_diff", "yes_no"]
 """What is read: a logit; the log-probability of the whole word; the logit of the first
 object minus the second's; the logit of yes minus no."""
 
-
 TargetValues = Float[Tensor, " target"]
 """One number for each target of a readout."""
 

@@ -35,12 +35,9 @@ from eah_interp.lvlm.prompt import Prompt
 AtCall = Callable[[int, Any, AttentionCall], None]
 """What is done at a layer's attention call: `(layer, operation, call)`."""
 
-
 RowValues = Float[Tensor, "row target"]
 
-
 _TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-8}
-
 
 _COARSE = 5e-2
 
@@ -178,7 +175,6 @@ def prepare_replay(model: Any, recording: Recording) -> Replay:
 
 _WAYS = ((True, True), (True, False), (False, True), (False, False))
 """Whether images are reused and layers skipped, the cheapest way first."""
-
 
 _BREAKS = (RuntimeError, ValueError, TypeError, LookupError, AttributeError)
 """How models fail that need what was left out; then more is run again."""

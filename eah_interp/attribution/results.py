@@ -18,9 +18,7 @@ from eah_interp.lvlm.spans import ImagePart, ImageSpan
 
 Kind = TypeVar("Kind", bound="Result")
 
-
 FRAME, TENSORS, FIELDS = "frame.parquet", "tensors.parquet", "result.json"
-
 
 _KINDS: dict[str, type[Any]] = {kind.__name__: kind for kind in (ImagePart, ImageSpan)}
 

@@ -13,10 +13,8 @@ from eah_interp.indices import to_int
 
 Coalition = frozenset[int]
 
-
 MOST_EXACT = 8
 """Players up to which all coalitions are tried: 2 ** 8 = 256."""
-
 
 Gains = Float[Tensor, "player target"]
 

@@ -42,9 +42,9 @@ def check_broadcast(model: Any, eah: object) -> None:
     """
     if not isinstance(eah, EAH):
         msg = (
-            f"this divides a broadcast among the heads that receive it, and "
-            f"{eah!r} broadcasts nothing: expected EAH settings; patch_heads and "
-            "attribute_heads take any intervention"
+            f"this is about a broadcast, its donors and the heads that receive it, and "
+            f"{eah!r} broadcasts nothing: expected EAH settings; attribute_heads, "
+            "patch_heads, logit_lens and studies take any intervention"
         )
         raise SettingsError(msg)
     model.check(eah)

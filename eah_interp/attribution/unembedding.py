@@ -22,16 +22,12 @@ from eah_interp.interventions.intervention import Intervention
 
 Logits = Float[Tensor, "place vocab"]
 
-
 Streams = Float[Tensor, "place d_model"]
-
 
 OFF = -1e30
 """Logits below it were switched off by the model, such as Chameleon's image tokens."""
 
-
 _LOOSE = {torch.float16: 2e-2, torch.bfloat16: 5e-2}
-
 
 _EXACT = 1e-4
 

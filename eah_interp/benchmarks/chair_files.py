@@ -27,7 +27,6 @@ from eah_interp.errors import InputError
 Repeats: TypeAlias = Literal["refuse", "count"]
 """What to do with several captions of one image."""
 
-
 _IMAGE = ("image_id", "image")
 
 
@@ -109,9 +108,7 @@ def _unpack(records: list[Record]) -> list[Record]:
 URL = "http://images.cocodataset.org/annotations/annotations_trainval2014.zip"
 """COCO's annotations of 2014, segmentations and captions."""
 
-
 SPLITS = ("val", "train")
-
 
 GroundTruth: TypeAlias = dict[ImageId, frozenset[str]]
 

@@ -17,7 +17,6 @@ from eah_interp.errors import ExtraMissingError, InputError
 ImageId: TypeAlias = int | str
 """An image: its number where it has one, else its name."""
 
-
 Lemmatize: TypeAlias = Callable[[str], list[str]]
 """Text to its words as a vocabulary has them."""
 
@@ -304,7 +303,6 @@ _JOINED = [
     "wine glass",
 ]
 
-
 _ANIMALS = [
     "animal",
     "bear",
@@ -320,12 +318,9 @@ _ANIMALS = [
     "zebra",
 ]
 
-
 _QUALIFIED = {"baby": _ANIMALS, "adult": _ANIMALS, "passenger": ["jet", "train"]}
 
-
 _REPLACED = {"bow tie": "tie", "toilet seat": "toilet", "wine glas": "wine glass"}
-
 
 _METRICS_PAIRS = (
     {name: name for name in _JOINED}
@@ -339,7 +334,6 @@ _METRICS_PAIRS = (
 
 DATA = ("punkt_tab", "averaged_perceptron_tagger_eng", "wordnet")
 """NLTK's data that this needs."""
-
 
 _PARTS = {"J": "a", "V": "v", "N": "n", "R": "r"}
 """First letter of a Penn tag to WordNet's part of speech; nouns for all others."""

@@ -129,12 +129,9 @@ def percent(count: int, total: int) -> float:
 Rule: TypeAlias = Literal["pope", "opera"]
 """Whose reading of an answer."""
 
-
 _NO = {"pope": {"No", "not", "no"}, "opera": {"No", "not", "no", "NO"}}
 
-
 _WORD = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)*")
-
 
 _YES = {"yes", "yeah", "yep"}
 _PLAIN = {*_YES, "no", "not", "nope", "nah"}
@@ -232,7 +229,6 @@ def count_turned(answers: pd.DataFrame) -> int:
 
 PopeSampling: TypeAlias = Literal["random", "popular", "adversarial"]
 """Which absent objects are asked for."""
-
 
 Objects: TypeAlias = Mapping[str, Sequence[str]]
 """Objects in each image, in the order of their annotations."""

@@ -71,7 +71,7 @@ def demo(
     max_new_tokens: MaxNewTokens = MAX_NEW_TOKENS,
     options: PatchOptions,
 ) -> None:
-    """See what EAH does to one image: answers, donors, densities, logits, controls.
+    """Show what EAH does to one image: answers, donors, densities, logits, controls.
 
     By default the embedded toy model looks at a drawn scene, and is asked about an
     object that is there and about one that is not but often goes with it.
@@ -145,7 +145,7 @@ def demo(
         show(["\nName what is in it and what is not: --object dog --absent cat."])
     elif image is None:
         show([f"\nAnother picture: --scene {scene + 1}. Your own: --image FILE."])
-        show(["Many pictures, with controls and intervals: eah-interp toy"])
+        show(["Many images, with controls and intervals: eah-interp toy"])
 
 
 @app.command(rich_help_panel="Commands")

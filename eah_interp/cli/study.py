@@ -1,4 +1,4 @@
-"""The commands that run studies, say how far they are, and sum them up."""
+"""The commands that run studies, show how far they are, and sum them up."""
 
 import dataclasses
 from pathlib import Path
@@ -135,7 +135,7 @@ def run(
 
 @study.command()
 def status(*, folder: Folder, json: Json = False) -> None:
-    """Say how much of a study is there, and what failed.
+    """Show how much of a study is there, and what failed.
 
     eah-interp study status runs/first
     """
@@ -152,7 +152,7 @@ def status(*, folder: Folder, json: Json = False) -> None:
 
 @study.command()
 def check(*, file: File, json: Json = False) -> None:
-    """Read a study file and say what would run; no model is loaded.
+    """Read a study file and list what would run; no model is loaded.
 
     eah-interp study check study.yaml
     """

@@ -24,6 +24,7 @@ from eah_interp.report.tables import (
     tabulate_yes_no,
 )
 from eah_interp.tables import Table as Cells
+from eah_interp.tables import align
 
 if TYPE_CHECKING:
     from eah_interp.studies.progress import StudyProgress
@@ -59,19 +60,16 @@ def lay_out(
     right = [
         number
         for number, place in enumerate(places)
-        if all(_is_number(row[place]) for row in table.rows)
+        if not table.prose
+        and all(align(row[place]) or not row[place] for row in table.rows)
     ]
     grid = _columns(*(shown[table.header[n]] for n in places), right=right)
-    for row in table.rows:
+    for row in table.lines:
         grid.add_row(*(Text(row[place]) for place in places))
     yield Text(f"\n{table.caption}", style="bold underline")
     yield grid
     if table.notes:
         yield Text(table.notes, style="dim")
-
-
-def _is_number(cell: str) -> bool:
-    return not cell.strip("+-.0123456789*")
 
 
 # ---- One image: the demo, a question, the sinks.
@@ -252,7 +250,7 @@ def show_models(record: Mapping[str, Any]) -> Iterator[RenderableType]:
 
 
 def show_model(record: Mapping[str, Any]) -> Iterator[RenderableType]:
-    """Say that a checkpoint can be worked on."""
+    """Report that a checkpoint can be worked on."""
     yield Text(
         f"{record['name']} works: {record['class']}, {record['n_layers']} layers x "
         f"{record['n_heads']} heads, {record['n_kv_heads']} key/value groups; hook "
@@ -394,7 +392,7 @@ def show_toy(record: Mapping[str, Any]) -> Iterator[RenderableType]:
 
 
 def show_plan(planned: "StudyFile") -> Iterator[RenderableType]:
-    """Say what a study file would run."""
+    """List what a study file would run."""
     record = planned.to_dict()
     tasks = ", ".join(f"{count} {task}" for task, count in record["tasks"].items())
     names = ", ".join(condition.name for condition in planned.conditions)
@@ -408,7 +406,7 @@ def show_plan(planned: "StudyFile") -> Iterator[RenderableType]:
 
 
 def show_progress(found: "StudyProgress") -> Iterator[RenderableType]:
-    """Say how much of a study is there, and what failed."""
+    """Show how much of a study is there, and what failed."""
     yield f"{found.folder}: {found.n_rows} of {found.n_wanted} rows"
     for name, count in found.by_condition.items():
         if count != found.n_items:

@@ -18,9 +18,7 @@ from eah_interp.lvlm.anatomy import Anatomy, AttentionSite
 Layers = tuple[int, ...] | str
 """Decoder layers, counted from 0; or a slice of them: `"2:"`, `":-1"`, `":"`."""
 
-
 Settings = TypeVar("Settings", bound="Intervention")
-
 
 _SLICE = re.compile(r"(-?\d+)?:(-?\d+)?")
 

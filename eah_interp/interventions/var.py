@@ -32,9 +32,7 @@ SINK_DIMS: Mapping[str, tuple[int, ...]] = {
 }
 """Sink dimensions that the paper and its release name, by language model."""
 
-
 Task = Literal["general", "hallucination", "vision_centric"]
-
 
 RHO: Mapping[str, float] = {
     "general": 0.8,

@@ -52,6 +52,7 @@ def pattern_blocks(
     softcap: float | None = None,
     sink_logits: Tensor | None = None,
     change_logits: ChangeLogits | None = None,
+    rounded: torch.dtype | None = None,
     block: int | None = None,
 ) -> Iterator[PatternBlock]:
     r"""Yield the pattern `softmax(cap(scale * q k^T) + mask)`, block by block.
@@ -78,6 +79,8 @@ def pattern_blocks(
             neither scaled nor capped nor masked. None where there is no sink.
         change_logits: Maps rows and their logits, scaled and capped but not masked
             yet, to other logits. None leaves them.
+        rounded: Round products, logits and weights to this dtype, as eager attention
+            does in a model of half precision. None rounds nothing.
         block: Rows per block; chosen from memory when None.
 
     Yields:
@@ -112,9 +115,8 @@ def pattern_blocks(
         size = rows.stop - start
         # a causal block sees no key after its last row: leave those out
         width = rows.stop if mask is None else n_keys
-        grouped = queries[:, :, rows].to(dtype).mul(scale)
-        grouped = grouped.reshape(n_batch, n_groups, -1, d_head)
-        logits = exact_product(grouped, keys_t[..., :width])
+        grouped = queries[:, :, rows].to(dtype).reshape(n_batch, n_groups, -1, d_head)
+        logits = _multiply(grouped, keys_t[..., :width], scale, rounded)
         logits = logits.view(n_batch, n_heads, size, width)
         if softcap is not None:
             logits = (logits / softcap).tanh() * softcap
@@ -142,7 +144,21 @@ def pattern_blocks(
             sink = sink_logits if sink_logits.shape[2] == 1 else sink_logits[:, :, rows]
             sink = sink.to(dtype).expand(n_batch, -1, size, 1)
             weights = torch.cat([logits, sink], -1).softmax(-1)[..., :-1]
-        yield PatternBlock(rows, weights, visible)
+        yield PatternBlock(rows, _round(weights, rounded), visible)
+
+
+def _multiply(
+    queries: Tensor, keys_t: Tensor, scale: float, rounded: torch.dtype | None
+) -> Tensor:
+    """Multiply queries by keys, and scale: before the product, where nothing rounds."""
+    if rounded is None:
+        return exact_product(queries.mul(scale), keys_t)
+    # Eager attention's `matmul(q, k) * scale` rounds twice.
+    return _round(_round(exact_product(queries, keys_t), rounded) * scale, rounded)
+
+
+def _round(tensor: Tensor, to: torch.dtype | None) -> Tensor:
+    return tensor if to is None else tensor.to(to).to(tensor.dtype)
 
 
 def mix_values(

@@ -59,6 +59,7 @@ class ColumnScores:
     scores: HeadColumnScores
     unit: Float[Tensor, "batch #head key"]
     columns: ColumnMask
+    compared_in: torch.dtype | None = None
 
     def sinks(self, beta: float) -> HeadColumnMask:
         """Mark the vision sinks: judged columns with `score > beta * unit`.
@@ -76,7 +77,14 @@ class ColumnScores:
             >>> ColumnScores(scores, torch.ones(1, 1, 3), judged).sinks(0.2)
             tensor([[[False,  True, False]]])
         """
-        return (self.scores > beta * self.unit) & self.columns.unsqueeze(1)
+        return (self.scores > self.threshold(beta)) & self.columns.unsqueeze(1)
+
+    def threshold(self, beta: float) -> Float[Tensor, "batch #head key"]:
+        """Return what a vision sink's score is above."""
+        threshold = beta * self.unit
+        if self.compared_in is not None:
+            threshold = threshold.to(self.compared_in).float()
+        return threshold
 
     def density(self, beta: float) -> Densities:
         """Measure the share of the judged columns that are vision sinks.
@@ -195,6 +203,7 @@ def score_columns(
         image_mask=image_mask,
         token_mask=token_mask,
         definition=definition,
+        dtype=pattern.dtype,
     )
 
 
@@ -255,6 +264,7 @@ def stream_column_scores(
         scale=scale,
         softcap=softcap,
         sink_logits=sink_logits,
+        rounded=_rounds(definition, queries.dtype),
         block=block,
     )
     if change is not None:
@@ -265,7 +275,13 @@ def stream_column_scores(
         image_mask=image_mask,
         token_mask=token_mask,
         definition=definition,
+        dtype=queries.dtype,
     )
+
+
+def _rounds(definition: Definition, dtype: torch.dtype) -> torch.dtype | None:
+    """Return the dtype that the released file sums in; None for float32."""
+    return dtype if definition == "official" and dtype.itemsize < 4 else None
 
 
 def _accumulate(
@@ -275,6 +291,7 @@ def _accumulate(
     image_mask: ColumnMask,
     token_mask: ColumnMask | None,
     definition: Definition,
+    dtype: torch.dtype,
 ) -> ColumnScores:
     """Sum the blocks' columns over the rows that count, then divide."""
     _check_masks(shape, image_mask, token_mask, definition)
@@ -301,6 +318,9 @@ def _accumulate(
     else:
         divisor = rows_seen.clamp(min=1)
         unit = even / divisor
+    rounded = _rounds(definition, dtype)
+    if rounded is not None:  # sums are float32 inside torch.sum too, and rounded after
+        received = received.to(rounded)
     scores = (received / divisor).masked_fill(~columns.unsqueeze(1), 0.0)
     if not is_abstract(received) and not bool(received.isfinite().all()):
         msg = (
@@ -309,7 +329,7 @@ def _accumulate(
             "weights and dtype (float16 overflows where bfloat16 does not)"
         )
         raise NumericalError(msg)
-    return ColumnScores(scores.float(), unit.float(), columns)
+    return ColumnScores(scores.float(), unit.float(), columns, rounded)
 
 
 def _column_sums(weights: Tensor, counts: Tensor, rows: slice, n_keys: int) -> Tensor:
@@ -364,8 +384,7 @@ def check_image_columns(image_mask: ColumnMask) -> None:
             msg = (
                 f"the image mask selects no tokens: expected at least 1, got 0 of "
                 f"{image_mask.shape[-1]} in batch item {item}; pass an image, or "
-                "input_ids that contain the model's image token id (image_token_id= of "
-                "load and wrap names another)"
+                "input_ids that contain the model's image token id"
             )
             raise InputError(msg)
 

@@ -43,7 +43,6 @@ class CallSite:
 
 _CALLS: dict[str, CallSite | None] = {}
 
-
 _KINDS: dict[type[nn.Module], CallSite | None] = {}
 
 

@@ -34,10 +34,8 @@ from eah_interp.viz.page import (
 MOST_TARGETS = 1
 """Targets of one prompt whose effects are drawn on the image: the first."""
 
-
 MOST_DONORS = 4
 """Layers whose donor's sinks are drawn: the first of those that are patched."""
-
 
 MOST_CELLS = 40_000
 """Scores that are listed under a figure; of more, the figure is not drawn."""

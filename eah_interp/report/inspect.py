@@ -19,6 +19,7 @@ from eah_interp.attribution import (
     score_broadcast,
 )
 from eah_interp.attribution.readouts import Term, read_tokens
+from eah_interp.attribution.sides import check_broadcast
 from eah_interp.errors import EAHError, InputError
 from eah_interp.interventions import EAH, score_sinks
 from eah_interp.lvlm import LVLM
@@ -56,7 +57,6 @@ from eah_interp.report.subjects import (
 )
 
 Found = TypeVar("Found")
-
 
 NOT_SPLIT = "Logits were not split by heads"
 NOT_LOOKED = "Heads were not read before and after the broadcast"
@@ -157,9 +157,7 @@ def inspect_subject(
     Raises:
         SettingsError: If a layer or head does not exist.
     """
-    for layer in eah.layers:
-        model.anatomy.site(layer)  # refuses a layer that does not exist
-    eah.check_fits(n_heads=model.n_heads)
+    check_broadcast(model, eah)
     conditions = compare_with(eah, controls=True)
     named = bool(subject.present or subject.absent)
     if bar is not None:

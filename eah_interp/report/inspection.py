@@ -172,10 +172,8 @@ class Inspection:
 Logits = Mapping[str, float]
 """A logit, or a difference of two, by condition."""
 
-
 AS_WELL = 0.9
 """A control that has this share of EAH's effect does as well, or nearly."""
-
 
 REASONS = {
     "shuffled": "where in the image the donor looks",

@@ -30,7 +30,6 @@ class Progress(Protocol):
 PLAIN, PATCHED = "plain", "EAH"
 """Keys of the two runs, also in saved records; readers see `plain` and `patched`."""
 
-
 CONTROLS: tuple[DonorRule, ...] = ("densest", "sparsest", "random", "shuffled")
 """Donor rules that a patch is compared with, its own left out."""
 

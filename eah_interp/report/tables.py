@@ -164,7 +164,6 @@ def say_condition(name: str) -> str:
 FEW = 4
 """Up to this many objects more are listed rather than summed up."""
 
-
 OBJECTS = "Logits of objects, where a caption is about to name one"
 
 
@@ -272,7 +271,6 @@ def say_same_token(caption: Caption) -> str:
 PARTS = ("new_pattern", "new_values", "new_scale")
 """What a head's change is split into; see `tabulate_heads`."""
 
-
 KINDS = {
     "block": "MLPs and other blocks",
     "embedding": "embedding",
@@ -281,7 +279,6 @@ KINDS = {
     "remainder": "remainder (rounding)",
 }
 """What is summed over, by kind; heads stand before them."""
-
 
 MOST_HEADS = 10
 """Heads that have a row each; the others are summed up."""
@@ -352,7 +349,6 @@ FACTS = {
     "weights": "weights, SHA-256",
 }
 """What is known of the model, as a reader would name it."""
-
 
 MEANINGS = {
     "layers": "decoder layers that are patched, counted from 0",

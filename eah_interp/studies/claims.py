@@ -23,7 +23,6 @@ from eah_interp.studies.study import StudyRun
 
 Verdict = Literal["holds", "does not hold", "cannot be told", "not measured"]
 
-
 STATEMENTS = {
     1: "Shallow layers hold dense vision sinks, deep layers sparse ones.",
     2: "Images with denser sinks in layers 0 and 1 have fewer hallucinations.",
@@ -243,9 +242,7 @@ def _lacking(what: str, remedy: str) -> Finding:
 SECOND = [1]
 """The paper's second layer, counted from 0."""
 
-
 PAPER_BETA = 0.002
-
 
 HALLUCINATION = ("CHAIR_S", "false positives")
 """By what conditions are compared: of captions, and of questions."""
@@ -256,7 +253,6 @@ HALLUCINATION = ("CHAIR_S", "false positives")
 
 EARLY = 2
 """How many layers are shallow; as many last ones are deep."""
-
 
 DENSE = 0.2
 """From which density on the paper calls a head a dense one."""

@@ -88,7 +88,6 @@ class Condition:
 
 BASELINE = Condition("baseline")
 
-
 CONTROL_DONORS = ("sparsest", "random", "mean", "uniform", "shuffled")
 
 

@@ -32,7 +32,6 @@ from eah_interp.studies.work import Batch, run_batch, score_batch
 DEATHS = 3
 """A batch under which so many workers die is given up, and named."""
 
-
 Job = tuple[Batch, Condition | None]
 """A batch under a condition; None scores its sinks."""
 

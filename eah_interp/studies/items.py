@@ -11,7 +11,6 @@ from eah_interp.errors import InputError, SettingsError
 Task = Literal["yes_no", "caption"]
 """A question to be answered with yes or no, or an image to be described."""
 
-
 TOY = "toy:"
 
 

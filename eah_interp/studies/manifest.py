@@ -19,9 +19,7 @@ from eah_interp.studies.items import Item
 
 FORMAT = 1
 
-
 MANIFEST, ITEMS = "manifest.json", "items.json"
-
 
 PACKAGES = ("eah-interp", "torch", "transformers", "nnsight")
 

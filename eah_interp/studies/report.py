@@ -25,13 +25,11 @@ if TYPE_CHECKING:
 
 TEMPLATE = "report.html.jinja"
 
-
 ERRORS = {
     "caption": "absent objects in the caption",
     "yes_no": "false positives (%)",
 }
 """What the errors of each kind of item are, on the axis of a figure."""
-
 
 DRAWN_WITH = ("numpy", "scipy")
 """Packages that the page's numbers depend on, beside those of the study."""

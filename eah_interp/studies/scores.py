@@ -201,7 +201,6 @@ def count_captions(captions: pd.DataFrame) -> pd.DataFrame:
 
 Better = Literal["higher", "lower", "neither"]
 
-
 MATCHED = ", length-matched"
 """Both captions of an image cut at the same number of mentions."""
 

@@ -13,7 +13,6 @@ from eah_interp.files import clear_parts, make_folder, save_bytes
 
 ROWS, SINKS = "rows", "sinks"
 
-
 COLUMNS = {
     "item": "string",
     "condition": "string",

@@ -237,7 +237,6 @@ DECODING: dict[str, dict[str, Any]] = {
 }
 """How answers are decoded unless a study says otherwise: greedily."""
 
-
 ONE_ANSWER = {"num_return_sequences", "return_dict_in_generate"}
 
 

@@ -257,7 +257,6 @@ def _plain(value: Any) -> Any:
 
 NOTHING = "–"  # noqa: RUF001 - a dash where a table has nothing to say
 
-
 BY_KIND = ("accuracy", "F1", "false positives", "yes-ratio")
 
 

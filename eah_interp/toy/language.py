@@ -17,19 +17,15 @@ if TYPE_CHECKING:
 
 IMAGE_TOKEN = "<image>"
 
-
 Sampling: TypeAlias = Literal["random", "popular", "adversarial"]
 
-
 SAMPLINGS: tuple[Sampling, ...] = ("random", "popular", "adversarial")
-
 
 CAPTION_PROMPTS = (
     "Describe the image.",
     "What is in the image?",
     "What can you see?",
 )
-
 
 CAPTIONS = (
     "There is {objects} in the image.",
@@ -38,7 +34,6 @@ CAPTIONS = (
     "I can see {objects}.",
 )
 
-
 QUESTIONS = (
     "Is there a {object} in the image?",
     "Is there a {object}?",
@@ -46,7 +41,6 @@ QUESTIONS = (
     "Does the image show a {object}?",
 )
 """The first is the one that `questions_for` asks, and half of those in training."""
-
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
@@ -233,9 +227,7 @@ SPLIT_WORDS: dict[str, tuple[str, str]] = {
 }
 """Objects of two pieces; the second piece carries no leading space."""
 
-
 SPECIAL_TOKENS = ("<unk>", "<s>", "</s>", "<pad>", IMAGE_TOKEN)
-
 
 _PIECE_SCORE, _LETTER_SCORE = -1.0, -20.0
 

@@ -107,7 +107,6 @@ def build_model(
 
 EMBEDDING_SCALE = 0.3
 
-
 QUERY_KEY_GAIN = 1.5
 
 
@@ -134,7 +133,6 @@ def _rescale(model: "LlavaForConditionalGeneration") -> None:
 
 
 ToyName: TypeAlias = Literal["seed-0", "seed-1", "seed-2", "low-prior"]
-
 
 TOYS: tuple[ToyName, ...] = ("seed-0", "seed-1", "seed-2", "low-prior")
 """The default toy; two more from the same recipe, and one from a world in which

@@ -20,15 +20,11 @@ if TYPE_CHECKING:
 
 Plane: TypeAlias = Float[np.ndarray, "size size"]
 
-
 Region: TypeAlias = Bool[np.ndarray, "size size"]
-
 
 Shape: TypeAlias = Callable[[Plane, Plane], tuple[Region, Region]]
 
-
 Number: TypeAlias = float | int
-
 
 SUPERSAMPLING = 4
 """Sub-pixels a side for each pixel of a sprite, averaged to soften its edge."""
@@ -318,7 +314,6 @@ _PAINT = {
     word: 255 * np.array(rgb, np.float32)[:, None, None]
     for word, rgb in COLOURS.items()
 }
-
 
 _NORMAL = np.array(
     [statistics.NormalDist().inv_cdf((byte + 0.5) / 256) for byte in range(256)],

@@ -17,10 +17,8 @@ GROUPS: dict[str, tuple[str, ...]] = {
 }
 """Objects that go together, the most frequent first in its group."""
 
-
 OBJECTS: tuple[str, ...] = tuple(name for group in GROUPS.values() for name in group)
 """Every object's name; patch label `i + 1` means `OBJECTS[i]`, label 0 background."""
-
 
 COLOURS: dict[str, tuple[float, float, float]] = {
     "red": (0.85, 0.15, 0.15),
@@ -32,7 +30,6 @@ COLOURS: dict[str, tuple[float, float, float]] = {
     "pink": (0.95, 0.45, 0.7),
     "black": (0.06, 0.06, 0.08),
 }
-
 
 TYPICAL_COLOURS: dict[str, tuple[str, str]] = {
     "boat": ("brown", "white"),
@@ -58,22 +55,16 @@ TYPICAL_COLOURS: dict[str, tuple[str, str]] = {
 }
 """Body and accent; an object wears them most of the time, any two otherwise."""
 
-
 GROUP_SHARES = (0.24, 0.22, 0.20, 0.18, 0.16)
 
-
 RANK_SHARES = (0.34, 0.28, 0.22, 0.16)
-
 
 COUNT_SHARES = (0.08, 0.27, 0.35, 0.30)
 """Shares of scenes with 1, 2, 3, ... objects."""
 
-
 TYPICAL_COLOURS_SHARE = 0.75
 
-
 Split: TypeAlias = Literal["train", "validation", "test"]
-
 
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
@@ -192,7 +183,6 @@ def _draw_index(rng: np.random.Generator, weights: Sequence[float]) -> int:
 
 
 _PLACEMENT_TRIES = 12
-
 
 _WORDS = tuple(COLOURS)
 

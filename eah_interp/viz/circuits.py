@@ -214,10 +214,8 @@ RULE = (
     "them is averaged."
 )
 
-
 SPACE = "\N{OPEN BOX}"
 """What stands for a token of spaces or line breaks, which has no label else."""
-
 
 BLUE = "rgb(0, 114, 178)"
 """The blue of patched runs, told apart from white by every eye."""

@@ -13,14 +13,11 @@ if TYPE_CHECKING:
 COLUMN_WIDTH = 3.35
 """Width of one column of a two-column paper, in inches."""
 
-
 PAGE_WIDTH = 7.0
 """Width of a page of a two-column paper, in inches."""
 
-
 PLAIN, PATCHED = "#7F7F7F", "#0072B2"
 """A grey and a blue that are also apart in brightness."""
-
 
 DONOR = "#D55E00"
 """Vermilion: apart from both ends of cividis under every colour vision."""

@@ -162,7 +162,6 @@ def plot_bars(
 MARKS = {True: "o", False: "D", None: "o"}
 """Circles are objects that are there, diamonds objects that are not."""
 
-
 GROUPS = {True: "in the image", False: "not in the image"}
 
 
@@ -258,7 +257,6 @@ def _explain_marks(figure: "Figure", *, patched: bool, grouped: bool) -> None:
 
 LINES = {"answer": "-", "image max": "--", "image mean": ":"}
 """How each curve is drawn, so that they differ in print."""
-
 
 MOST_TICKS = 12
 

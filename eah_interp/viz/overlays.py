@@ -22,10 +22,8 @@ if TYPE_CHECKING:
 OUTLINE = "#FFD000"
 """A yellow that stands out from the dimmed image under every colour vision."""
 
-
 DIMMED = 0.35
 """Brightness and saturation of what is no sink."""
-
 
 LEAST_SIDE = 480
 """Smaller images are enlarged by a whole factor, pixels kept sharp."""
@@ -177,10 +175,8 @@ def scale_box(box: Box, size: tuple[int, int]) -> tuple[int, int, int, int]:
 POSITIVE, NEGATIVE = (84, 39, 136), (179, 88, 6)
 """The purple and the orange of the heads' figures, told apart by every eye."""
 
-
 PALE = 0.35
 """How much of the grey image stays under the colours; the rest is white."""
-
 
 OPAQUE = 0.9
 """How much of the strongest colour is opaque."""

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 SERIES = (("#0072B2", "o"), ("#D55E00", "s"))
 """Blue circles, then vermilion squares: apart under every colour vision."""
 
-
 LONGEST = 26
 """Letters of a condition's name that are written."""
 

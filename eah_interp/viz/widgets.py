@@ -21,7 +21,6 @@ from eah_interp.files import make_folder, save_bytes
 BUNDLE = Path("dist") / "cdn" / "iife.js"
 """CircuitsVis's JavaScript, inside its package."""
 
-
 ELEMENTS = {
     "AttentionHeads": "text",
     "AttentionPattern": "text",
@@ -29,7 +28,6 @@ ELEMENTS = {
     "ColoredTokensMulti": "html",
 }
 """Components, and what they take tokens for: HTML would be run, so it is escaped."""
-
 
 STYLE = """
 body { font-family: system-ui, sans-serif; margin: 1.5rem auto; max-width: 70rem;

@@ -6,9 +6,8 @@ import pytest
 import torch
 
 import eah_interp as eah
-from eah_interp.attribution import lens as lens_module
-from eah_interp.attribution.cases import Case, pose
-from eah_interp.attribution.lens import LogitLens, logit_lens
+from eah_interp import attribution as lens_module
+from eah_interp.attribution import Case, LogitLens, logit_lens, pose
 from eah_interp.attribution.readouts import read_tokens
 from eah_interp.attribution.unembedding import find_unembedding
 from eah_interp.errors import ModelError, SettingsError
@@ -101,6 +100,35 @@ def test_every_layer_is_read_as_plain_transformers_would(family, monkeypatch):
         )
         ranks = 1 + (logits[places] > logits[places, token][:, None]).sum(-1)
         assert found.plain.rank[0, point].tolist() == ranks.tolist()
+
+
+def test_synonyms_share_a_mean_logit_the_best_rank_and_a_sum_of_probabilities():
+    """Of a difference, rank and probability are those of the words before the minus."""
+    model, plain = share_model("llava"), share_plain("llava")
+    inputs = Encoding(tiny_inputs("llava"))
+    last = inputs["input_ids"].shape[1] - 1
+    named, against = [7, 9, 12], [20, 21]
+    words = [(last, token, 1 / 3) for token in named]
+    both = words + [(last, token, -1 / 2) for token in against]
+    found = logit_lens(model, pose_tokens(inputs, {"x": words, "x - y": both}))
+    with torch.no_grad():
+        logits = plain(**inputs, use_cache=False).logits[0].double()
+    for place, position in enumerate(found.positions[0].tolist()):
+        row = logits[position].tolist()
+        total = sum(math.exp(logit) for logit in row)
+        together = sum(math.exp(row[token]) for token in named) / total
+        best = max(row[token] for token in named)
+        rank = 1 + sum(logit > best for logit in row)
+        mean = sum(row[token] for token in named) / 3
+        lead = mean - sum(row[token] for token in against) / 2
+        reading = found.plain
+        assert reading.logit[:, -1, place].tolist() == pytest.approx(
+            [mean, lead], abs=1e-4
+        )
+        assert reading.rank[:, -1, place].tolist() == [rank, rank]
+        assert reading.probability[:, -1, place].tolist() == pytest.approx(
+            [together, together], rel=1e-3
+        )
 
 
 def test_rows_of_a_batch_are_read_apart():

@@ -6,9 +6,8 @@ import pytest
 import torch
 
 import eah_interp as eah
-from eah_interp.attribution import Case
+from eah_interp.attribution import Case, HeadPatching, ablate_heads, patch_heads
 from eah_interp.attribution.nodes import list_block_nodes
-from eah_interp.attribution.patching import HeadPatching, ablate_heads, patch_heads
 from eah_interp.attribution.readouts import read_tokens
 from eah_interp.attribution.replay import Replay, in_batches, prepare_replay
 from eah_interp.attribution.runs import record
@@ -261,9 +260,10 @@ def test_items_of_a_batch_are_patched_as_if_alone():
         )
 
 
-def test_only_the_first_item_is_patched_where_settings_say_so():
+@pytest.mark.parametrize("donor", ["densest", "mean", "uniform"])
+def test_only_the_first_item_is_patched_where_settings_say_so(donor):
     model = eah.load()
-    source = eah.EAH(items="first")
+    source = eah.EAH(items="first", donor=donor)
     found = patch_heads(
         model,
         [random_image(0), random_image(1)],

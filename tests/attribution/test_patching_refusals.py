@@ -3,11 +3,17 @@
 import pytest
 
 import eah_interp as eah
-from eah_interp.attribution import Case
-from eah_interp.attribution.patching import ablate_heads, patch_heads
-from eah_interp.errors import InputError, ModelError, SettingsError
+from eah_interp.attribution import (
+    Case,
+    ablate_heads,
+    approximate_heads,
+    attribute_recipients,
+    patch_heads,
+    trace_mediators,
+)
+from eah_interp.errors import InputError, ModelError, SettingsError, UnsupportedError
 from eah_interp.lvlm.inputs import Encoding
-from eah_interp.testing import random_image
+from eah_interp.testing import random_image, tiny_lvlm, tiny_processor
 from tests.attribution.test_patching import pose_answer
 from tests.tiny_families import share_model
 
@@ -108,3 +114,43 @@ def test_seeds_that_do_not_fit_the_items_are_refused(still):
 def test_ablations_that_do_not_exist_are_refused(still, options, message):
     with pytest.raises(SettingsError, match=message):
         ablate_heads(still, random_image(), objects=["fish"], **options)
+
+
+@pytest.fixture
+def crowded():
+    """Return a model whose rows crowd each other out: two get half of what one gets."""
+    model = eah.wrap(tiny_lvlm("llava", n_kv_heads=2), tiny_processor("llava"))
+    mlp = model._module.model.language_model.layers[1].mlp
+    mlp.register_forward_hook(lambda *seen: seen[-1] / len(seen[-1]))
+    return model
+
+
+@pytest.mark.parametrize(
+    "attribute",
+    [
+        lambda *asked: patch_heads(*asked, source=eah.EAH()),
+        lambda *asked: ablate_heads(*asked),
+        lambda *asked: attribute_recipients(*asked),
+        lambda *asked: trace_mediators(*asked, eah=eah.EAH()),
+        lambda *asked: approximate_heads(
+            *asked, source=eah.EAH(), method="integrated_gradients", check=0
+        ),
+    ],
+    ids=["patching", "ablation", "recipients", "mediators", "integrated gradients"],
+)
+def test_a_model_whose_rows_are_not_independent_is_refused(crowded, attribute):
+    case = pose_answer("llava")
+    message = "two copies .* expected at most .*; rows of a batch are not independent"
+    with pytest.raises(UnsupportedError, match=message):
+        attribute(crowded, case)
+
+
+def test_a_component_that_returns_no_row_for_each_copy_is_refused():
+    """Such as one that computes equal rows once: they would all be set, not some."""
+    model = eah.wrap(tiny_lvlm("llava", n_kv_heads=2), tiny_processor("llava"))
+    mlp = model._module.model.language_model.layers[2].mlp
+    mlp.register_forward_hook(lambda *seen: seen[-1][:1])
+    message = r"layers.2.mlp returned \(1, .* for 3 rows: expected 3 times \(1, .* out"
+    nodes = ["L2.mlp", "L2H0"]
+    with pytest.raises(ModelError, match=message):
+        patch_heads(model, pose_answer("llava"), source=eah.EAH(), heads=nodes)

@@ -154,6 +154,17 @@ def test_after_a_broadcast_every_recipient_has_the_donors_scores():
         assert (scored.recipients_mask[item, 0] != scored.donors_mask[item, 0]).all()
 
 
+@pytest.mark.parametrize("items", ["all", "first"])
+@pytest.mark.parametrize("recipients", ["all", (0, 3)])
+@pytest.mark.parametrize("donor", ["densest", "mean", "uniform", "shuffled", 2])
+def test_the_heads_that_receive_are_those_whose_scores_change(donor, recipients, items):
+    settings = eah.EAH(donor=donor, recipients=recipients, items=items)
+    scored = score_broadcast(share_model("llava"), encode("llava"), eah=settings)
+    change = (scored.patched.scores - scored.plain.scores).abs().amax(-1)
+    assert torch.equal(scored.recipients_mask, change > 1e-4)
+    assert scored.recipients_mask.any((1, 2)).tolist() == [True, items == "all"]
+
+
 def test_rows_of_an_answer_keep_their_pattern_in_a_prefill_patch():
     model = eah.load()
     case = pose(

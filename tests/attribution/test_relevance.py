@@ -338,7 +338,7 @@ def test_a_row_without_pictures_is_refused():
         ({"target": 2}, "target 2 does not exist"),
         ({"heads": [(8, 0)]}, "there is no head L8H0"),
         ({"heads": []}, "heads must be layers and heads"),
-        ({"image": 1}, "picture 1 does not exist"),
+        ({"image": 1}, "image 1 does not exist"),
         ({"run": "clean"}, "run='clean' is not there"),
         ({"sign": "up"}, "sign must be one of both, positive, negative"),
     ],

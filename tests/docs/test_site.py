@@ -61,7 +61,7 @@ def test_the_page_of_the_package_has_every_name_that_it_offers(part):
     import eah_interp as eah
 
     table = part("api").describe_package()
-    for names in eah._ROOMS.values():
+    for names in eah._FOLDERS.values():
         for name in names:
             assert f"`{name}`" in table
 

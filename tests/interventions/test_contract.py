@@ -59,6 +59,30 @@ def test_only_the_first_item_is_patched_by_the_released_rule(pair):
     assert torch.equal(logits[1:], clean[1:])
 
 
+@pytest.mark.parametrize("recipients", ["all", (0, 3)])
+@pytest.mark.parametrize("donor", ["mean", "uniform", "shuffled", 2])
+def test_only_the_first_item_is_patched_by_a_control_of_the_first(
+    pair, donor, recipients
+):
+    """Controls without a donor head have no -1 that keeps the other items out."""
+    model, plain = pair
+    with torch.no_grad(), model.trace(IMAGES, PROMPTS):
+        patch = eah.intervene(
+            model, eah.EAH(items="first", donor=donor, recipients=recipients)
+        )
+        logits = model.output.logits.save()
+    with torch.no_grad(), model.trace(IMAGES, PROMPTS):
+        eah.intervene(model, eah.EAH(donor=donor, recipients=recipients))
+        everyone = model.output.logits.save()
+    with torch.no_grad():
+        clean = plain(**model.encode(IMAGES, PROMPTS)).logits
+    assert patch[1].patched.tolist() == [True, False, False]
+    assert torch.equal(logits[0], everyone[0])
+    assert torch.equal(logits[1:], clean[1:])
+    for item in range(3):
+        assert not torch.allclose(everyone[item], clean[item])
+
+
 @pytest.mark.parametrize("donor", ["densest", "mean"])
 def test_layers_before_the_patch_are_unchanged(pair, donor):
     model, plain = pair

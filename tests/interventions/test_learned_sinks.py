@@ -153,6 +153,28 @@ def test_an_item_without_a_donor_keeps_its_logits_bit_for_bit():
     assert not torch.equal(logits[0], plain[0])
 
 
+@pytest.mark.parametrize("family", SINKS)
+def test_a_hidden_picture_leaves_its_attention_to_words_and_sink(family):
+    """In every row, of pictures and of words: hidden before the softmax, not after."""
+    encoding = encode(family)
+    images = image_mask(encoding["input_ids"], image_token_id(untouched(family).config))
+
+    def hide(layer, pattern, visible):
+        new = pattern.double()
+        if layer == 1:
+            in_sink = 1 - new[:, 2].sum(-1, keepdim=True)
+            words = new[:, 2].masked_fill(images[:, None], 0)
+            new[:, 2] = words / (words.sum(-1, keepdim=True) + in_sink)
+        return new
+
+    run = oracle_logits(untouched(family), encoding, edit_pattern=hide)
+    settings = eah.Ablation(heads=("L1H2",), how="knockout")
+    _, logits = run_patched(wrapped(family), settings, encoding)
+    real = encoding["attention_mask"].bool()
+    size = run.logits[real].abs().max()
+    assert (logits - run.logits)[real].abs().max() <= 1e-5 * size
+
+
 def test_sinks_that_are_weights_cannot_be_broadcast_at_the_inputs():
     model, encoding = wrapped("internvl_gpt_oss"), encode("internvl_gpt_oss")
     with torch.no_grad(), model.trace(**encoding):

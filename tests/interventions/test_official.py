@@ -75,6 +75,23 @@ def test_it_patches_the_prefill_only_and_the_first_beam_only(deep, untouched):
     assert oracle.donors[1].tolist()[1] == -1
 
 
+@pytest.mark.parametrize(("donor", "steps"), [("mean", "all"), ("uniform", "prefill")])
+def test_a_control_of_the_first_item_generates_the_others_as_they_are(
+    deep, donor, steps
+):
+    encoding = deep.encode(IMAGES, PROMPTS)
+    written = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False}
+
+    def generate(**changes):
+        patch = eah.EAH(layers=(1, 2, 3), donor=donor, steps=steps, **changes)
+        return eah.edit(deep, patch).generate(**encoding, **written).tolist()
+
+    plain = deep.generate(**encoding, **written).tolist()
+    both = generate()
+    assert plain[1] != both[1]  # else the second item were as it is anyway
+    assert generate(items="first") == [both[0], plain[1]]
+
+
 def test_our_presets_do_not_have_its_accidents():
     ours, paper = eah.EAH(), eah.EAH.paper()
     for settings in (ours, paper):

@@ -58,6 +58,7 @@ def test_a_generation_under_an_edit_equals_the_oracle(model, steps):
         eah.VAR(sink_dims=(0, 1), tau=1.5, rho=0.3, layers=":"),
         eah.Ablation(heads=("L1H2",), how="mean"),
         eah.Ablation(heads=("L1H2",), how="previous"),
+        eah.Ablation(heads=("L1H2",), how="knockout"),
     ],
     ids=lambda settings: settings.kind,
 )

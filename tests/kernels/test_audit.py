@@ -65,6 +65,45 @@ def test_official_is_the_released_file(pattern):
     assert not torch.equal(patched, pattern)
 
 
+def released_counts_in(dtype, pattern):
+    """The file's sums, quotients and comparison, each in the model's own dtype."""
+    own = torch.eye(pattern.shape[-1], dtype=torch.bool)
+    counts = []
+    for head in pattern[0]:
+        received = head.masked_fill(own, 0)[:, 36:611].sum(0, dtype=dtype)
+        counts.append(int((received / torch.arange(611, 36, -1) > 0.0008).sum()))
+    return counts
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_official_sums_in_half_precision_as_the_file_does(dtype):
+    """From queries and keys, as eager attention rounds them, and from a pattern."""
+    unlike = 0
+    hidden = torch.ones(648, 648, dtype=torch.bool).triu(1)
+    for seed in range(3):
+        generator = torch.Generator().manual_seed(seed)
+        queries, keys = (
+            torch.randn(1, 32, 648, 8, generator=generator) for _ in range(2)
+        )
+        sharpness = 1 + 4 * torch.rand(1, 32, 1, 1, generator=generator)
+        queries, keys = (sharpness * queries).to(dtype), keys.to(dtype)
+        logits = queries @ keys.mT * 8**-0.5
+        weights = logits.masked_fill(hidden, -torch.inf).float().softmax(-1).to(dtype)
+        wanted = released_counts_in(dtype, weights)
+        given = {"image_mask": llava_masks(), "definition": "official"}
+        for found in (
+            kernels.stream_column_scores(queries, keys, **given),
+            kernels.score_columns(weights, **given),
+        ):
+            assert found.sinks(BETA)[0].sum(-1).tolist() == wanted
+            assert int(official_donors(found)) == (
+                max(range(32), key=wanted.__getitem__) or -1
+            )
+        wide = kernels.score_columns(weights.float(), **given)
+        unlike += wide.sinks(BETA)[0].sum(-1).tolist() != wanted
+    assert unlike
+
+
 def test_line_2_the_first_image_column_is_dropped(pattern):
     columns = {
         definition: kernels.score_columns(

@@ -21,15 +21,16 @@ import pandas as pd
 
 import eah_interp as eah
 from eah_interp import attribution
-from eah_interp.benchmarks import read_pope_questions, write_pope_questions
+from eah_interp.benchmarks import read_pope_questions
+from eah_interp.benchmarks.pope_files import write_pope_questions
 from eah_interp.studies import (
     StudyFile,
     StudyRun,
     answer_claims,
-    measure_progress,
     pope_items,
     summarise,
 )
+from eah_interp.studies.progress import measure_progress
 from eah_interp.testing import random_image, tiny_lvlm, tiny_processor
 from eah_interp.toy.training.train import main as train
 from tests.saved import plan

@@ -1,5 +1,6 @@
 """Claims about comparisons: paired, cut to one length, and refused where undefined."""
 
+import dataclasses
 import random
 
 import pandas as pd
@@ -209,6 +210,23 @@ def test_studies_that_differ_are_compared_only_if_asked_for(tmp_path):
     elsewhere = make_run(tmp_path / "e", ask(9)[8:], {"baseline": ["No"]})
     with pytest.raises(InputError, match="share no item"):
         compare_runs(one, elsewhere, allow_different=True)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"prompt": "Is there a pan?"}, {"image": "toy:test:99"}, {"label": True}],
+    ids=lambda change: next(iter(change)),
+)
+def test_items_of_one_name_that_ask_different_things_are_not_compared(tmp_path, change):
+    items = ask(6)
+    others = [dataclasses.replace(items[0], **change), *items[1:]]
+    one = make_run(tmp_path / "a", items, {"baseline": ["Yes"] * 6})
+    two = make_run(tmp_path / "b", others, {"baseline": ["No", *["Yes"] * 5]})
+    found = compare_runs(one, two, allow_different=True, draws=DRAWS)
+    assert {contrast.n for contrast in found.contrasts} == {5}
+    yes = next(c for c in found.contrasts if c.metric.name == "yes-ratio")
+    assert yes.effect.estimate == 0  # only the first answer differs
+    assert any("1 items are in one of the two studies only" in n for n in found.notes)
 
 
 @pytest.fixture

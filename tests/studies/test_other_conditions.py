@@ -49,8 +49,8 @@ EXPECTED = {
 }
 
 
-def test_a_file_runs_rivals_and_ablations_as_edits_do(toy, tmp_path):
-    file = tmp_path / "rivals.yaml"
+def test_a_file_runs_other_methods_and_ablations_as_edits_do(toy, tmp_path):
+    file = tmp_path / "other-methods.yaml"
     file.write_text(FILE)
     StudyFile.load(file).study().run(tmp_path / "run", progress=False)
     run = StudyRun.load(tmp_path / "run")

@@ -1,4 +1,4 @@
-"""A row says which heads donated, for its own item."""
+"""A row says which heads donated, and how long the answer is, for its own item."""
 
 import dataclasses
 
@@ -12,6 +12,7 @@ from eah_interp.studies.work import run_batch, split_batches
 from tests.studies.common import SHORT
 
 LAYERS = (1, 2)
+LONG = {"max_new_tokens": 40, "do_sample": False}
 
 
 @pytest.fixture(scope="module")
@@ -63,3 +64,21 @@ def test_no_head_is_named_where_none_donates(toy, batch, condition):
     patched = Condition("EAH", eah.EAH(layers=LAYERS))
     assert all(run_batch(toy, batch, patched, decoding=SHORT).donors != "")
     assert all(run_batch(toy, batch, condition, decoding=SHORT).donors == "")
+
+
+def words_written_alone(model, item):
+    """Caption one picture by itself: ids, up to the end of the text."""
+    encoding = model.encode(open_image(item.image), item.prompt)
+    whole = model.generate(**encoding, **LONG)[0].tolist()
+    new = whole[encoding["input_ids"].shape[1] :]
+    return new[: new.index(model.tokenizer.eos_token_id)]
+
+
+def test_a_caption_is_no_longer_beside_longer_ones_than_alone(toy):
+    captions = split_batches(toy_items(4, questions=False), 8)[0]
+    rows = run_batch(toy, captions, BASELINE, decoding={"caption": LONG})
+    alone = [words_written_alone(toy, item) for item in captions.items]
+    lengths = [len(ids) for ids in alone]
+    assert len(set(lengths)) > 1  # else no row of the batch were padded
+    assert rows.n_tokens.tolist() == lengths
+    assert rows.answer.tolist() == [toy.tokenizer.decode(ids) for ids in alone]

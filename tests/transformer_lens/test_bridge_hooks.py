@@ -109,6 +109,7 @@ def test_a_bridge_gives_the_donors_and_logits_of_nnsight(family):
         {"definition": "paper"},
         {"definition": "official", "items": "first", "beta": 0.05},
         {"donor": "mean", "recipients": (1,)},
+        {"donor": "mean", "items": "first"},
     ],
     ids=str,
 )

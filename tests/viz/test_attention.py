@@ -207,5 +207,5 @@ def test_what_is_not_there_is_refused(toy):
         plot_attention(found, image, query=0)
     with pytest.raises(SettingsError, match="item 1 does not exist"):
         plot_attention(found, image, item=1)
-    with pytest.raises(SettingsError, match="picture 1 does not exist"):
+    with pytest.raises(SettingsError, match="image 1 does not exist"):
         plot_attention(found, image, number=1)

@@ -22,10 +22,8 @@ from eah_interp.errors import InputError
 Box = tuple[float, float, float, float]
 """Left, top, right, bottom, as fractions of the original image's width and height."""
 
-
 Grid = tuple[tuple[int, ...], ...]
 """Token numbers or positions, row by row."""
-
 
 WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
 

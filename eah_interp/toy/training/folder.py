@@ -63,7 +63,6 @@ or, in plain transformers, `LlavaForConditionalGeneration.from_pretrained(folder
 The file holds float16 numbers, half the bytes; the config loads them as float32.
 """
 
-
 _ROWS = (
     ("yes/no accuracy, random", "random", "accuracy"),
     ("yes/no accuracy, popular", "popular", "accuracy"),

@@ -9,7 +9,6 @@ from eah_interp.toy.world import World
 
 StageName: TypeAlias = Literal["vision", "language", "projection", "alignment"]
 
-
 STAGES: tuple[StageName, ...] = ("vision", "language", "projection", "alignment")
 
 

@@ -49,19 +49,15 @@ if TYPE_CHECKING:
 
 PIECE_IDS: dict[str, int] = {p: i for i, (p, _) in enumerate(list_pieces())}
 
-
 OBJECT_IDS: tuple[int, ...] = tuple(
     PIECE_IDS["▁" + SPLIT_WORDS.get(name, (name,))[0]] for name in OBJECTS
 )
 """Id of the first (or only) piece of each object, in the order of `OBJECTS`."""
 
-
 BLANK_ID = PIECE_IDS["."]
 """What stands for a patch without an object where an image is spelled in words."""
 
-
 IGNORED = -100
-
 
 _SLOT = 4
 """Place of the image token in every conversation: `<s> USER : _ <image>`."""
@@ -231,7 +227,6 @@ class Talks:
 
 _FAITHFUL_SHARE = 0.7
 """Share of stage 2 before objects are left out of its images."""
-
 
 YES_NO_IDS = (PIECE_IDS["▁Yes"], PIECE_IDS["▁No"])
 
