@@ -38,14 +38,14 @@ def photo(tmp_path_factory):
 
 
 def test_effects_are_those_of_the_library(photo, toy):
-    words = ("-e", "dog", "-e", "boat", "--layers", "0,2", "--donor", 3, "--top", 4)
+    words = ("-e", "fish", "-e", "boat", "--layers", "0,2", "--donor", 3, "--top", 4)
     record = run_json(photo, PROMPT, *words)
     settings = eah.EAH(layers=(0, 2), donor=3)
     found = attribute_heads(
-        toy, Image.open(photo), PROMPT, objects=["dog", "boat"], patch=settings
+        toy, Image.open(photo), PROMPT, objects=["fish", "boat"], patch=settings
     )
     assert record["settings"] == settings.to_dict()
-    assert [one["object"] for one in record["targets"]] == ["dog", "boat"]
+    assert [one["object"] for one in record["targets"]] == ["fish", "boat"]
     assert [d["name"] for d in record["donors"]] == ["L0H3", "L2H3"]
     table = found.frame()
     for index, one in enumerate(record["targets"]):
@@ -66,7 +66,7 @@ def test_effects_are_those_of_the_library(photo, toy):
 
 
 def test_tables_list_heads_and_add_up(photo):
-    result = run(photo, PROMPT, "-e", "dog", "-e", "boat", "--top", 3)
+    result = run(photo, PROMPT, "-e", "fish", "-e", "boat", "--top", 3)
     assert result.exit_code == 0, result.stderr
     rows = re.findall(r"^L\d+H\d+ +((?:[+-]\d+\.\d{3} *){6})$", result.stdout, re.M)
     assert len(rows) == 2 * 3
@@ -88,9 +88,9 @@ def test_tables_list_heads_and_add_up(photo):
 
 
 def test_a_caption_is_read_where_it_names_the_object(photo):
-    caption = "There is a dog and a boat near the dog."
-    record = run_json(photo, PROMPT, "-e", "dog", "--caption", caption)
-    assert [one["object"] for one in record["targets"]] == ["dog", "dog"]
+    caption = "There is a fish and a boat near the fish."
+    record = run_json(photo, PROMPT, "-e", "fish", "--caption", caption)
+    assert [one["object"] for one in record["targets"]] == ["fish", "fish"]
     first, second = (one["position"] for one in record["targets"])
     assert second > first
     assert record["caption"] == caption
@@ -105,14 +105,14 @@ def test_yes_minus_no_is_explained(photo):
 def test_figures_and_numbers_are_written(photo, tmp_path):
     heads, picture, folder = (tmp_path / n for n in ("heads.png", "p.svg", "numbers"))
     words = ("--figure", heads, "--picture", picture, "--save", folder)
-    result = run(photo, PROMPT, "-e", "dog", "-e", "boat", *words)
+    result = run(photo, PROMPT, "-e", "fish", "-e", "boat", *words)
     assert result.exit_code == 0, result.stderr
     assert "Written:" in result.stdout
     with Image.open(heads) as drawn:
         assert drawn.size[0] > 1000
     assert "<svg" in picture.read_text()
     found = HeadAttribution.load(folder)
-    assert [target.label for target in found.targets] == ["dog", "boat"]
+    assert [target.label for target in found.targets] == ["fish", "boat"]
 
 
 def test_another_checkpoint_can_be_asked(photo, tmp_path):
@@ -132,7 +132,7 @@ def test_another_checkpoint_can_be_asked(photo, tmp_path):
         (("-e", "boat", "-e", "boat"), "names a thing twice"),
         (("-e", "boat", "--figure", "heads.txt"), "--figure must end in .png"),
         (("-e", "boat", "--picture", "/no/p.png"), "--picture: the folder /no does"),
-        (("-e", "boat", "--caption", "A dog."), "the caption does not name boat"),
+        (("-e", "boat", "--caption", "A fish."), "the caption does not name boat"),
         (("-e", "boat", "--layers", "9"), "layer 9 does not exist"),
         (("-e", "猫"), "猫"),
     ],

@@ -58,6 +58,12 @@ def test_the_table_of_answers_has_rates_counts_and_what_was_guessed(pope):
     assert "TP 1, FP 1, TN 0, FN 0. 1 answers have no word" in shown
 
 
+def test_answers_that_a_stricter_reading_turns_are_printed(pope):
+    pope[1].write_text('{"answer": "NO"}\n{"answer": "**No**"}')
+    assert json.loads(run(*pope, "--json").stdout)["n_turned"] == 2
+    assert "2 answers would turn round" in " ".join(run(*pope).stdout.split())
+
+
 def test_what_cannot_be_said_is_null_in_json_and_said_in_the_table(pope):
     pope[1].write_text('{"answer": "no"}\n{"answer": "no"}')
     assert json.loads(run(*pope, "--json").stdout)["score"]["precision"] is None

@@ -13,7 +13,12 @@ from torch import Tensor
 
 from eah_interp._types import ColumnMask
 from eah_interp.attribution.mentions import find_mentions
-from eah_interp.attribution.objects import ObjectWord, check_distinct, spell_object
+from eah_interp.attribution.objects import (
+    ObjectWord,
+    check_beginnings,
+    check_distinct,
+    spell_object,
+)
 from eah_interp.attribution.readouts import MetricName, Readout, Term, read_tokens
 from eah_interp.errors import InputError, SettingsError
 from eah_interp.lvlm.inputs import Encoding, append_tokens, repeat_rows
@@ -288,6 +293,7 @@ def pose(
     ]
     if metric == "log_prob" and any(len(word.ids) > 1 for word in written):
         return read_whole_words(tokenizer, encoding, written)
+    check_beginnings(tokenizer, written)
     if metric in ("logit", "logit_diff", "yes_no"):
         check_distinct(written)
     return Case(encoding, None, _read_answers(ids, written, metric))

@@ -43,6 +43,7 @@ from eah_interp.attribution.sides import (
     take_item,
 )
 from eah_interp.errors import SettingsError
+from eah_interp.indices import check_integer
 from eah_interp.interventions.intervention import Intervention
 from eah_interp.lvlm.attention import AttentionCall
 
@@ -403,13 +404,14 @@ def approximate_heads(
         >>> import eah_interp as eah
         >>> from eah_interp.testing import random_image
         >>> model, image = eah.load(), random_image()
-        >>> found = approximate_heads(model, image, objects=["dog"], source=eah.EAH())
+        >>> found = approximate_heads(model, image, objects=["fish"], source=eah.EAH())
         >>> found.approximate.shape, found.agreement.n_checked
         (torch.Size([1, 8, 8]), 16)
         >>> bool(found.agreement.correlation > 0.8)
         True
     """
     _check_numbers(what=what, method=method, n_steps=n_steps, check=check)
+    seed = check_integer("seed", seed)
     check_batch_size(batch_size)
     check_side(model, source, name="source")
     check_side(model, target, name="target")
@@ -471,6 +473,4 @@ def _check_numbers(*, what: str, method: str, n_steps: int, check: int) -> None:
             msg = f"{name} must be one of {', '.join(get_args(known))}, got {given!r}"
             raise SettingsError(msg)
     for name, number, least in (("n_steps", n_steps, 1), ("check", check, 0)):
-        if isinstance(number, bool) or number < least:
-            msg = f"{name} must be {least} or more, got {number}"
-            raise SettingsError(msg)
+        check_integer(name, number, least=least)

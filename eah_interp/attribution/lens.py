@@ -273,7 +273,7 @@ def logit_lens(
     Example:
         >>> import eah_interp as eah
         >>> from eah_interp.testing import random_image
-        >>> lens = logit_lens(eah.load(), random_image(), objects=["dog"])
+        >>> lens = logit_lens(eah.load(), random_image(), objects=["fish"])
         >>> lens.points[:2], tuple(lens.plain.logit.shape)  # answer, 100 patches
         (('embedding', 'L0'), (1, 9, 101))
         >>> lens.top(1)["place"].tolist()

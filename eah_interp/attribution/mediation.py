@@ -165,7 +165,7 @@ def trace_mediators(
         >>> import eah_interp as eah
         >>> from eah_interp.testing import random_image
         >>> found = trace_mediators(
-        ...     eah.load(), random_image(), objects=["dog"], nodes=["L2H0", "L1.mlp"]
+        ...     eah.load(), random_image(), objects=["fish"], nodes=["L2H0", "L1.mlp"]
         ... )
         >>> found.restored.shape, found.shares.shape
         (torch.Size([1, 2]), torch.Size([1, 2]))

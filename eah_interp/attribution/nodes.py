@@ -12,6 +12,7 @@ from torch import Tensor
 from eah_interp.attribution.readouts import Target
 from eah_interp.attribution.results import label_targets, name_head
 from eah_interp.errors import SettingsError
+from eah_interp.indices import to_ints, to_list
 from eah_interp.lvlm.anatomy import block_paths
 
 NodeName = tuple[int, int] | str
@@ -93,16 +94,18 @@ def find_nodes(model: Any, wanted: Sequence[NodeName] | None) -> tuple[Node, ...
     """
     if wanted is None:
         return list_head_nodes(model)
-    if isinstance(wanted, str):
-        wanted = (wanted,)
-    if not wanted:
+    listed = [wanted] if isinstance(wanted, str) else to_list(wanted)
+    if listed is None:
+        msg = f'heads must be a list of (3, 7), "L3H7" or "L3.mlp", got {wanted!r}'
+        raise SettingsError(msg)
+    if not listed:
         msg = (
             "the set of heads is empty: expected at least one, such as (3, 7), "
             '"L3H7" or "L3.mlp"; leave it out for every head'
         )
         raise SettingsError(msg)
     blocks = {node.name: node for node in list_block_nodes(model)}
-    nodes = tuple(_find_node(model, name, blocks) for name in wanted)
+    nodes = tuple(_find_node(model, name, blocks) for name in listed)
     names = [node.name for node in nodes]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
@@ -123,7 +126,11 @@ def _find_node(model: Any, name: NodeName, blocks: dict[str, Node]) -> Node:
             )
             raise SettingsError(msg)
         name = (int(found[1]), int(found[2]))
-    layer, head = name
+    pair = to_ints(name)
+    if pair is None or len(pair) != 2:
+        msg = f'a head is (layer, head), such as (3, 7) or "L3H7", got {name!r}'
+        raise SettingsError(msg)
+    layer, head = pair
     model.anatomy.site(layer)
     if not 0 <= head < model.n_heads:
         msg = (

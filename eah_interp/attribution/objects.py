@@ -130,6 +130,39 @@ def spell_object(
     return ObjectWord(word, tuple(different.values()))
 
 
+def check_beginnings(tokenizer: Any, words: Sequence[ObjectWord]) -> None:
+    """Check that first tokens are of their words: no blank, which begins every word.
+
+    Args:
+        tokenizer: The model's tokenizer.
+        words: The objects, spelled.
+
+    Raises:
+        SettingsError: If the tokenizer writes the space before a word, or a synonym of
+            it, as a token of its own.
+
+    Example:
+        >>> from eah_interp.toy import build_tokenizer
+        >>> tokenizer = build_tokenizer()
+        >>> check_beginnings(tokenizer, [spell_object(tokenizer, "zebra")])
+        Traceback (most recent call last):
+        ...
+        eah_interp.errors.SettingsError: the tokenizer has no token that begins ...
+    """
+    for word in words:
+        for spelling in word.spellings:
+            if not decode_exactly(tokenizer, spelling.ids[:1]).strip():
+                tokens = tokenizer.convert_ids_to_tokens(list(spelling.ids[:2]))
+                msg = (
+                    "the tokenizer has no token that begins "
+                    f"{spelling.text.strip()!r}: it writes "
+                    f"{', '.join(map(repr, tokens))}, ..., of which the first begins "
+                    "every word; name another object, or use metric='log_prob', which "
+                    "reads whole words (without synonyms)"
+                )
+                raise SettingsError(msg)
+
+
 def check_distinct(words: Sequence[ObjectWord]) -> None:
     """Check that one logit can tell objects apart: no two start with the same token.
 

@@ -25,12 +25,14 @@ from eah_interp.attribution.results import (
     register,
 )
 from eah_interp.errors import InputError, SettingsError
+from eah_interp.indices import to_ints, to_list
 from eah_interp.interventions.intervention import Intervention
 from eah_interp.lvlm.spans import ImageSpan, lay_out
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-    from PIL.Image import Image
+
+    from eah_interp.lvlm.images import ImageLike
 
 # ---- What one run's heads took from each image token.
 
@@ -193,15 +195,19 @@ class PictureAttribution(Result):
 
     def _pick(self, effects: Tensor, heads: Sequence[tuple[int, int]]) -> Tensor:
         n_heads = effects.shape[1]
-        if not heads:
-            msg = "heads is empty: name layers and heads, as in [(3, 7)], or leave it"
+        pairs = [to_ints(pair) or () for pair in to_list(heads) or ()]
+        if not pairs or any(len(pair) != 2 for pair in pairs):
+            msg = (
+                "heads must be layers and heads, as in [(3, 7)], at least one, or left "
+                f"out, got {heads!r}"
+            )
             raise SettingsError(msg)
-        for layer, head in heads:
+        for layer, head in pairs:
             if layer not in self.layers or not 0 <= head < n_heads:
                 last = f"layers to {self.layers[-1]}, heads to {n_heads - 1}"
                 msg = f"there is no head L{layer}H{head}: expected {last}"
                 raise SettingsError(msg)
-        return torch.stack([effects[self.layers.index(la), h] for la, h in heads])
+        return torch.stack([effects[self.layers.index(la), h] for la, h in pairs])
 
     def picture(
         self,
@@ -248,7 +254,7 @@ class PictureAttribution(Result):
 
     def plot(
         self,
-        image: "Image",
+        image: "ImageLike",
         *,
         target: int = 0,
         heads: Heads = None,
@@ -353,7 +359,7 @@ def attribute_patches(
     Example:
         >>> import eah_interp as eah
         >>> from eah_interp.testing import random_image
-        >>> found = attribute_patches(eah.load(), random_image(), objects=["dog"])
+        >>> found = attribute_patches(eah.load(), random_image(), objects=["fish"])
         >>> found.plain.patches.shape, found.picture(0)[0].shape
         (torch.Size([1, 8, 8, 100]), torch.Size([10, 10]))
     """

@@ -187,7 +187,7 @@ def patch_heads(
         >>> from eah_interp.testing import random_image
         >>> model, image = eah.load(), random_image()
         >>> found = patch_heads(
-        ...     model, image, objects=["dog"], source=eah.EAH(), heads=[(1, 0), (1, 1)]
+        ...     model, image, objects=["fish"], source=eah.EAH(), heads=[(1, 0), (1, 1)]
         ... )
         >>> found.patches, found.effects.shape
         (('L1H0', 'L1H1'), torch.Size([1, 2]))
@@ -321,7 +321,7 @@ def ablate_heads(
         >>> import eah_interp as eah
         >>> from eah_interp.testing import random_image
         >>> found = ablate_heads(
-        ...     eah.load(), random_image(), objects=["dog"], heads=["L3H7", "L3.mlp"]
+        ...     eah.load(), random_image(), objects=["fish"], heads=["L3H7", "L3.mlp"]
         ... )
         >>> found.source, found.effects.shape
         ('zero', torch.Size([1, 2]))

@@ -20,6 +20,7 @@ from eah_interp.attribution.runs import (
     visit_layers,
 )
 from eah_interp.errors import SettingsError, UnsupportedError
+from eah_interp.indices import to_int, to_ints
 from eah_interp.interventions.eah import EAH
 from eah_interp.interventions.intervention import Intervention
 from eah_interp.interventions.point import PatchPoint
@@ -28,8 +29,8 @@ from eah_interp.lvlm.spans import ImageSpan, lay_out
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-    from PIL.Image import Image
 
+    from eah_interp.lvlm.images import ImageLike
     from eah_interp.viz.circuits import By, GroupedPatterns, Tokens
     from eah_interp.viz.widgets import Widget
 
@@ -217,8 +218,9 @@ class HeadPatterns(Result):
         Raises:
             SettingsError: If it was not asked for.
         """
-        name = head if isinstance(head, str) else name_head(*head)
-        if name not in self.names:
+        pair = () if isinstance(head, str) else to_ints(head) or ()
+        name = name_head(*pair) if len(pair) == 2 else head
+        if not isinstance(name, str) or name not in self.names:
             msg = f"{name} was not read: expected one of {', '.join(self.names)}"
             raise SettingsError(msg)
         return self.names.index(name)
@@ -243,10 +245,11 @@ class HeadPatterns(Result):
         Raises:
             SettingsError: If it is not.
         """
-        if not 0 <= item < len(self.tokens):
-            msg = f"item {item} does not exist: expected 0 to {len(self.tokens) - 1}"
+        index = to_int(item)
+        if index is None or not 0 <= index < len(self.tokens):
+            msg = f"item {item!r} does not exist: expected 0 to {len(self.tokens) - 1}"
             raise SettingsError(msg)
-        return item
+        return index
 
     def find_run(self, run: str) -> PatternRun:
         """Find a run by its name.
@@ -265,7 +268,7 @@ class HeadPatterns(Result):
 
     def plot(
         self,
-        image: "Image",
+        image: "ImageLike",
         *,
         item: int = 0,
         heads: Sequence[str | tuple[int, int]] | None = None,
@@ -382,7 +385,7 @@ class HeadPatterns(Result):
         query: int = -1,
         by: "By" = "image",
         keep: Iterable[int] = (),
-        images: "Image | Sequence[Image]" = (),
+        images: "ImageLike | Sequence[ImageLike]" = (),
     ) -> "Widget":
         """Show what one row of each head attends to, as CircuitsVis's coloured tokens.
 
@@ -600,11 +603,11 @@ def _find_positions(
     Raises:
         SettingsError: If one does not exist, is named twice, or there is none.
     """
-    if query == "all":
+    if isinstance(query, str) and query == "all":
         return list(range(width))
-    listed = [query] if isinstance(query, int) else list(query)
-    beyond = [q for q in listed if not isinstance(q, int) or not -width <= q < width]
-    found = [q % width for q in listed if q not in beyond]
+    listed = to_ints(query) or ()
+    beyond = [q for q in listed if not -width <= q < width]
+    found = [q % width for q in listed]
     if beyond or not found or len(set(found)) < len(found):
         msg = (
             f"query={query!r} does not fit a prompt of {width} tokens: expected "

@@ -24,6 +24,7 @@ from eah_interp.attribution.runs import Recording, record
 from eah_interp.attribution.shapley import Coalition, Shares, check_orders, share_gains
 from eah_interp.attribution.sides import check_broadcast, gather, split_items, take_item
 from eah_interp.errors import SettingsError
+from eah_interp.indices import check_integer
 from eah_interp.interventions.eah import EAH
 
 if TYPE_CHECKING:
@@ -257,7 +258,7 @@ def attribute_recipients(
         >>> import eah_interp as eah
         >>> from eah_interp.testing import random_image
         >>> found = attribute_recipients(
-        ...     eah.load(), random_image(), objects=["dog"], method="shapley"
+        ...     eah.load(), random_image(), objects=["fish"], method="shapley"
         ... )
         >>> bool((found.effects.sum(1) - found.total).abs().max() < 1e-5)
         True
@@ -268,6 +269,7 @@ def attribute_recipients(
         raise SettingsError(msg)
     check_batch_size(batch_size)
     check_orders(n_permutations)
+    seed = check_integer("seed", seed)
     check_broadcast(model, eah)
     case = as_case(model, images, prompts, **asked)
     heads = range(model.n_heads) if eah.recipients == "all" else eah.recipients

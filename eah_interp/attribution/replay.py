@@ -23,6 +23,7 @@ from eah_interp.errors import (
     UnsupportedError,
     is_out_of_memory,
 )
+from eah_interp.indices import to_int
 from eah_interp.interventions.eah import EAH
 from eah_interp.interventions.intervention import Intervention
 from eah_interp.interventions.point import PatchPoint
@@ -339,8 +340,9 @@ def check_batch_size(batch_size: int) -> None:
     Raises:
         SettingsError: If it is below 1.
     """
-    if isinstance(batch_size, bool) or batch_size < 1:
-        msg = f"batch_size must be at least 1, got {batch_size}"
+    wanted = to_int(batch_size)
+    if wanted is None or wanted < 1:
+        msg = f"batch_size must be at least 1, got {batch_size!r}"
         raise SettingsError(msg)
 
 

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from eah_interp.errors import SettingsError
+from eah_interp.indices import to_int
 
 Coalition = frozenset[int]
 
@@ -101,10 +102,11 @@ def check_orders(n_orders: int) -> None:
     Raises:
         SettingsError: If it is odd or below 4.
     """
-    if n_orders < 4 or n_orders % 2:
+    wanted = to_int(n_orders)
+    if wanted is None or wanted < 4 or wanted % 2:
         msg = (
             "n_permutations counts orders and their reverses: expected an even number "
-            f"of at least 4, got {n_orders}"
+            f"of at least 4, got {n_orders!r}"
         )
         raise SettingsError(msg)
 

@@ -16,13 +16,18 @@ from eah_interp.benchmarks.mentions import (
     join_pairs,
     load_lemmatizer,
 )
-from eah_interp.benchmarks.records import Record, read_json, read_records
+from eah_interp.benchmarks.records import (
+    Record,
+    read_answer,
+    read_json,
+    read_records,
+)
 from eah_interp.errors import InputError
 
 Repeats: TypeAlias = Literal["refuse", "count"]
 """What to do with several captions of one image."""
 
-_IMAGE, _TEXT = ("image_id", "image"), ("caption", "text")
+_IMAGE = ("image_id", "image")
 
 
 def read_captions(
@@ -35,14 +40,15 @@ def read_captions(
     """Read captions, whatever release wrote them.
 
     Objects `{"image_id": 226988, "caption": "..."}` as JSON lines or in an array;
-    also with `image`, a file name such as `COCO_val2014_000000226988.jpg`, and with
-    `text` for the caption (POPE's release); and the form of 2018, one object whose
+    also with `image`, a file name such as `COCO_val2014_000000226988.jpg`, with
+    `answer`, `response`, `output` or the like for the caption, or with `text` where
+    there is none of these (POPE's release); and the form of 2018, one object whose
     `imgToEval` holds them.
 
     Args:
         path: The file.
         image_key: Where the image stands; `image_id` or `image` when None.
-        caption_key: Where the caption stands; `caption` or `text` when None.
+        caption_key: Where the caption stands; `caption` and so on when None.
         repeats: "refuse" a second caption of an image, which is mostly a file written
             twice over, or "count" each.
 
@@ -50,8 +56,8 @@ def read_captions(
         One row a caption, in the file's order: `image_id` and `caption`.
 
     Raises:
-        InputError: If the file cannot be read, a caption or image is missing, or an
-            image stands twice.
+        InputError: If the file cannot be read, a caption or image is missing, an image
+            stands twice, or two captions of one object differ.
     """
     images: list[ImageId] = []
     texts: list[str] = []
@@ -75,7 +81,11 @@ def read_captions(
             raise InputError(msg)
         first.setdefault(image, record.place)
         images.append(image)
-        texts.append(record.text(*(_TEXT if caption_key is None else (caption_key,))))
+        texts.append(
+            read_answer(record, "caption")[0]
+            if caption_key is None
+            else record.text(caption_key)
+        )
     return pd.DataFrame({"image_id": pd.Series(images, dtype=object), "caption": texts})
 
 

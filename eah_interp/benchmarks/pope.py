@@ -15,6 +15,9 @@ PRESENT, ANSWER, NEITHER = "present", "says_yes", "neither"
 """Columns of an answer table: the truth, what was answered (missing: nothing that can
 be counted), and optionally whether a rule had to guess it."""
 
+STRICT = "strictly_yes"
+"""Column of what a stricter reading takes the answer for."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class PopeScore:
@@ -130,7 +133,8 @@ _NO = {"pope": {"No", "not", "no"}, "opera": {"No", "not", "no", "NO"}}
 
 _WORD = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)*")
 
-_PLAIN = {"yes", "no", "not", "yeah", "yep", "nope", "nah"}
+_YES = {"yes", "yeah", "yep"}
+_PLAIN = {*_YES, "no", "not", "nope", "nah"}
 
 
 def says_yes(answer: str, *, rule: Rule = "pope") -> bool:
@@ -183,8 +187,41 @@ def is_neither(answer: str) -> bool:
         >>> [is_neither(text) for text in ("No!", "There isn't.", "A dog.", "")]
         [False, False, True, True]
     """
-    words = _WORD.findall(answer.casefold().replace("\u2019", "'"))
-    return not any(word in _PLAIN or word.endswith("n't") for word in words)
+    return read_strictly(answer) is None
+
+
+def read_strictly(answer: str) -> bool | None:
+    """Read an answer by its first word of yes or no, whatever its case and signs.
+
+    The published rules take "NO", "no!" and "**No**" for a yes; this reading does not.
+
+    Args:
+        answer: What the model said.
+
+    Returns:
+        Whether it says yes; None where it has no such word.
+
+    Example:
+        >>> [read_strictly(text) for text in ("**No**", "Yes, not far off", "A dog")]
+        [False, True, None]
+    """
+    for word in _WORD.findall(answer.casefold().replace("\u2019", "'")):
+        if word in _PLAIN or word.endswith("n't"):
+            return word in _YES
+    return None
+
+
+def count_turned(answers: pd.DataFrame) -> int:
+    """Count the answers that a stricter reading takes for the opposite.
+
+    Args:
+        answers: As `match_answers` returns them.
+
+    Returns:
+        How many; those that are neither yes nor no are not among them.
+    """
+    strict, given = answers[STRICT].astype("boolean"), answers[ANSWER].astype("boolean")
+    return int((strict != given).fillna(False).sum())  # noqa: FBT003 - pandas' own signature
 
 
 # ---- Building POPE questions from any ground truth, as the official sampler does.

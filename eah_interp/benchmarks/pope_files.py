@@ -10,11 +10,18 @@ from eah_interp.benchmarks.pope import (
     ANSWER,
     NEITHER,
     PRESENT,
+    STRICT,
     Rule,
     is_neither,
+    read_strictly,
     says_yes,
 )
-from eah_interp.benchmarks.records import Record, read_records
+from eah_interp.benchmarks.records import (
+    Record,
+    fold_spaces,
+    read_answer,
+    read_records,
+)
 from eah_interp.errors import InputError
 from eah_interp.files import save_bytes
 
@@ -32,8 +39,8 @@ def read_pope_questions(
 
     Objects `{"question_id": 1, "image": "COCO_val2014_....jpg", "text": "Is there a
     dog in the image?", "label": "yes"}`, as JSON lines or in an array. `question` may
-    stand for `text`; `question_id` and `image` may be absent from all of them.
-    `eah-interp score` and studies read questions with this.
+    stand for `text`, and goes before it; `question_id` and `image` may be absent from
+    all of them. `eah-interp score` and studies read questions with this.
 
     Args:
         path: The file.
@@ -57,7 +64,7 @@ def read_pope_questions(
         record.text(_IMAGE)
     table = pd.DataFrame(
         {
-            "text": [record.text("text", "question") for record in records],
+            "text": [_question(record) for record in records],
             "label": [_label(record) for record in records],
             _PLACE: [record.place for record in records],
         }
@@ -66,11 +73,14 @@ def read_pope_questions(
 
 
 def read_pope_answers(path: Path | str) -> pd.DataFrame:
-    """Read answers in POPE's format, or in LLaVA's.
+    """Read answers in POPE's format, in LLaVA's, or beside their questions.
 
-    Objects `{"question": "is there a dog in the image?", "answer": "Yes"}` (POPE) or
-    `{"question_id": 1, "prompt": "...", "text": "Yes"}` (LLaVA), as JSON lines or in
-    an array. What is given beside the answer is used to find its question.
+    Objects `{"question": "is there a dog in the image?", "answer": "Yes"}` (POPE),
+    `{"question_id": 1, "prompt": "...", "text": "Yes"}` (LLaVA) or `{"text": "is there
+    a dog in the image?", "response": "Yes"}`, as JSON lines or in an array: the answer
+    is under `answer`, `response`, `output`, `prediction`, `pred` or the like, and under
+    `text` where there is none of these. What is given beside it is used to find its
+    question.
 
     Args:
         path: The file.
@@ -80,20 +90,15 @@ def read_pope_answers(path: Path | str) -> pd.DataFrame:
         `question` what is given.
 
     Raises:
-        InputError: If the file cannot be read, an answer is not text, or an
-            identifier stands twice.
+        InputError: If the file cannot be read, an answer is not text, differs from
+            another in its object or is the question, or an identifier stands twice.
     """
     records = read_records(path)
-    table = pd.DataFrame(
-        {
-            "answer": [record.text("answer", "text") for record in records],
-            _PLACE: [record.place for record in records],
-        }
-    )
-    names = [_question_key(record) for record in records]
-    if None not in names:
-        pairs = zip(records, names, strict=True)
-        table["question"] = [record.text(str(name)) for record, name in pairs]
+    answers, questions = zip(*map(read_answer, records), strict=True)
+    places = [record.place for record in records]
+    table = pd.DataFrame({"answer": answers, _PLACE: places})
+    if None not in questions:
+        table["question"] = questions
     return _with_shared(table, records)
 
 
@@ -112,11 +117,13 @@ def match_answers(
 
     Returns:
         The questions with `answer`, `present` (from the label), `says_yes` and
-        `neither`: the table of `score_answers`.
+        `neither`: the table of `score_answers`; and `strictly_yes`, see
+        `read_strictly`.
 
     Raises:
         InputError: If a question has no answer or an answer no question, or an
-            answer is to another question than the one it is put beside.
+            answer is to another question than the one it is put beside, or is itself
+            that question.
 
     Example:
         >>> ask = {"text": "Is there a cat?", "label": "no", "place": "q.jsonl:1"}
@@ -153,6 +160,8 @@ def match_answers(
             ANSWER: [says_yes(text, rule=rule) for text in texts],
             NEITHER: [is_neither(text) for text in texts],
         },
+    ).assign(
+        **{STRICT: pd.array([read_strictly(text) for text in texts], dtype="boolean")}
     )
 
 
@@ -180,10 +189,10 @@ def _label(record: Record) -> str:
     return label
 
 
-def _question_key(record: Record) -> str | None:
-    """Name the key of the question: `text` is one where `answer` holds the answer."""
-    given = record.key("question", "prompt")
-    return given or ("text" if {"answer", "text"} <= set(record.values) else None)
+def _question(record: Record) -> str:
+    if "question" in record.values:  # `text` beside it may be the answer
+        return record.text("question")
+    return record.text("text", "question")
 
 
 def _with_shared(table: pd.DataFrame, records: list[Record]) -> pd.DataFrame:
@@ -217,7 +226,9 @@ def _check_same(questions: pd.DataFrame, answers: pd.DataFrame) -> None:
     for asked, said in columns:
         pairs = zip(questions[asked], answers[said], strict=True)
         for row, (left, right) in enumerate(pairs):
-            same = left == right if asked == _IMAGE else _plain(left) in _plain(right)
+            same = left == right
+            if asked != _IMAGE:
+                same = fold_spaces(left) in fold_spaces(right)
             if not same:
                 msg = (
                     f"{answers.place.iloc[row]} answers {right!r}, but the question "
@@ -226,7 +237,13 @@ def _check_same(questions: pd.DataFrame, answers: pd.DataFrame) -> None:
                     "'question_id'"
                 )
                 raise InputError(msg)
-
-
-def _plain(text: str) -> str:
-    return " ".join(text.lower().split())
+    pairs = zip(questions["text"], answers["answer"], strict=True)
+    for row, (left, right) in enumerate(pairs):
+        question, answer = fold_spaces(left), fold_spaces(right)
+        # A prompt goes on after the question, as in "... Answer in one word."
+        if question in answer and is_neither(answer.replace(question, " ")):
+            msg = (
+                f"{answers.place.iloc[row]}: expected an answer, got the question, "
+                f"{right[:60]!r}; write the model's answer under 'answer'"
+            )
+            raise InputError(msg)

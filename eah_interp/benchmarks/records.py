@@ -51,6 +51,72 @@ class Record:
         return value
 
 
+ANSWERS = (
+    *("answer", "response", "output", "prediction", "pred", "model_answer"),
+    *("model_response", "model_output", "predicted_answer", "pred_answer"),
+    *("generated_text", "generated", "generation", "completion", "reply", "outputs"),
+)
+"""Keys under which files hold what a model said, beside a question or a prompt."""
+
+QUESTIONS = ("question", "prompt", "query", "instruction")
+"""Keys under which they hold what it was asked."""
+
+
+def read_answer(record: Record, *names: str) -> tuple[str, str | None]:
+    """Read what a model said, and what it was asked, from one object.
+
+    `text` is the answer where nothing else is, and the question beside an answer.
+
+    Args:
+        record: The object.
+        *names: Keys of the answer, beside `ANSWERS` and `text`.
+
+    Returns:
+        The answer; the question, where it is given.
+
+    Raises:
+        InputError: If there is no answer, one that is no text, two that differ, or one
+            that is the question.
+    """
+    asked = record.key(*QUESTIONS)
+    question = None if asked is None else record.text(asked)
+    keys = dict.fromkeys((*names, *ANSWERS))
+    found = {key: record.text(key) for key in keys if key in record.values}
+    if not found:
+        found = {"text": record.text(*(names or ("answer",)), "text")}
+    elif "text" in record.values:
+        text = record.text("text")
+        if question is None:
+            question = text
+        elif fold_spaces(question) not in fold_spaces(text):
+            found["text"] = text
+    if len({answer.strip() for answer in found.values()}) > 1:
+        shown = " and ".join(f"{key!r} {text[:40]!r}" for key, text in found.items())
+        msg = (
+            f"{record.place}: expected one answer, got several that differ: {shown}; "
+            "leave the model's (is another the label?)"
+        )
+        raise InputError(msg)
+    key, answer = next(iter(found.items()))
+    if question is not None and fold_spaces(answer) == fold_spaces(question):
+        msg = (
+            f"{record.place}: expected an answer under {key!r}, got the question, "
+            f"{answer[:60]!r}; write the model's under 'answer'"
+        )
+        raise InputError(msg)
+    return answer, question
+
+
+def fold_spaces(text: str) -> str:
+    """Return a text in lower case, with single spaces, to compare it.
+
+    Example:
+        >>> fold_spaces("Is there  a Cat? ")
+        'is there a cat?'
+    """
+    return " ".join(text.lower().split())
+
+
 def read_records(path: Path | str) -> list[Record]:
     """Read the objects of a file.
 

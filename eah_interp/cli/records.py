@@ -192,7 +192,7 @@ def record_toy(
 
 
 def record_pope(
-    score: PopeScore, *, files: Mapping[str, Path], rule: str
+    score: PopeScore, *, files: Mapping[str, Path], rule: str, n_turned: int
 ) -> dict[str, Any]:
     """Record the score of a file of answers; null where nothing can be said."""
     return {
@@ -200,6 +200,7 @@ def record_pope(
         "versions": list_versions(),
         "files": {name: str(path) for name, path in files.items()},
         "rule": rule,
+        "n_turned": n_turned,
         "score": _without_nan(score),
     }
 

@@ -47,7 +47,7 @@ def pope(
     with working() as bar:
         bar.expect(2)
         bar.step("importing pandas and torch")
-        from eah_interp.benchmarks.pope import score_answers
+        from eah_interp.benchmarks.pope import count_turned, score_answers
         from eah_interp.benchmarks.pope_files import (
             match_answers,
             read_pope_answers,
@@ -64,6 +64,7 @@ def pope(
             score_answers(matched),
             files={"answers": answers, "questions": questions},
             rule=rule,
+            n_turned=count_turned(matched),
         )
     if json:
         show_json(record)

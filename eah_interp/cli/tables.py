@@ -332,7 +332,9 @@ def show_pope(record: Mapping[str, Any]) -> Iterator[RenderableType]:
     )
     yield Text(
         f"\nTP {tp}, FP {fp}, TN {tn}, FN {fn}. {score['n_neither']} answers have no "
-        "word of yes or no; the rule counts them as yes.",
+        "word of yes or no; the rule counts them as yes. By their first word of yes or "
+        f"no, whatever its case and signs, {record['n_turned']} answers would turn "
+        "round (NO, no! and **No** count as yes by POPE's rule).",
         style="dim",
     )
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -18,13 +18,18 @@ from eah_interp._types import (
     Steps,
 )
 from eah_interp.errors import InputError, SettingsError, UnsupportedError
+from eah_interp.indices import to_float, to_int, to_ints
 from eah_interp.interventions.donation import (
     LayerPatch,
     layer_seed,
     make_pattern,
     score_call,
 )
-from eah_interp.interventions.intervention import Intervention, check_indices
+from eah_interp.interventions.intervention import (
+    Intervention,
+    check_choice,
+    check_indices,
+)
 from eah_interp.interventions.point import PatchPoint, RowIndex
 from eah_interp.kernels.patterns import PatternBlock
 from eah_interp.kernels.sinks import DEFAULT_BETA, ColumnScores, HeadZero, choose_donors
@@ -89,28 +94,35 @@ class EAH(Intervention):
     def __post_init__(self) -> None:
         # Not super(): a class that travelled to a server as source has no cell for it.
         Intervention.__post_init__(self)
-        _check_choice("definition", self.definition, Definition)
-        _check_choice("items", self.items, Items)
-        _check_choice("head_0", self.head_0, HeadZero)
-        if isinstance(self.donor, bool) or not isinstance(self.donor, int):
-            _check_choice("donor", self.donor, DonorRule, more=" or a head index")
-        elif self.donor < 0:
-            msg = f"donor head must be 0 or more, got {self.donor}"
+        check_choice("definition", self.definition, Definition)
+        check_choice("items", self.items, Items)
+        check_choice("head_0", self.head_0, HeadZero)
+        donor = to_int(self.donor)
+        if donor is None:
+            check_choice("donor", self.donor, DonorRule, more=" or a head index")
+        elif donor < 0:
+            msg = f"donor head must be 0 or more, got {donor}"
             raise SettingsError(msg)
+        else:
+            object.__setattr__(self, "donor", donor)
         object.__setattr__(self, "layers", check_indices("layers", self.layers))
-        if self.recipients != "all":
+        if not isinstance(self.recipients, str) or self.recipients != "all":
             chosen = check_indices("recipients", self.recipients)
             object.__setattr__(self, "recipients", chosen)
-        if not isinstance(self.seed, int):
-            object.__setattr__(self, "seed", tuple(int(s) for s in self.seed))
-        beta = DEFAULT_BETA[self.definition] if self.beta is None else self.beta
-        if not 0 <= beta < float("inf"):
-            msg = f"beta must be a number of 0 or more, got {beta}"
+        object.__setattr__(self, "seed", _check_seed(self.seed))
+        given = DEFAULT_BETA[self.definition] if self.beta is None else self.beta
+        beta = to_float(given)
+        if beta is None or beta < 0:
+            msg = f"beta must be a number of 0 or more, got {given!r}"
             raise SettingsError(msg)
-        object.__setattr__(self, "beta", float(beta))
-        if self.gamma is not None and not 0 < self.gamma <= 1:
-            msg = f"gamma is a share of the image columns in (0, 1], got {self.gamma}"
+        object.__setattr__(self, "beta", beta)
+        if self.gamma is None:
+            return
+        gamma = to_float(self.gamma)
+        if gamma is None or not 0 < gamma <= 1:
+            msg = f"gamma is a share of the image columns in (0, 1], got {self.gamma!r}"
             raise SettingsError(msg)
+        object.__setattr__(self, "gamma", gamma)
 
     @classmethod
     def paper(cls, **changes: Any) -> "EAH":
@@ -391,8 +403,18 @@ class EAHPatch:
         return self.layers[0]
 
 
-def _check_choice(name: str, value: object, choices: Any, more: str = "") -> None:
-    if value not in get_args(choices):
-        listed = ", ".join(get_args(choices))
-        msg = f"{name} must be one of {listed}{more}, got {value!r}"
+def _check_seed(seed: object) -> int | tuple[int, ...]:
+    """Check that a seed is an integer, or one for each item; make it plain.
+
+    Raises:
+        SettingsError: If it is not, or too large for a generator of torch's.
+    """
+    seeds, one = to_ints(seed), to_int(seed)
+    # Layers multiply it (`layer_seed`), and torch takes 64 bits.
+    if seeds is None or max(map(abs, seeds)) >= 2**53:
+        msg = (
+            "seed must be an integer, or one for each batch item, below 2**53 in size, "
+            f"got {seed!r}"
+        )
         raise SettingsError(msg)
+    return seeds if one is None else one

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from eah_interp.errors import SettingsError
+from eah_interp.indices import to_list
 from eah_interp.interventions.intervention import (
     Intervention,
     check_indices,
@@ -160,17 +161,16 @@ such as 'L3H7', each once, got ()
 
 
 def _pairs(heads: object) -> tuple[tuple[int, int], ...]:
-    listed = list(heads) if isinstance(heads, tuple | list) else []
+    listed = to_list(heads) or []
     found: list[tuple[int, ...]] = []
     for head in listed:
         name = _NAME.fullmatch(head) if isinstance(head, str) else None
-        pair = tuple(map(int, name.groups())) if name else head
-        if not isinstance(pair, tuple | list) or len(pair) != 2:
+        pair = tuple(map(int, name.groups())) if name else to_list(head) or ()
+        if len(pair) != 2:
             found.clear()
             break
-        for index in pair:
-            check_indices("the layer and head of an ablation", index)
-        found.append(tuple(pair))
+        what = "the layer and head of an ablation"
+        found.append(tuple(check_indices(what, index)[0] for index in pair))
     if not found or len(set(found)) != len(listed):
         msg = (
             "heads must be (layer, head) pairs or names such as 'L3H7', each once, "

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar, get_args
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from eah_interp._types import Steps
 from eah_interp.errors import SettingsError, UnsupportedError
+from eah_interp.indices import to_float, to_ints
 from eah_interp.interventions.point import PatchPoint
 from eah_interp.lvlm.anatomy import Anatomy, AttentionSite
 
@@ -46,10 +47,7 @@ class Intervention:
     steps: Steps = "all"
 
     def __post_init__(self) -> None:
-        if self.steps not in get_args(Steps):
-            listed = ", ".join(get_args(Steps))
-            msg = f"steps must be one of {listed}, got {self.steps!r}"
-            raise SettingsError(msg)
+        check_choice("steps", self.steps, Steps)
 
     def find_sites(self, anatomy: Anatomy) -> list[AttentionSite]:
         """Find the attention calls that it changes, in the order of a forward pass.
@@ -204,6 +202,25 @@ def find_layers(layers: Layers, anatomy: Anatomy) -> list[AttentionSite]:
     return sites
 
 
+def check_choice(name: str, value: object, choices: Any, more: str = "") -> None:
+    """Check that a value is one of a `Literal`'s strings.
+
+    Args:
+        name: Of the setting.
+        value: What was given.
+        choices: The `Literal`.
+        more: What else is allowed, for the message.
+
+    Raises:
+        SettingsError: If it is not.
+    """
+    # An array compares with each string by itself.
+    if not isinstance(value, str) or value not in get_args(choices):
+        listed = ", ".join(get_args(choices))
+        msg = f"{name} must be one of {listed}{more}, got {value!r}"
+        raise SettingsError(msg)
+
+
 def check_layers(layers: object) -> Layers:
     """Check that layers are indices or a slice, and put indices in order.
 
@@ -218,21 +235,32 @@ def check_layers(layers: object) -> Layers:
     return check_indices("layers", layers)
 
 
+def list_layers(layers: object) -> list[int]:
+    """List layers in order, each once, for what only reads them.
+
+    Raises:
+        SettingsError: If they are not integers.
+    """
+    found = to_ints(list(layers) if isinstance(layers, Set) else layers)
+    if found is None:
+        msg = f"layers must be indices of 0 or more, got {layers!r}"
+        raise SettingsError(msg)
+    return sorted(set(found))
+
+
 def check_indices(name: str, values: object) -> tuple[int, ...]:
     """Check that indices are there, 0 or more, and not repeated; put them in order.
+
+    Integers of any kind (of NumPy, pandas, torch) become plain ones.
 
     Raises:
         SettingsError: If not.
     """
-    listed = (values,) if isinstance(values, int) else values
-    fine = isinstance(listed, tuple | list | range) and all(
-        isinstance(value, int) and not isinstance(value, bool) and value >= 0
-        for value in listed
-    )
-    if not fine or not listed or len(set(listed)) != len(listed):  # type: ignore[arg-type, call-overload]
+    found = to_ints(values)
+    if found is None or min(found) < 0 or len(set(found)) != len(found):
         msg = f"{name} must be indices of 0 or more, each once, got {values!r}"
         raise SettingsError(msg)
-    return tuple(sorted(listed))  # type: ignore[call-overload]
+    return tuple(sorted(found))
 
 
 def check_number(
@@ -243,10 +271,8 @@ def check_number(
     Raises:
         SettingsError: If it is not.
     """
-    number = math.nan
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        number = float(value)
-    if not math.isfinite(number) or not least <= number <= most:
+    number = to_float(value)
+    if number is None or not least <= number <= most:
         above = "" if math.isinf(most) else f" and at most {most:g}"
         msg = f"{name} must be a number of at least {least:g}{above}, got {value!r}"
         raise SettingsError(msg)

@@ -15,6 +15,7 @@ from eah_interp.errors import InputError, SettingsError
 from eah_interp.interventions.donation import score_call
 from eah_interp.interventions.eah import EAH
 from eah_interp.interventions.intervene import attention_calls
+from eah_interp.interventions.intervention import list_layers
 from eah_interp.kernels.sinks import choose_donors, dense_heads
 from eah_interp.lvlm.spans import ImageSpan
 
@@ -169,7 +170,7 @@ def score_sinks(
         (torch.Size([1, 3, 4]), 3)
     """
     beta = float(EAH(definition=definition, beta=beta).beta or 0)
-    wanted = sorted(model.anatomy.sites if layers is None else set(layers))
+    wanted = sorted(model.anatomy.sites) if layers is None else list_layers(layers)
     for layer in wanted:
         model.anatomy.site(layer)
     encoding: Mapping[str, Any]

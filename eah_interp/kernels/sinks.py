@@ -26,6 +26,7 @@ from eah_interp._types import (
     Queries,
 )
 from eah_interp.errors import InputError, NumericalError, SettingsError
+from eah_interp.indices import to_int, to_ints
 from eah_interp.kernels.patterns import (
     PatternBlock,
     exact_product,
@@ -435,11 +436,12 @@ def choose_donors(
         [0, 0]
     """
     n_batch, n_heads = density.shape
-    if isinstance(rule, int):
-        if not 0 <= rule < n_heads:
-            msg = f"donor head {rule} does not exist: expected 0 to {n_heads - 1}"
+    head = to_int(rule)
+    if head is not None:
+        if not 0 <= head < n_heads:
+            msg = f"donor head {head} does not exist: expected 0 to {n_heads - 1}"
             raise SettingsError(msg)
-        donors = torch.full((n_batch,), rule, device=density.device)
+        donors = torch.full((n_batch,), head, device=density.device)
     elif rule == "densest":
         most, donors = _lowest_index(density, largest=True)
         donors = donors.masked_fill(most <= 0, -1)
@@ -477,12 +479,14 @@ def _lowest_index(
 
 
 def _seed_per_item(seed: int | Sequence[int], n_batch: int) -> Sequence[int]:
-    if isinstance(seed, int):
-        return [seed] * n_batch
-    if len(seed) != n_batch:
+    one, seeds = to_int(seed), to_ints(seed)
+    if one is not None:
+        return [one] * n_batch
+    if seeds is None or len(seeds) != n_batch:
+        got = f"{seed!r}" if seeds is None else f"{len(seeds)}"
         msg = (
-            f"expected one seed for each of {n_batch} batch items, got {len(seed)}; "
+            f"expected one seed for each of {n_batch} batch items, got {got}; "
             "pass a single seed to use it for every item"
         )
         raise InputError(msg)
-    return seed
+    return seeds

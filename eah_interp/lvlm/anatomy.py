@@ -17,6 +17,7 @@ from typing import Any
 from torch import nn
 
 from eah_interp.errors import EAHError, ModelError, SettingsError
+from eah_interp.indices import to_int
 from eah_interp.lvlm.spans import image_token_id
 
 # ---- Finding the attention call in a forward's source, by what it is.
@@ -209,20 +210,21 @@ class Anatomy:
             SettingsError: If the decoder has no such layer.
             ModelError: If the layer is of a kind that has no heads to patch.
         """
-        if not 0 <= layer < self.n_layers:
+        index = to_int(layer)
+        if index is None or not 0 <= index < self.n_layers:
             msg = (
-                f"layer {layer} does not exist: expected 0 to {self.n_layers - 1}, "
+                f"layer {layer!r} does not exist: expected 0 to {self.n_layers - 1}, "
                 "counted from 0; name the layers, as in EAH(layers=(1,))"
             )
             raise SettingsError(msg)
-        if layer in self.unfit:
+        if index in self.unfit:
             fit = ", ".join(map(str, self.sites)) or "none"
             msg = (
-                f"layer {layer} cannot be patched: {self.unfit[layer]}; "
+                f"layer {index} cannot be patched: {self.unfit[index]}; "
                 f"layers that can: {fit}"
             )
             raise ModelError(msg)
-        return self.sites[layer]
+        return self.sites[index]
 
 
 def resolve_anatomy(model: nn.Module, *, image_token: int | None = None) -> Anatomy:

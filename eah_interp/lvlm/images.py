@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from eah_interp.errors import InputError
@@ -12,17 +12,26 @@ ImageLike = Image.Image | np.ndarray | Tensor | str | Path
 """A PIL image, an array or tensor (height x width x channels, or channels first), or
 the path of an image file."""
 
+SUFFIXES = (
+    *(".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"),
+    *(".avif", ".heic", ".jp2", ".ppm", ".pgm", ".pbm", ".pnm"),
+)
+"""How a string ends that is an image's path even where text could stand."""
+
 
 def is_image(value: object) -> bool:
-    """Whether a positional argument can only be meant as an image.
+    """Tell whether a value can only be meant as an image where text could stand too.
 
-    A string is taken for text here (nnsight's meaning); it is an image path only
-    where an image is asked for.
+    A string is the path of an image where it ends like one (`SUFFIXES`), whether or
+    not there is such a file, and text otherwise. Where an image is asked for, every
+    string is a path.
 
     Example:
-        >>> is_image(Image.new("RGB", (2, 2))), is_image("a cat"), is_image([1, 2])
+        >>> is_image("photo.JPG"), is_image("a cat"), is_image([1, 2])
         (True, False, False)
     """
+    if isinstance(value, str):
+        return value.lower().endswith(SUFFIXES)
     if isinstance(value, Image.Image | Path):
         return True
     if isinstance(value, np.ndarray):
@@ -33,22 +42,37 @@ def is_image(value: object) -> bool:
 
 
 def is_images(value: object) -> bool:
-    """Whether a positional argument is an image, or a (nested) list of images.
+    """Tell whether a value is an image, or a (nested) list of images.
+
+    Raises:
+        InputError: If images stand beside something else in a list.
 
     Example:
         >>> is_images([[Image.new("RGB", (2, 2))]]), is_images(["text"]), is_images([])
         (True, False, False)
     """
-    if isinstance(value, list | tuple):
-        return bool(value) and all(is_images(item) for item in value)
-    return is_image(value)
+    if not isinstance(value, list | tuple):
+        return is_image(value)
+    found = [is_images(item) for item in value]
+    if any(found) and not all(found):
+        item = found.index(False)
+        msg = (
+            "expected a list of images, or of texts, got both: item "
+            f"{item} is no image but {_shorten(value[item])}; for images and "
+            "prompts, pass two arguments: (images, prompts)"
+        )
+        raise InputError(msg)
+    return bool(found) and found[0]
 
 
 def read_image(value: object) -> Image.Image:
     """Turn one image of any usual kind into an RGB PIL image.
 
-    Floating-point arrays are taken as 0 to 1, integer ones as 0 to 255. A leading
-    axis of 1, 3 or 4 is read as channels.
+    What is read is what transformers' `load_image` reads: turned as its EXIF
+    orientation asks, transparency dropped. Images of more than 8 bits are scaled by
+    their range: 16-bit ones from 0 to 65535, floating-point ones and arrays from 0 to
+    1; other integer ones hold 0 to 255. A leading axis of 1, 3 or 4 is read as
+    channels.
 
     Args:
         value: A PIL image, array, tensor or path.
@@ -57,27 +81,20 @@ def read_image(value: object) -> Image.Image:
         The decoded image, in RGB.
 
     Raises:
-        InputError: If the file is missing, empty, truncated or no image, or an array
-            has an impossible shape or range.
+        InputError: If the file is missing, empty, truncated, too large or no image, an
+            image is closed or has no pixels, or an array has an impossible shape, type
+            or range.
 
     Example:
         >>> read_image(np.zeros((4, 6, 3), dtype=np.uint8)).size
         (6, 4)
     """
     if isinstance(value, str | Path):
-        return _open(Path(value))
+        return _open(value)
     if isinstance(value, Image.Image):
-        try:
-            return value.convert("RGB")
-        except (OSError, SyntaxError) as error:
-            msg = f"the image cannot be decoded: {error}; the file may be truncated"
-            raise InputError(msg) from error
+        return _decode(value, "the image")
     if isinstance(value, Tensor):
-        value = (
-            value.detach().cpu().float().numpy()
-            if value.is_floating_point()
-            else (value.detach().cpu().numpy())
-        )
+        value = _to_array(value)
     if isinstance(value, np.ndarray):
         return _from_array(value)
     msg = (
@@ -87,24 +104,80 @@ def read_image(value: object) -> Image.Image:
     raise InputError(msg)
 
 
-def _open(path: Path) -> Image.Image:
-    if not path.is_file():
-        msg = f"no image file at {path}: expected a file, found none"
+def _open(name: str | Path) -> Image.Image:
+    if "://" in str(name) or str(name).startswith("data:"):
+        msg = (
+            f"expected the path of an image file, got a URL, {_shorten(str(name))}; "
+            "download it first"
+        )
         raise InputError(msg)
-    if path.stat().st_size == 0:
+    path = Path(name)
+    try:
+        found, empty = path.is_file(), path.is_file() and path.stat().st_size == 0
+    except OSError as error:  # a name that is too long, a folder that is closed
+        reason = f"no image file at {_shorten(str(name))}: {error.strerror}"
+        raise InputError(f"{reason}; expected a path") from error
+    if not found:
+        msg = f"no image file at {_shorten(str(name))}: expected a file, found none"
+        raise InputError(msg)
+    if empty:
         msg = f"the image file {path} is empty (0 bytes)"
         raise InputError(msg)
+    what = f"the image file {path}"
     try:
-        with Image.open(path) as image:
+        image = Image.open(path)
+    except Exception as error:  # as below
+        raise _undecoded(what, error) from error
+    with image:
+        return _decode(image, what)
+
+
+def _decode(image: Image.Image, what: str) -> Image.Image:
+    if 0 in image.size:
+        msg = f"{what} has no pixels: expected at least 1 x 1, got {image.size}"
+        raise InputError(msg)
+    try:
+        image = ImageOps.exif_transpose(image)
+        wide = image.mode in ("I", "F") or image.mode.startswith("I;16")
+        if not wide:
             return image.convert("RGB")
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        msg = (
-            f"the image file {path} cannot be decoded (truncated or no image): {error}"
-        )
+        array = np.asarray(image)
+    except Exception as error:  # Pillow's decoders raise whatever their bytes provoke
+        raise _undecoded(what, error) from error
+    # Before Pillow 11, PNG of 16 bits came as 32-bit integers.
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
+        array = np.round(array.astype(np.float64) / 257).astype(np.uint8)
+    return _from_array(array)
+
+
+def _undecoded(what: str, error: Exception) -> InputError:
+    if isinstance(error, Image.DecompressionBombError):
+        remedy = "scale it down, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it"
+        return InputError(f"{what} is too large to be decoded: {error}; {remedy}")
+    if "closed" in str(error):
+        msg = f"{what} is closed: {error}; read it again, or pass a copy of it"
+        return InputError(msg)
+    reason = str(error) or type(error).__name__
+    return InputError(f"{what} cannot be decoded (truncated or no image): {reason}")
+
+
+def _to_array(tensor: Tensor) -> np.ndarray:
+    try:
+        held = tensor.detach().cpu()
+        # NumPy has no bfloat16.
+        return (held.float() if held.is_floating_point() else held).numpy()
+    except (RuntimeError, TypeError, NotImplementedError) as error:
+        msg = f"expected an image as a dense tensor that holds numbers: {error}"
         raise InputError(msg) from error
 
 
 def _from_array(array: np.ndarray) -> Image.Image:
+    if array.dtype.kind not in "buif":
+        msg = (
+            "an image array must hold booleans, integers or real numbers, got "
+            f"{array.dtype}"
+        )
+        raise InputError(msg)
     if array.ndim == 2:
         array = array[:, :, None]
     if (
@@ -138,3 +211,8 @@ def _from_array(array: np.ndarray) -> Image.Image:
     if pixels.shape[-1] == 1:
         pixels = pixels.repeat(3, -1)
     return Image.fromarray(pixels.astype(np.uint8)).convert("RGB")
+
+
+def _shorten(value: object) -> str:
+    text = value if isinstance(value, str) else repr(value)
+    return text if len(text) <= 100 else f"{text[:80]}... ({len(text)} characters)"

@@ -1,5 +1,6 @@
 """Images and prompts of any usual kind, turned into one left-padded encoding."""
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -108,8 +109,9 @@ def write_prompt(row: Row, processor: Any, *, placeholder: str | None) -> str:
     """Write a row's prompt as the model was trained to read it.
 
     A prompt that holds the placeholder already is left as it is. Otherwise it goes
-    through the processor's chat template; where there is none, the placeholders are
-    put before it, a line of their own.
+    through the chat template of the processor, or, as in many fine-tunes, of its
+    tokenizer alone; where there is none, the placeholders are put before it, a line of
+    their own.
 
     Args:
         row: The images and the prompt.
@@ -119,19 +121,72 @@ def write_prompt(row: Row, processor: Any, *, placeholder: str | None) -> str:
 
     Returns:
         The text to tokenize.
+
+    Raises:
+        InputError: If the tokenizer's chat template does not take the prompt.
     """
     if placeholder is not None and placeholder in row.prompt:
         return row.prompt
-    if getattr(processor, "chat_template", None):
-        content = [{"type": "image"} for _ in row.images]
-        content.append({"type": "text", "text": row.prompt})
-        text = processor.apply_chat_template(
-            [{"role": "user", "content": content}], add_generation_prompt=True
+    template = getattr(processor, "chat_template", None)
+    if template:
+        return _fill_template(processor, None, _as_parts(row))
+    plain = row.prompt
+    if placeholder is not None:
+        plain = placeholder * len(row.images) + "\n" + row.prompt
+    template = getattr(getattr(processor, "tokenizer", None), "chat_template", None)
+    if isinstance(template, Mapping):
+        template = template.get("default")
+    return (
+        plain
+        if not template
+        else _fill_tokenizer_template(processor, template, row, plain)
+    )
+
+
+def _as_parts(row: Row) -> list[dict[str, str]]:
+    images = [{"type": "image"} for _ in row.images]
+    return [*images, {"type": "text", "text": row.prompt}]
+
+
+def _fill_template(processor: Any, template: str | None, content: object) -> str:
+    turns = [{"role": "user", "content": content}]
+    return str(
+        processor.apply_chat_template(
+            turns, chat_template=template, add_generation_prompt=True
         )
-        return str(text)
-    if placeholder is None:
-        return row.prompt
-    return placeholder * len(row.images) + "\n" + row.prompt
+    )
+
+
+def _fill_tokenizer_template(
+    processor: Any, template: str, row: Row, plain: str
+) -> str:
+    """Write a prompt by a tokenizer's template: one of images and text, or of text.
+
+    A template of text alone fails on parts, writes them as Python does, or leaves the
+    images out; it is given the prompt with the placeholders in it.
+    """
+    parts = _as_parts(row)
+    with contextlib.suppress(Exception):  # whatever a template of text does with a list
+        text = _fill_template(processor, template, parts)
+        shows_images = text != _fill_template(processor, template, parts[-1:])
+        if shows_images and str(parts[-1]) not in text:
+            return text
+    try:
+        text = _fill_template(processor, template, plain)
+    except Exception as error:  # jinja's errors, and those that templates raise
+        msg = (
+            f"the tokenizer's chat template does not take this prompt: {error}; set "
+            "processor.chat_template to the model's own, or to one of images and text"
+        )
+        raise InputError(msg) from error
+    if row.prompt.strip() not in text:
+        msg = (
+            "the tokenizer's chat template leaves the prompt out: expected "
+            f"{row.prompt!r} in {text!r}; set processor.chat_template to the model's "
+            "own"
+        )
+        raise InputError(msg)
+    return text
 
 
 def encode_rows(
@@ -255,7 +310,11 @@ def cast_floats(encoding: Encoding, dtype: torch.dtype) -> Encoding:
 
 
 def has_images(inputs: tuple[Any, ...]) -> bool:
-    """Whether positional arguments are `(images, prompts)` or `(images,)`."""
+    """Tell whether positional arguments are `(images, prompts)` or `(images,)`.
+
+    Raises:
+        InputError: If images stand beside something else in a list.
+    """
     return len(inputs) == 2 or bool(inputs and is_images(inputs[0]))
 
 

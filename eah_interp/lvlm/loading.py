@@ -1,6 +1,7 @@
 """Loading a checkpoint, or wrapping a model that is already in memory."""
 
 import contextlib
+import os
 import re
 from collections.abc import Iterator
 from importlib.metadata import version
@@ -140,6 +141,7 @@ def load(
     verify: bool = True,
     image_token_id: int | None = None,
     dispatch: bool = True,
+    allow_missing: bool = False,
     **from_pretrained: Any,
 ) -> LVLM:
     """Load a vision-language model for tracing; with no name, the embedded toy.
@@ -156,6 +158,8 @@ def load(
         image_token_id: The image token's id, where the config does not name it.
         dispatch: False builds the module tree without weights, which are loaded at
             the first trace; hook points are verified then.
+        allow_missing: Load a checkpoint that lacks some of the model's weights, or has
+            them in another shape. Those are random, and others at each load.
         **from_pretrained: `dtype`, `device_map`, `attn_implementation`, `revision`,
             `quantization_config`, `trust_remote_code`, ... Where the checkpoint's
             processor cannot be loaded, `processor` takes another, or a tokenizer:
@@ -165,7 +169,8 @@ def load(
         The model, ready to trace.
 
     Raises:
-        ModelError: If the model cannot be worked on; the message says why.
+        ModelError: If the model cannot be worked on, or the checkpoint lacks weights;
+            the message says why.
         InputError: If a folder was named that does not exist.
         SettingsError: If a toy was named that does not exist.
 
@@ -184,7 +189,8 @@ def load(
     looks_local = isinstance(name_or_path, Path) or name.startswith((".", "/", "~"))
     if looks_local:
         folder = Path(name).expanduser()
-        if not (folder / "config.json").is_file():
+        # Not Path.is_file, which raises for a name that is too long.
+        if not os.path.isfile(folder / "config.json"):  # noqa: PTH113
             msg = (
                 f"no model at {folder}: expected a folder with config.json, as "
                 "save_pretrained writes it; give a Hub id without a leading / or ."
@@ -203,6 +209,7 @@ def load(
             name,
             dispatch=dispatch,
             verify=verify,
+            allow_missing=allow_missing,
             image_token_id=image_token_id,
             **from_pretrained,
         )

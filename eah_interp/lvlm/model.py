@@ -8,6 +8,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from eah_interp.errors import InputError, SettingsError, UnsupportedError
+from eah_interp.indices import check_integer
 from eah_interp.lvlm.anatomy import (
     Anatomy,
     AttentionSite,
@@ -30,6 +31,7 @@ from eah_interp.lvlm.remote import is_shipping, ship_package
 from eah_interp.lvlm.runs import refuse_nan, stoppable, watched_run
 from eah_interp.lvlm.spans import ImageSpan, find_spans
 from eah_interp.lvlm.verify import verify_hook_points
+from eah_interp.lvlm.weights import checking_weights
 
 TASK = "image-text-to-text"
 
@@ -60,11 +62,15 @@ class LVLM(TransformersModel):
         *args: Any,
         image_token_id: int | None = None,
         verify: bool = True,
+        allow_missing: bool = False,
         **kwargs: Any,
     ) -> None:
         """Load or wrap a model; `eah_interp.load` and `wrap` describe the arguments."""
+        if image_token_id is not None:
+            image_token_id = check_integer("image_token_id", image_token_id)
         self._image_token = image_token_id
         self._verify = verify
+        self._allow_missing = allow_missing
         self.verified = False
         if not isinstance(model, str):
             # Refuse an unfit model before nnsight builds anything on it.
@@ -115,6 +121,11 @@ class LVLM(TransformersModel):
             return
         super().dispatch()
         self._check()
+
+    def _load(self, repo_id: str, *args: Any, **kwargs: Any) -> nn.Module:
+        with checking_weights(allow_missing=self._allow_missing):
+            loaded: nn.Module = super()._load(repo_id, *args, **kwargs)
+        return loaded
 
     def _check(self) -> None:
         if self._verify and not self.verified:

@@ -9,6 +9,7 @@ from torch import Tensor
 from eah_interp._types import Definition
 from eah_interp.errors import InputError
 from eah_interp.interventions import EAH, SinkMap
+from eah_interp.interventions.intervention import list_layers
 from eah_interp.kernels.patterns import find_visible
 from eah_interp.kernels.sinks import choose_donors, score_columns
 from eah_interp.lvlm.spans import find_spans
@@ -55,11 +56,11 @@ def score_sinks(
     bridge = source.model if is_cache else source
     tokens, images = read_masks(bridge, inputs)
     if layers is None:
-        found = [n for n in range(len(bridge.blocks)) if _has_pattern(bridge, n)]
-        layers = found
+        layers = [n for n in range(len(bridge.blocks)) if _has_pattern(bridge, n)]
+    layers = list_layers(layers)
     cache = source if is_cache else _run(bridge, inputs, layers)
     density, sinks, columns = [], [], images
-    for layer in sorted(set(layers)):
+    for layer in layers:
         pattern, logits = (_take(cache, name) for name in _names(layer))
         scores = score_columns(
             pattern,
@@ -73,7 +74,7 @@ def score_sinks(
         columns = scores.columns.cpu()
     stacked = torch.stack(density, 1)
     return SinkMap(
-        layers=tuple(sorted(set(layers))),
+        layers=tuple(layers),
         density=stacked,
         sinks=torch.stack(sinks, 1),
         columns=columns,

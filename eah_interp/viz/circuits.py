@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import pandas as pd
 import torch
@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from eah_interp.errors import InputError, SettingsError
+from eah_interp.lvlm.images import ImageLike, read_image
 from eah_interp.lvlm.spans import Box, ImageSpan
 from eah_interp.viz.widgets import Widget
 
@@ -262,7 +263,7 @@ def show_rows(
     position: int,
     by: By = "image",
     keep: Iterable[int] = (),
-    images: Image.Image | Sequence[Image.Image] = (),
+    images: ImageLike | Sequence[ImageLike] = (),
 ) -> Widget:
     """Show what single rows attend to, as CircuitsVis's coloured tokens.
 
@@ -288,7 +289,7 @@ def show_rows(
     columns = [list(members) for _, members in groups]
     stacked = torch.stack(list(rows.values())).double()
     values = torch.stack([stacked[:, members].sum(-1) for members in columns])
-    shown = [images] if isinstance(images, Image.Image) else list(images)
+    shown: list[Any] = list(images) if isinstance(images, list | tuple) else [images]
     if shown and len(shown) != len(tokens.spans):
         msg = f"expected {len(tokens.spans)} images, got {len(shown)}"
         raise InputError(msg + ": give each image of the item, in its order")
@@ -316,7 +317,7 @@ HEIGHT = 32
 
 
 def cut_groups(
-    image: Image.Image, span: ImageSpan, groups: Sequence[Iterable[int]]
+    image: ImageLike, span: ImageSpan, groups: Sequence[Iterable[int]]
 ) -> dict[int, Image.Image]:
     """Cut out what groups of image tokens show: the box around their patches.
 
@@ -339,13 +340,13 @@ def cut_groups(
         >>> {n: c.size for n, c in cut_groups(white, span, [[4], [6], [5, 6]]).items()}
         {1: (32, 32), 2: (64, 32)}
     """
-    own = frozenset(span.columns)
+    read, own = read_image(image), frozenset(span.columns)
     cuts: dict[int, Image.Image] = {}
     for number, group in enumerate(groups):
         boxes = [span.place(column) for column in group if column in own]
         known = [box for box in boxes if box is not None]
         if known:
-            cuts[number] = _cut(image, _around(known))
+            cuts[number] = _cut(read, _around(known))
     return cuts
 
 
@@ -362,7 +363,7 @@ def _cut(image: Image.Image, box: Box) -> Image.Image:
         max(math.ceil(right * image.width - 1e-6), 1),
         max(math.ceil(bottom * image.height - 1e-6), 1),
     )
-    cut = image.convert("RGB").crop(sides)
+    cut = image.crop(sides)
     width = min(max(round(HEIGHT * cut.width / cut.height), 4), 8 * HEIGHT)
     small = cut.height < HEIGHT
     how = Image.Resampling.NEAREST if small else Image.Resampling.BOX

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageEnhance
 
 from eah_interp.errors import UnsupportedError
+from eah_interp.lvlm.images import ImageLike, read_image
 from eah_interp.lvlm.spans import Box, ImagePart, ImageSpan
 from eah_interp.viz.figures import COLUMN_WIDTH, PAGE_WIDTH, add_bar, make_figure
 
@@ -29,7 +30,7 @@ LEAST_SIDE = 480
 
 
 def draw_sinks(
-    image: Image.Image, span: ImageSpan, *, columns: Iterable[int]
+    image: ImageLike, span: ImageSpan, *, columns: Iterable[int]
 ) -> Image.Image:
     """Show which places of an image are vision sinks.
 
@@ -66,7 +67,7 @@ def draw_sinks(
         )
     sinks = frozenset(columns)
     boxes = [box for box in map(span.place, sorted(sinks)) if box is not None]
-    bright = _enlarge(image.convert("RGB"))
+    bright = _enlarge(read_image(image))
     size = bright.size
     dim = ImageEnhance.Brightness(ImageEnhance.Color(bright).enhance(DIMMED))
     lit = Image.new("1", size)
@@ -92,7 +93,7 @@ def draw_sinks(
 
 
 def plot_sinks(
-    image: Image.Image, span: ImageSpan, *, columns: Mapping[str, Iterable[int]]
+    image: ImageLike, span: ImageSpan, *, columns: Mapping[str, Iterable[int]]
 ) -> "Figure":
     """Draw an image beside copies that show the sinks of one head each.
 
@@ -109,6 +110,7 @@ def plot_sinks(
         InputError: As for `draw_sinks`.
         ExtraMissingError: If matplotlib is not installed.
     """
+    image = read_image(image)
     panels = {"image": image}
     for title, sinks in columns.items():
         panels[title] = draw_sinks(image, span, columns=sinks)
@@ -181,7 +183,7 @@ OPAQUE = 0.9
 
 
 def plot_effects(
-    image: Image.Image,
+    image: ImageLike,
     parts: Sequence[ImagePart],
     *,
     grids: Mapping[str, Sequence["Tensor"]],
@@ -208,6 +210,7 @@ def plot_effects(
         UnsupportedError: If it is not known which part of the image a grid shows.
         ExtraMissingError: If matplotlib is not installed.
     """
+    image = read_image(image)
     every = [grid for of_run in grids.values() for grid in of_run]
     most = max(float(grid.nan_to_num().abs().max()) for grid in every) or 1.0
     kinds = _list_kinds(parts)
@@ -247,7 +250,7 @@ def _shape(image: Image.Image) -> float:
 
 
 def draw_heat(
-    image: Image.Image,
+    image: ImageLike,
     parts: Iterable[tuple[ImagePart, "Tensor"]],
     *,
     most: float,
@@ -276,7 +279,7 @@ def draw_heat(
         >>> heat.getpixel((100, 9)), heat.getpixel((300, 9))
         ((255, 255, 255), (101, 60, 148))
     """
-    grey = _enlarge(image.convert("L").convert("RGB"))
+    grey = _enlarge(read_image(image).convert("L").convert("RGB"))
     size = grey.size
     pale = Image.blend(Image.new("RGB", size, "white"), grey, PALE)
     colours = Image.new("RGB", size)
@@ -358,7 +361,7 @@ class Panel:
 
 
 def plot_attention_panels(
-    image: Image.Image,
+    image: ImageLike,
     parts: Sequence[ImagePart],
     panels: Sequence[Panel],
     *,
@@ -385,6 +388,7 @@ def plot_attention_panels(
         UnsupportedError: If it is not known which part of the image a grid shows.
         ExtraMissingError: If matplotlib is not installed.
     """
+    image = read_image(image)
     kinds = _list_kinds(parts)
     weights = [float(grid.nan_to_num().max()) for one in panels for grid in one.grids]
     most = max(weights, default=0.0) or 1.0

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-    from PIL.Image import Image
 
+    from eah_interp.lvlm.images import ImageLike
     from eah_interp.viz.circuits import GroupedPatterns
     from eah_interp.viz.widgets import Widget
 
@@ -58,7 +58,7 @@ def plot_donors(found: Plotted, **options: Any) -> "Figure":
     return found.plot(**options)
 
 
-def plot_attention(found: Plotted, image: "Image", **options: Any) -> "Figure":
+def plot_attention(found: Plotted, image: "ImageLike", **options: Any) -> "Figure":
     """Draw what heads attend to on the image: `HeadPatterns.plot`."""
     return found.plot(image, **options)
 

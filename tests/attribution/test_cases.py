@@ -81,6 +81,24 @@ def test_a_word_of_several_tokens_is_read_whole(toy):
         torch.testing.assert_close(float(values[row]), expected, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("word", ["zebra", "yak", "giraffe", "umbrella", "kite"])
+def test_a_word_that_no_token_begins_is_refused_or_read_whole(toy, word):
+    """Every such word's first token is the same blank: they would get one table."""
+    assert toy.tokenizer.tokenize(f" {word}")[0] == "▁"
+    for asked in (
+        {"objects": [word]},
+        {"objects": ["boat", word], "metric": "logit_diff"},
+        {"objects": ["boat"], "synonyms": {"boat": [word]}},
+        {"objects": ["boat"], "synonyms": {"boat": [word]}, "metric": "log_prob"},
+    ):
+        with pytest.raises(
+            SettingsError, match=f"no token that begins '{word}': .*'▁'"
+        ):
+            pose(toy, random_image(), **asked)
+    whole = pose(toy, random_image(), objects=[word], metric="log_prob")
+    assert len(whole.readout.tokens) == len(toy.tokenizer.tokenize(f" {word}"))
+
+
 # -- captions ------------------------------------------------------------------------
 
 

@@ -193,7 +193,7 @@ def test_in_the_first_patched_layer_only_the_pattern_is_new():
 def test_log_probabilities_are_refused(as_users_run_it):
     model = eah.load()
     with pytest.raises(SettingsError, match="not a sum of direct effects"):
-        attribute_heads(model, random_image(), objects=["dog"], metric="log_prob")
+        attribute_heads(model, random_image(), objects=["fish"], metric="log_prob")
 
 
 def test_a_patch_that_does_not_fit_is_refused_before_any_forward(monkeypatch):
@@ -201,7 +201,7 @@ def test_a_patch_that_does_not_fit_is_refused_before_any_forward(monkeypatch):
     monkeypatch.setattr(type(model), "trace", None)
     with pytest.raises(SettingsError, match="layer 9 does not exist"):
         attribute_heads(
-            model, random_image(), objects=["dog"], patch=eah.EAH(layers=(9,))
+            model, random_image(), objects=["fish"], patch=eah.EAH(layers=(9,))
         )
 
 

@@ -11,7 +11,7 @@ from eah_interp.testing import random_image, tiny_lvlm, tiny_processor
 from tests.attribution.test_gradient import pose_two
 from tests.tiny_families import share_model
 
-ASKED = {"objects": ["dog"], "source": eah.EAH()}
+ASKED = {"objects": ["boat"], "source": eah.EAH()}
 
 
 def refuse(model, **asked):
@@ -23,11 +23,15 @@ def refuse(model, **asked):
     [
         ({"objects": ["d\u2063g"]}, SettingsError, "spell|letters"),
         ({"objects": []}, SettingsError, "at least one object"),
-        ({"objects": ["dog"], "caption": "a cat"}, InputError, "does not name dog"),
+        ({"objects": ["boat"], "caption": "a cat"}, InputError, "does not name boat"),
         ({"method": "gradient"}, SettingsError, "method must be one of attribution_p"),
         ({"what": "value"}, SettingsError, "what must be one of output, pattern, val"),
-        ({"n_steps": 0}, SettingsError, "n_steps must be 1 or more, got 0"),
-        ({"check": -1}, SettingsError, "check must be 0 or more, got -1"),
+        (
+            {"n_steps": 0},
+            SettingsError,
+            "n_steps must be an integer of 1",
+        ),
+        ({"check": -1}, SettingsError, "check must be an integer of 0 or more, got -1"),
         ({"batch_size": 0}, SettingsError, "batch_size must be at least 1"),
         (
             {"source": "patched"},

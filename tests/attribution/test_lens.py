@@ -247,7 +247,7 @@ def toy_lens():
         model,
         random_image(),
         "Describe the image.",
-        objects=["dog", "boat"],
+        objects=["fish", "boat"],
         patch=eah.EAH(),
     )
 
@@ -267,7 +267,7 @@ def test_the_frame_is_tidy_and_says_where(toy_lens):
 
 def test_top_names_the_image_tokens_where_the_object_is_most_readable(toy_lens):
     top = toy_lens.top(3)
-    assert top["object"].tolist() == ["dog"] * 3 + ["boat"] * 3
+    assert top["object"].tolist() == ["fish"] * 3 + ["boat"] * 3
     assert (top["place"] == "image").all()
     best = toy_lens.plain.probability[1, :, 1:].max()
     assert top["probability"][3] == pytest.approx(float(best))
@@ -297,7 +297,7 @@ def test_a_lens_is_saved_and_loaded(toy_lens, tmp_path):
 
 def test_values_are_the_targets(toy_lens):
     model = eah.load()
-    case = pose(model, random_image(), "Describe the image.", objects=["dog", "boat"])
+    case = pose(model, random_image(), "Describe the image.", objects=["fish", "boat"])
     with torch.no_grad(), model.trace(**case.inputs):
         logits = model.output.logits.save()
     torch.testing.assert_close(
@@ -330,8 +330,8 @@ def test_impossible_curves_are_refused(toy_lens):
 
 def test_log_probabilities_are_refused():
     with pytest.raises(SettingsError, match="reads one position at a time"):
-        logit_lens(eah.load(), random_image(), objects=["dog"], metric="log_prob")
-    case = pose(eah.load(), random_image(), objects=["dog"], metric="log_prob")
+        logit_lens(eah.load(), random_image(), objects=["fish"], metric="log_prob")
+    case = pose(eah.load(), random_image(), objects=["fish"], metric="log_prob")
     with pytest.raises(SettingsError, match="this case reads log-probabilities"):
         logit_lens(eah.load(), case)
 

@@ -113,7 +113,7 @@ def test_shares_of_an_effect_that_is_not_there_are_undefined():
 
 def test_a_result_is_listed_drawn_saved_and_loaded(tmp_path):
     found = trace_mediators(
-        eah.load(), random_image(), objects=["dog"], nodes=["L3H1", "L2.mlp"]
+        eah.load(), random_image(), objects=["fish"], nodes=["L3H1", "L2.mlp"]
     )
     assert found.frame()["kind"].tolist() == ["head", "block"]
     assert found.top(1)["name"].tolist() == [
@@ -145,4 +145,4 @@ def test_nodes_that_carry_nothing_are_refused(
     model = eah.load()
     monkeypatch.setattr(type(model), "trace", None)
     with pytest.raises(SettingsError, match=message):
-        trace_mediators(model, random_image(), **{"objects": ["dog"], **options})
+        trace_mediators(model, random_image(), **{"objects": ["fish"], **options})

@@ -244,7 +244,7 @@ def test_a_run_put_into_itself_changes_nothing(side, what):
 
 def test_items_of_a_batch_are_patched_as_if_alone():
     model = eah.load()
-    images, prompts = [random_image(0), random_image(1)], ["Is there a dog?"] * 2
+    images, prompts = [random_image(0), random_image(1)], ["Is there a fish?"] * 2
     options = {
         "metric": "yes_no",
         "source": eah.EAH(donor="random", seed=(3, 4)),
@@ -267,7 +267,7 @@ def test_only_the_first_item_is_patched_where_settings_say_so(donor):
     found = patch_heads(
         model,
         [random_image(0), random_image(1)],
-        ["Is there a dog?"] * 2,
+        ["Is there a fish?"] * 2,
         metric="yes_no",
         source=source,
         heads=[(1, h) for h in range(8)],
@@ -298,7 +298,7 @@ def test_a_result_is_listed_drawn_saved_and_loaded(tmp_path):
     found = patch_heads(
         eah.load(),
         random_image(),
-        objects=["dog", "boat"],
+        objects=["fish", "boat"],
         source=eah.EAH(),
         heads=[(1, 0), "L2.mlp", "L2H3"],
     )

@@ -44,7 +44,7 @@ def still(monkeypatch, as_users_run_it):
     ],
 )
 def test_what_does_not_exist_is_refused(still, options, message):
-    options = {"source": eah.EAH(), "objects": ["dog"], **options}
+    options = {"source": eah.EAH(), "objects": ["fish"], **options}
     with pytest.raises(SettingsError, match=message):
         patch_heads(still, random_image(), **options)
 
@@ -58,7 +58,7 @@ def test_heads_of_layers_without_attention_are_refused(as_users_run_it):
 
 def test_positions_that_do_not_correspond_are_refused(still):
     image = random_image()
-    options = {"source": "plain", "objects": ["dog"]}
+    options = {"source": "plain", "objects": ["fish"]}
     with pytest.raises(InputError, match=r"the source has \d+ tokens, the target \d+"):
         patch_heads(still, image, "What?", source_prompts="What is there?", **options)
     with pytest.raises(InputError, match="the source has 2 items, the target 1"):
@@ -100,7 +100,7 @@ def test_a_case_wants_a_case_as_its_source(as_users_run_it):
 def test_seeds_that_do_not_fit_the_items_are_refused(still):
     source = eah.EAH(donor="random", seed=(1, 2, 3))
     with pytest.raises(InputError, match="expected a seed for each of 1 items, got 3"):
-        patch_heads(still, random_image(), source=source, objects=["dog"])
+        patch_heads(still, random_image(), source=source, objects=["fish"])
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,7 @@ def test_seeds_that_do_not_fit_the_items_are_refused(still):
 )
 def test_ablations_that_do_not_exist_are_refused(still, options, message):
     with pytest.raises(SettingsError, match=message):
-        ablate_heads(still, random_image(), objects=["dog"], **options)
+        ablate_heads(still, random_image(), objects=["fish"], **options)
 
 
 @pytest.fixture

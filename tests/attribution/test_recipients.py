@@ -102,7 +102,7 @@ def test_recipients_of_the_settings_are_the_players():
 
 def test_the_donor_has_no_effect():
     model = eah.load()
-    found = attribute_recipients(model, random_image(), objects=["dog", "boat"])
+    found = attribute_recipients(model, random_image(), objects=["fish", "boat"])
     table = found.frame()
     assert table["is_donor"].sum() == 2
     assert (table.loc[table["is_donor"], "effect"] == 0).all()
@@ -120,7 +120,7 @@ def test_where_nothing_is_patched_nothing_has_an_effect():
 
 def test_items_of_a_batch_have_donors_of_their_own():
     model = eah.load()
-    images, prompts = [random_image(0), random_image(1)], ["Is there a dog?"] * 2
+    images, prompts = [random_image(0), random_image(1)], ["Is there a fish?"] * 2
     settings = eah.EAH(donor="random", seed=(3, 4), layers=(1, 2))
     both = attribute_recipients(model, images, prompts, metric="yes_no", eah=settings)
     assert both.donors[1].shape == (2,)
@@ -220,7 +220,7 @@ def test_players_that_meet_in_pairs_are_known_without_error():
 
 
 def test_a_result_is_drawn_saved_and_loaded(tmp_path):
-    found = attribute_recipients(eah.load(), random_image(), objects=["dog"])
+    found = attribute_recipients(eah.load(), random_image(), objects=["fish"])
     assert len(found.top(3)) == 3
     assert found.plot().axes
     again = RecipientAttribution.load(found.save(tmp_path / "recipients"))
@@ -245,7 +245,7 @@ def test_what_does_not_exist_is_refused(monkeypatch, as_users_run_it, options, m
     model = eah.load()
     monkeypatch.setattr(type(model), "trace", None)
     with pytest.raises(SettingsError, match=message):
-        attribute_recipients(model, random_image(), **{"objects": ["dog"], **options})
+        attribute_recipients(model, random_image(), **{"objects": ["fish"], **options})
 
 
 def test_layers_without_heads_are_refused(as_users_run_it):

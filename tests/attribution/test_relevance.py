@@ -199,7 +199,7 @@ def test_rows_of_a_batch_are_credited_apart(method):
 @pytest.fixture(scope="module")
 def toy_patches():
     return attribute_patches(
-        eah.load(), random_image(), objects=["dog", "boat"], patch=eah.EAH()
+        eah.load(), random_image(), objects=["fish", "boat"], patch=eah.EAH()
     )
 
 
@@ -313,7 +313,7 @@ def test_it_is_saved_and_loaded(toy_patches, tmp_path):
 def test_bad_questions_are_refused_before_any_forward(monkeypatch, as_users_run_it):
     model = eah.load()
     monkeypatch.setattr(type(model), "trace", None)
-    asked = {"objects": ["dog"]}
+    asked = {"objects": ["fish"]}
     with pytest.raises(SettingsError, match="method must be one of contribution"):
         attribute_patches(model, random_image(), **asked, method="rollout")
     with pytest.raises(SettingsError, match="not a sum of direct effects"):
@@ -337,7 +337,7 @@ def test_a_row_without_pictures_is_refused():
     [
         ({"target": 2}, "target 2 does not exist"),
         ({"heads": [(8, 0)]}, "there is no head L8H0"),
-        ({"heads": []}, "heads is empty"),
+        ({"heads": []}, "heads must be layers and heads"),
         ({"image": 1}, "image 1 does not exist"),
         ({"run": "clean"}, "run='clean' is not there"),
         ({"sign": "up"}, "sign must be one of both, positive, negative"),
@@ -350,6 +350,6 @@ def test_impossible_pictures_are_refused(toy_patches, change, said, as_users_run
 
 
 def test_a_patched_picture_needs_a_patched_run():
-    found = attribute_patches(eah.load(), random_image(), objects=["dog"])
+    found = attribute_patches(eah.load(), random_image(), objects=["fish"])
     with pytest.raises(SettingsError, match="expected plain; a patched run is made by"):
         found.summed(0, run="change")

@@ -42,6 +42,16 @@ def test_other_keys_can_be_named(write):
     ]
 
 
+def test_a_caption_beside_its_prompt_is_the_caption(write):
+    prompt = {"image_id": 1, "text": "Describe the image."}
+    for key in ("caption", "response", "answer", "pred"):
+        table = read_captions(write("prompted.jsonl", [{**prompt, key: "A dog."}]))
+        assert table.caption.tolist() == ["A dog."]
+    both = [{**prompt, "caption": "A cat.", "response": "A dog."}]
+    with pytest.raises(InputError, match=":1: expected one answer, got several"):
+        read_captions(write("both.jsonl", both))
+
+
 def test_a_second_caption_of_an_image_counts_only_if_asked_for(write):
     path = write("c.jsonl", [{"image_id": i, "caption": "a"} for i in (5, 6, "5")])
     with pytest.raises(InputError, match=r"c\.jsonl:3: image 5 .*c\.jsonl:1 already"):

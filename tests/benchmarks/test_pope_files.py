@@ -11,7 +11,7 @@ from eah_interp.benchmarks import (
     read_pope_questions,
     score_answers,
 )
-from eah_interp.benchmarks.pope import is_neither, says_yes
+from eah_interp.benchmarks.pope import count_turned, is_neither, says_yes
 from eah_interp.benchmarks.pope_files import write_pope_questions
 from eah_interp.errors import InputError, SettingsError
 
@@ -144,6 +144,81 @@ def test_a_guessed_answer_is_counted_as_the_rule_says_and_reported(write):
     score = score_answers(match_answers(*read(write, answers=answers)))
     assert (score.tp, score.fp, score.n_neither) == (1, 1, 2)
     assert score.yes_ratio == 100
+
+
+# -- question and answer in one record ------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["answer", "response", "output", "prediction", "pred", "model_answer", "reply"],
+)
+@pytest.mark.parametrize("asked", ["text", "question", "prompt"])
+def test_an_answer_beside_its_question_is_the_answer(write, key, asked):
+    answers = [{asked: question["text"], key: "No"} for question in QUESTIONS]
+    score = score_answers(match_answers(*read(write, answers=answers)))
+    assert (score.yes_ratio, score.accuracy, score.n_neither) == (0, 50, 0)
+
+
+def test_a_prompt_may_stand_beside_question_and_answer(write):
+    answers = [
+        {"question": q["text"], "text": f"<image> {q['text']} Yes or no?", "pred": "No"}
+        for q in QUESTIONS
+    ]
+    assert score_answers(match_answers(*read(write, answers=answers))).yes_ratio == 0
+
+
+def test_one_answer_given_twice_is_one(write):
+    answers = [{"answer": "No", "output": "No\n"}, {"answer": "No"}]
+    assert score_answers(match_answers(*read(write, answers=answers))).yes_ratio == 0
+
+
+def test_the_question_goes_before_the_text_of_a_file_of_both(write):
+    both = [
+        {"question": q["text"], "label": q["label"], "text": "No"} for q in QUESTIONS
+    ]
+    score = score_answers(match_answers(*read(write, both, both)))
+    assert (score.yes_ratio, score.accuracy) == (0, 50)
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        ({"answer": "yes", "response": "No"}, r"differ: 'answer' 'yes' and 'response'"),
+        (
+            {"question": "Is there a cat?", "answer": "yes", "text": "No"},
+            r"differ: 'answer' 'yes' and 'text' 'No'",
+        ),
+        (
+            {"question": "Is there a cat?", "text": "is there a  cat?"},
+            r"an answer under 'text', got the question",
+        ),
+        ({"text": "Is there a cat?"}, r":1: expected an answer, got the question"),
+        (
+            {"text": "Is there a cat?\nAnswer in a word.", "Response": "No"},
+            r":1: expected an answer, got the question",
+        ),
+    ],
+)
+def test_what_cannot_be_the_model_s_answer_is_refused(write, answer, message):
+    answers = [answer, {"answer": "No"}]
+    with pytest.raises(InputError, match=message):
+        match_answers(*read(write, answers=answers))
+
+
+def test_an_answer_may_repeat_its_question(write):
+    answers = [{"answer": f"{q['text']} No"} for q in QUESTIONS]
+    assert not match_answers(*read(write, answers=answers)).says_yes.any()
+
+
+def test_answers_that_a_stricter_reading_turns_are_counted(write):
+    said = ["NO", "no!", "**No**", "No", "Yes", "Yes. No dog.", "A dog", "Yes, not far"]
+    questions = [{"text": f"Is there {i}?", "label": "no"} for i in range(len(said))]
+    answers = [{"answer": text} for text in said]
+    pope = match_answers(*read(write, questions, answers))
+    assert count_turned(pope) == 4  # the first three, and the last
+    opera = match_answers(*read(write, questions, answers), rule="opera")
+    assert count_turned(opera) == 4  # not the first, but "Yes. No dog."
 
 
 # -- refusals ------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import torch
 from transformers import LlavaForConditionalGeneration
 
 import eah_interp as eah
+from eah_interp.errors import InputError
 from eah_interp.lvlm.inputs import image_placeholder
 from eah_interp.testing import (
     FAMILIES,
@@ -129,6 +130,53 @@ def test_without_a_chat_template_the_image_stands_before_the_prompt():
     expected = processor(images=[[RED]], text=["<image>\nwhat ?"], return_tensors="pt")
     found = bare.encode(RED, "what ?")
     assert torch.equal(found["input_ids"], expected["input_ids"])
+
+
+TEXT_CHAT = (
+    "{% for m in messages %}{{ m.role + ': ' + m.content }}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant:{% endif %}"
+)
+TRIMMED_CHAT = TEXT_CHAT.replace("m.content", "(m.content | trim)")
+
+
+def with_templates(on_tokenizer, on_processor=None):
+    processor = tiny_processor("llava")
+    processor.chat_template = on_processor
+    processor.tokenizer.chat_template = on_tokenizer
+    return eah.wrap(tiny_lvlm("llava"), processor)
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_the_tokenizer_s_chat_template_is_used_where_it_is_the_only_one(model, named):
+    template = model.processor.chat_template
+    fine_tuned = with_templates({"default": template} if named else template)
+    assert same(fine_tuned.encode(RED, "what ?"), model.encode(RED, "what ?"))
+    assert same(
+        with_templates(TEXT_CHAT, template).encode(RED, "what ?"),
+        model.encode(RED, "what ?"),
+    )
+
+
+@pytest.mark.parametrize("template", [TEXT_CHAT, TRIMMED_CHAT])
+def test_a_tokenizer_s_template_of_text_gets_the_placeholder_in_it(template):
+    fine_tuned = with_templates(template)
+    expected = fine_tuned.processor(
+        images=[[RED]], text=["user: <image>\nwhat ?\nassistant:"], return_tensors="pt"
+    )
+    assert same(fine_tuned.encode(RED, "what ?"), {**expected})
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("{{ raise_exception('no user here') }}", "does not take.*no user here"),
+        ("hello", "leaves the prompt out"),
+        ("{% if %}", "does not take"),
+    ],
+)
+def test_a_template_that_takes_no_prompt_is_refused(template, message):
+    with pytest.raises(InputError, match=message):
+        with_templates(template).encode(RED, "what ?")
 
 
 @pytest.mark.parametrize("family", ["llava", "gemma3"])

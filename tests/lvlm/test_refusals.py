@@ -114,14 +114,14 @@ def test_layers_and_heads_out_of_range_are_refused(model, settings, message, how
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"layers": ()}, "layers must be a non-empty tuple"),
-        ({"layers": (-1,)}, "layers must be indices of 0 or more, got -1"),
-        ({"layers": (1, 1)}, "layers must not repeat"),
+        ({"layers": ()}, r"layers must be indices .*, got \(\)"),
+        ({"layers": (-1,)}, r"layers must be indices of 0 or more.* got \(-1,\)"),
+        ({"layers": (1, 1)}, r"layers must be indices .* each once, got \(1, 1\)"),
         ({"layers": (True,)}, "layers must be indices"),
         ({"definition": "papper"}, "definition must be one of paper, official, visi"),
         ({"donor": "densist"}, "donor must be one of densest"),
         ({"donor": -1}, "donor head must be 0 or more"),
-        ({"recipients": "some"}, "recipients must be a non-empty tuple"),
+        ({"recipients": "some"}, "recipients must be indices .*, got 'some'"),
         ({"steps": "decode"}, "steps must be one of prefill, all"),
         ({"items": "second"}, "items must be one of all, first"),
         ({"head_0": "maybe"}, "head_0 must be one of eligible, never"),

@@ -66,7 +66,7 @@ def test_no_head_is_named_where_none_donates(toy, batch, condition):
     assert all(run_batch(toy, batch, condition, decoding=SHORT).donors == "")
 
 
-def words_written_alone(model, item):
+def write_alone(model, item):
     """Caption one picture by itself: ids, up to the end of the text."""
     encoding = model.encode(open_image(item.image), item.prompt)
     whole = model.generate(**encoding, **LONG)[0].tolist()
@@ -77,7 +77,7 @@ def words_written_alone(model, item):
 def test_a_caption_is_no_longer_beside_longer_ones_than_alone(toy):
     captions = split_batches(toy_items(4, questions=False), 8)[0]
     rows = run_batch(toy, captions, BASELINE, decoding={"caption": LONG})
-    alone = [words_written_alone(toy, item) for item in captions.items]
+    alone = [write_alone(toy, item) for item in captions.items]
     lengths = [len(ids) for ids in alone]
     assert len(set(lengths)) > 1  # else no row of the batch were padded
     assert rows.n_tokens.tolist() == lengths

@@ -85,7 +85,7 @@ def test_layers_and_items_that_were_not_scored_are_refused(scored):
 
 @pytest.fixture(scope="module")
 def found():
-    asked = {"objects": ["dog", "boat", "cup"], "patch": eah.EAH()}
+    asked = {"objects": ["fish", "boat", "cup"], "patch": eah.EAH()}
     return attribute_heads(eah.load(), IMAGE, **asked)
 
 
@@ -103,7 +103,7 @@ def test_marks_are_the_tables_logits_and_the_change_is_written(found):
     figure = found.plot_logits(present=["boat"])
     axes = figure.axes[0]
     table = found.list_logits(present=["boat"])
-    assert table["object"].tolist() == ["boat", "dog", "cup"]
+    assert table["object"].tolist() == ["boat", "fish", "cup"]
     assert table["present"].tolist() == [True, False, False]
     own = found.frame()
     for line, marks in zip(table.itertuples(), points(axes), strict=True):
@@ -115,7 +115,7 @@ def test_marks_are_the_tables_logits_and_the_change_is_written(found):
     written = [text.get_text() for text in axes.texts]
     assert written == [f"{change:+.2f}" for change in table["change"]]
     labels = [label.get_text() for label in axes.get_yticklabels()]
-    assert labels == ["boat", "dog", "cup"]
+    assert labels == ["boat", "fish", "cup"]
     legend = [text.get_text() for text in figure.legends[0].texts]
     assert legend == ["plain", "patched", "in the image", "not in the image"]
     assert figure.get_size_inches()[0] == COLUMN_WIDTH
@@ -133,7 +133,7 @@ def test_present_and_absent_differ_by_shape_and_place(found):
 
 def test_a_lens_gives_the_same_logits(found):
     lens = logit_lens(
-        eah.load(), IMAGE, objects=["dog", "boat", "cup"], patch=eah.EAH()
+        eah.load(), IMAGE, objects=["fish", "boat", "cup"], patch=eah.EAH()
     )
     ours, theirs = lens.list_logits(), found.list_logits()
     for name in ("plain", "patched", "change"):
@@ -141,11 +141,11 @@ def test_a_lens_gives_the_same_logits(found):
 
 
 def test_a_plain_run_alone_has_no_change_and_items_are_told_apart():
-    found = attribute_heads(eah.load(), [IMAGE, IMAGE], objects=["dog"])
+    found = attribute_heads(eah.load(), [IMAGE, IMAGE], objects=["fish"])
     axes = found.plot_logits().axes[0]
     assert not axes.texts
     labels = [label.get_text() for label in axes.get_yticklabels()]
-    assert labels == ["dog (0)", "dog (1)"]
+    assert labels == ["fish (0)", "fish (1)"]
 
 
 def test_present_objects_that_were_not_read_are_refused(found):

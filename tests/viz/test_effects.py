@@ -23,7 +23,7 @@ IMAGE = random_image(2, width=48, height=40)
 @pytest.fixture(scope="module")
 def asked():
     return (eah.load(), IMAGE, "Describe the image."), {
-        "objects": ["dog", "boat"],
+        "objects": ["fish", "boat"],
         "patch": eah.EAH(),
     }
 
@@ -71,7 +71,7 @@ def test_one_panel_fits_a_papers_column():
 def test_every_target_has_its_line_and_its_scale(heads):
     figure = plot_targets(heads)
     bars = [axes for axes in figure.axes if axes.get_ylabel().startswith("effect on")]
-    assert [bar.get_ylabel() for bar in bars] == ["effect on dog", "effect on boat"]
+    assert [bar.get_ylabel() for bar in bars] == ["effect on fish", "effect on boat"]
     drawn = [axes.images[0] for axes in figure.axes if axes.get_title() == "change"]
     for index, image in enumerate(drawn):
         change = heads.patched.heads[index] - heads.plain.heads[index]
@@ -174,7 +174,7 @@ def test_panels_on_the_picture_are_the_runs_and_the_change(patches):
 
 
 def test_a_plain_run_alone_fits_a_column(asked):
-    found = attribute_patches(*asked[0], objects=["dog"])
+    found = attribute_patches(*asked[0], objects=["fish"])
     figure = found.plot(IMAGE)
     assert figure.get_size_inches()[0] <= COLUMN_WIDTH
     assert len(figure.axes) == 2

@@ -1,0 +1,111 @@
+"""Integers and numbers of any kind, as plain ones: NumPy's, pandas', torch's."""
+
+import math
+import numbers
+import operator
+from typing import Any
+
+from eah_interp.errors import SettingsError
+
+
+def to_int(value: object) -> int | None:
+    """Return an integer of any kind as a plain one; None for anything else.
+
+    Booleans, strings and fractions are no integers, nor is 1.0.
+
+    Example:
+        >>> import numpy as np
+        >>> [to_int(value) for value in (3, np.int64(3), np.array(3), "3", 3.0, True)]
+        [3, 3, 3, None, None, None]
+    """
+    # A tensor of one element counts as an integer in torch, a list of one does not.
+    if isinstance(value, bool) or getattr(value, "shape", ()) != ():
+        return None
+    if "bool" in str(getattr(value, "dtype", "")):
+        return None
+    try:
+        return operator.index(value)  # type: ignore[arg-type]
+    except (TypeError, RuntimeError):  # RuntimeError: a tensor without numbers
+        return None
+
+
+def to_ints(values: object) -> tuple[int, ...] | None:
+    """Return integers of any kind as plain ones; None where one is anything else.
+
+    Args:
+        values: One integer, or a list, tuple, range, array, tensor or pandas column.
+
+    Example:
+        >>> import numpy as np
+        >>> to_ints(np.array([2, 0])), to_ints(3), to_ints("12"), to_ints([1.9])
+        ((2, 0), (3,), None, None)
+    """
+    one = to_int(values)
+    if one is not None:
+        return (one,)
+    found = [to_int(value) for value in to_list(values) or ()]
+    plain = tuple(value for value in found if value is not None)
+    return plain if found and len(plain) == len(found) else None
+
+
+def check_integer(name: str, value: object, *, least: int = 0) -> int:
+    """Check that a value is an integer, of any kind, in its range; make it plain.
+
+    Raises:
+        SettingsError: If it is not.
+
+    Example:
+        >>> check_integer("seed", "12")
+        Traceback (most recent call last):
+            ...
+        eah_interp.errors.SettingsError: seed must be an integer of 0 or more, got '12'
+    """
+    one = to_int(value)
+    # What torch's generators and tensors take.
+    if one is None or not least <= one < 2**63:
+        msg = f"{name} must be an integer of {least} or more, got {value!r}"
+        raise SettingsError(msg)
+    return one
+
+
+def to_list(values: object) -> list[Any] | None:
+    """Return a list, tuple, range, array, tensor or pandas column as a list.
+
+    Returns:
+        None for anything else: a string, a set, a mapping, a scalar.
+
+    Example:
+        >>> to_list((1, 2)), to_list("12")
+        ([1, 2], None)
+    """
+    if isinstance(values, list | tuple | range):
+        return list(values)
+    listed = _as_python(values)
+    return listed if isinstance(listed, list) else None
+
+
+def to_float(value: object) -> float | None:
+    """Return a finite real number of any kind as a float; None for anything else.
+
+    Example:
+        >>> import numpy as np
+        >>> [to_float(value) for value in (1, np.float32(0.5), "1", 1j, True)]
+        [1.0, 0.5, None, None, None]
+    """
+    one = to_int(value)
+    if one is None and not isinstance(value, numbers.Real):
+        value = _as_python(value)
+    if one is None and (isinstance(value, bool) or not isinstance(value, numbers.Real)):
+        return None
+    try:
+        number = float(value if one is None else one)  # type: ignore[arg-type]
+    except OverflowError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _as_python(value: object) -> Any:
+    try:
+        return value.tolist() if hasattr(value, "tolist") else None
+    except RuntimeError:  # a tensor without numbers
+        return None
