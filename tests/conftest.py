@@ -27,6 +27,22 @@ def pytest_addoption(parser):
         default="../shared/data",
         help="folder with the reference data of the metric tests (only read)",
     )
+    parser.addoption(
+        "--kernels-by-address",
+        action="store_true",
+        help="let products depend on where their factors lie, as on AMD's processors",
+    )
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item):
+    """Run a test, its fixtures included, as on another processor if so asked."""
+    if not item.config.getoption("--kernels-by-address"):
+        return (yield)
+    from tests.alignment import KernelsByAddress  # after jaxtyping's import hook
+
+    with KernelsByAddress():
+        return (yield)
 
 
 @pytest.fixture(scope="session")

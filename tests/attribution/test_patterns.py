@@ -173,8 +173,11 @@ def test_rows_of_an_answer_keep_their_pattern_in_a_prefill_patch():
     place = case.readout.targets[0].position
     start = int(case.prompt_mask[0].nonzero().max())
     asked = {"heads": ["L1H0", "L1H1"], "query": [start, place]}
+    # Head 3 keeps its own pattern: unpatched, but computed in the same shapes.
+    none = read_patterns(model, case, **asked, patch=eah.EAH(donor=3, recipients=(3,)))
+    torch.testing.assert_close(none.patched.rows, none.plain.rows, **CLOSE)
     found = read_patterns(model, case, **asked, patch=eah.EAH(donor=3))
-    change = (found.patched.rows - found.plain.rows).abs().amax((0, 1, 3))
+    change = (found.patched.rows - none.patched.rows).abs().amax((0, 1, 3))
     assert change[0] > 1e-3
     assert change[1] == 0
     through = read_patterns(model, case, **asked, patch=eah.EAH(donor=3, steps="all"))

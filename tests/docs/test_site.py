@@ -83,18 +83,23 @@ def test_the_page_of_the_command_line_has_every_command_and_option(part):
     assert page in content[0]
 
 
-def test_every_equation_becomes_mathml(part):
+@pytest.fixture
+def to_mathml(part):
+    pytest.importorskip("docutils", reason="needs eah-interp[docs]")
+    return part("mathml").to_mathml
+
+
+def test_every_equation_becomes_mathml(to_mathml):
     equations = find_equations()
     assert len(equations) > 20
     for tex, as_block in equations:
-        shown = part("mathml").to_mathml(tex, as_block=as_block)
+        shown = to_mathml(tex, as_block=as_block)
         assert shown.startswith("<math")
         assert ('display="block"' in shown) == as_block
 
 
 @pytest.mark.skipif(not HAVE_BROWSER, reason=WHY_NOT)
-def test_equations_have_a_size_in_a_browser_without_a_network(part, tmp_path):
-    to_mathml = part("mathml").to_mathml
+def test_equations_have_a_size_in_a_browser_without_a_network(to_mathml, tmp_path):
     equations = [to_mathml(tex, as_block=block) for tex, block in find_equations()]
     page = tmp_path / "page.html"
     page.write_text(

@@ -11,6 +11,7 @@ from nbclient import NotebookClient
 
 import eah_interp as eah
 from eah_interp.testing import random_image, tiny_lvlm, tiny_processor
+from tests.alignment import share_tensors
 
 IMAGES = [random_image(seed) for seed in (0, 1, 2)]
 PROMPTS = ["is there a cat ?", "what ?", "is the dog near the tree or the boat ?"]
@@ -18,10 +19,10 @@ PROMPTS = ["is there a cat ?", "what ?", "is the dog near the tree or the boat ?
 
 @pytest.fixture(scope="module", params=["eager", "sdpa"])
 def pair(request):
-    """A wrapped model, and the same weights that nnsight never touched."""
+    """A wrapped model, and one of its very weights that nnsight never touched."""
     kwargs = {"n_kv_heads": 2, "attn_implementation": request.param}
-    plain = tiny_lvlm("llava", **kwargs)
-    return eah.wrap(tiny_lvlm("llava", **kwargs), tiny_processor("llava")), plain
+    model = eah.wrap(tiny_lvlm("llava", **kwargs), tiny_processor("llava"))
+    return model, share_tensors(tiny_lvlm("llava", **kwargs), model._module)
 
 
 def test_an_empty_trace_is_bit_equal_to_plain_transformers(pair):

@@ -17,6 +17,7 @@ from eah_interp.lvlm.anatomy import attention_operation
 from eah_interp.lvlm.attention import AttentionCall
 from eah_interp.lvlm.spans import image_mask, image_token_id
 from eah_interp.testing import FAMILIES, random_image, tiny_inputs, tiny_lvlm
+from tests.alignment import assert_as_alike
 from tests.oracle_forward import OracleEAH, oracle_generate, oracle_logits
 
 SINKS = ["inkling2", "internvl_gpt_oss"]
@@ -117,15 +118,22 @@ def test_without_its_sink_or_its_bias_a_broadcast_is_another(left_out, monkeypat
     assert (other - logits).abs().max() > 5e-3 * logits.abs().max()
 
 
-def test_every_recipient_has_the_donors_pattern_and_lost_mass_bit_for_bit():
+def test_every_recipient_has_the_donors_pattern_and_lost_mass():
     model, encoding = wrapped("inkling2"), encode("inkling2")
-    with torch.no_grad(), model.trace(**encoding):
-        eah.intervene(model, eah.EAH(donor=2))
-        operation = attention_operation(model, model.anatomy.site(1))
-        pattern = operation.output[1].save()
+
+    def pattern_under(settings):
+        with torch.no_grad(), model.trace(**encoding):
+            eah.intervene(model, settings)
+            operation = attention_operation(model, model.anatomy.site(1))
+            pattern = operation.output[1].save()
+        return pattern
+
+    pattern = pattern_under(eah.EAH(donor=2))
+    own = pattern_under(eah.EAH(beta=1e6))  # no head is dense enough to donate
+    assert torch.equal(pattern[:, 2], own[:, 2])
     run = oracle_logits(untouched("inkling2"), encoding)
-    donor = run.patterns[1][:, 2:3]
-    assert torch.equal(pattern, donor.expand_as(pattern))
+    donor = run.patterns[1][:, 2:3].expand_as(pattern)
+    assert_as_alike(pattern, donor, plain=(own, run.patterns[1]))
 
 
 @pytest.mark.parametrize("family", SINKS)
@@ -141,16 +149,27 @@ def test_generation_with_sinks_under_an_edit_equals_the_slow_oracle(family, step
     assert ids.tolist() == expected.tolist()
 
 
-def test_an_item_without_a_donor_keeps_its_logits_bit_for_bit():
-    """Where the pattern is remade for gpt-oss, only who is patched gets the new one."""
+def test_an_item_without_a_donor_keeps_what_its_heads_return_bit_for_bit():
+    """Where the pattern is remade for gpt-oss, only who is patched gets the new one.
+
+    Its logits keep no bits: experts multiply the tokens of all items together, and
+    those of the patched item choose other experts.
+    """
     encoding = encode("internvl_gpt_oss")
     model = wrapped("internvl_gpt_oss")
-    with torch.no_grad():
-        plain = untouched("internvl_gpt_oss")(**encoding).logits
-    patch, logits = run_patched(model, eah.EAH(items="first"), encoding)
+
+    out_proj = model.model.language_model.layers[1].self_attn.o_proj
+    with torch.no_grad(), model.trace(**encoding):
+        plain_heads = out_proj.input.save()
+        plain = model.output.logits.save()
+    with torch.no_grad(), model.trace(**encoding):
+        patch = eah.intervene(model, eah.EAH(items="first"))
+        heads = out_proj.input.save()
+        logits = model.output.logits.save()
     assert patch.donors.tolist()[1] == -1 != patch.donors.tolist()[0]
-    assert torch.equal(logits[1], plain[1])
-    assert not torch.equal(logits[0], plain[0])
+    assert torch.equal(heads[1], plain_heads[1])
+    assert not torch.equal(heads[0], plain_heads[0])
+    assert_as_alike(logits[1], plain[1], plain=(plain, plain))
 
 
 @pytest.mark.parametrize("family", SINKS)

@@ -5,7 +5,14 @@ import torch
 
 import eah_interp as eah
 from eah_interp.errors import InputError
-from eah_interp.testing import FAMILIES, tiny_processor, tiny_tokenizer
+from eah_interp.testing import FAMILIES, tiny_lvlm, tiny_processor, tiny_tokenizer
+from tests.alignment import (
+    ALIGNED,
+    KernelsByAddress,
+    assert_as_alike,
+    misalign,
+    share_tensors,
+)
 from tests.tiny_families import (
     PICTURES,
     SUPPORTED,
@@ -51,11 +58,14 @@ def test_a_saved_model_is_patched_as_the_one_in_memory(family, tmp_path):
     if family not in BARE:
         again = loaded.encode(PICTURES[1], " is there a boat ?")
         assert all(torch.equal(again[name], encoding[name]) for name in encoding)
+    in_memory = share_model(family)
     found, logits = run_patched(loaded, encoding)
-    expected, expected_logits = run_patched(share_model(family), encoding)
+    expected, expected_logits = run_patched(in_memory, encoding)
     assert found.donors.tolist() == expected.donors.tolist()
-    assert torch.equal(found.density, expected.density)
-    assert torch.equal(logits, expected_logits)
+    torch.testing.assert_close(found.density, expected.density)
+    with torch.no_grad():
+        plain = [one._module(**encoding).logits for one in (loaded, in_memory)]
+    assert_as_alike(logits, expected_logits, plain=plain)
 
 
 def test_where_transformers_finds_a_tokenizer_alone_pictures_are_refused(tmp_path):
@@ -75,3 +85,26 @@ def test_a_folder_without_its_processor_is_refused_by_name(family, tmp_path):
         refusal = pytest.raises(OSError, match=MISSING)
     with refusal:
         eah.load(tmp_path)
+
+
+def test_weights_off_alignment_compute_the_same_but_for_their_last_bits():
+    """As on AMD's processors, where a mapped file's weights get other kernels."""
+    model, encoding = share_model("llava"), encode("llava")
+    options = {"n_kv_heads": 2, "attn_implementation": attention_of("llava")}
+    other = eah.wrap(misalign(tiny_lvlm("llava", **options)))
+    weights = [*other._module.parameters()]
+    assert all(weight.data_ptr() % ALIGNED == 8 for weight in weights)
+    with KernelsByAddress():
+        found, logits = run_patched(other, encoding)
+        expected, expected_logits = run_patched(model, encoding)
+        with torch.no_grad():
+            plain = [one._module(**encoding).logits for one in (other, model)]
+            again = other._module(**encoding).logits
+    assert not torch.equal(*plain)
+    assert torch.equal(plain[0], again)
+    assert found.donors.tolist() == expected.donors.tolist()
+    assert_as_alike(logits, expected_logits, plain=plain)
+    with KernelsByAddress():
+        share_tensors(other._module, model._module)
+        _, shared_logits = run_patched(other, encoding)
+    assert torch.equal(shared_logits, expected_logits)

@@ -30,7 +30,9 @@ def test_what_the_caller_did_wrong_is_not_blamed_on_versions(untested):
         raise InputError("bad")
 
 
-def test_with_tested_versions_errors_stay_as_they_are():
+def test_with_tested_versions_errors_stay_as_they_are(monkeypatch):
+    for name in versions.TESTED:  # `make newest` has others
+        monkeypatch.setitem(versions.TESTED, name, ("0", "1000"))
     with pytest.raises(ModelError) as caught:
         eah.wrap(tiny_lvlm("llama"))
     assert "tested" not in str(caught.value)
