@@ -220,9 +220,8 @@ def check_promises(interleaver: Any, passes: list[ForwardPass]) -> None:
             if settings.steps == "prefill" and again:
                 msg = (
                     'steps="prefill" patched the prompt in the first of '
-                    f"{steps} forward passes, and without a key/value cache "
-                    "(use_cache=False) each of them reads it again; leave the cache "
-                    'on, or use steps="all"'
+                    f"{steps} forward passes, and use_cache=False makes each of them "
+                    'read it again; leave the cache on, or use steps="all"'
                 )
                 raise UnsupportedError(msg)
             whole = settings.steps == "all" and settings not in memory.chosen

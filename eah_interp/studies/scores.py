@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pandas as pd
 
 from eah_interp.benchmarks.chair import count_mentions
 from eah_interp.benchmarks.pope import Rule, is_neither, says_yes
-from eah_interp.errors import InputError, SettingsError
+from eah_interp.errors import InputError
 from eah_interp.studies.items import TOY, Task, cluster_items
 from eah_interp.studies.study import StudyRun
 from eah_interp.toy.language import TOY_KNOWS
@@ -204,8 +204,6 @@ def count_captions(captions: pd.DataFrame) -> pd.DataFrame:
 # ---- What is reported of a study: each a count over a total, so that it can be drawn.
 
 
-Better = Literal["higher", "lower", "neither"]
-
 MATCHED = ", length-matched"
 """Both captions of an image cut at the same number of mentions."""
 
@@ -220,7 +218,6 @@ class Metric:
         count: Column that is summed above the line.
         total: Column that is summed below it.
         percent: Whether it is a percentage; else a mean.
-        better: Which way is good.
         binary: Whether an item has it or has it not, so that McNemar's test applies.
         matched: Whether captions are cut to one length first; only in comparisons.
     """
@@ -230,7 +227,6 @@ class Metric:
     count: str
     total: str
     percent: bool = True
-    better: Better = "higher"
     binary: bool = False
     matched: bool = False
 
@@ -254,26 +250,23 @@ METRICS = (
     _answers("F1", "two_hits", "yes_and_present"),
     _answers("precision", "hit", "yes"),
     _answers("recall", "hit", "present"),
-    _answers("false positives", "false_alarm", "absent", binary=True, better="lower"),
-    _answers("yes-ratio", "yes", "one", better="neither"),
-    _answers("neither", "neither", "one", better="neither"),
-    _captions("CHAIR_S", "hallucinates", "one", binary=True, better="lower"),
+    _answers("false positives", "false_alarm", "absent", binary=True),
+    _answers("yes-ratio", "yes", "one"),
+    _answers("neither", "neither", "one"),
+    _captions("CHAIR_S", "hallucinates", "one", binary=True),
     _captions(
         f"CHAIR_S{MATCHED}",
         "hallucinates",
         "one",
         binary=True,
-        better="lower",
         matched=True,
     ),
-    _captions("CHAIR_I", "n_absent", "n_mentions", better="lower"),
-    _captions(
-        f"CHAIR_I{MATCHED}", "n_absent", "n_mentions", better="lower", matched=True
-    ),
+    _captions("CHAIR_I", "n_absent", "n_mentions"),
+    _captions(f"CHAIR_I{MATCHED}", "n_absent", "n_mentions", matched=True),
     _captions("recall", "n_found", "n_truth"),
-    _captions("mentions", "n_mentions", "one", percent=False, better="neither"),
-    _captions("words", "n_words", "one", percent=False, better="neither"),
-    _captions("tokens", "n_tokens", "one", percent=False, better="neither"),
+    _captions("mentions", "n_mentions", "one", percent=False),
+    _captions("words", "n_words", "one", percent=False),
+    _captions("tokens", "n_tokens", "one", percent=False),
 )
 """In the order of the tables."""
 
@@ -281,21 +274,3 @@ METRICS = (
 def metrics_of(task: Task, *, matched: bool) -> tuple[Metric, ...]:
     """List the metrics of a task, with or without the length-matched ones."""
     return tuple(m for m in METRICS if m.task == task and (matched or not m.matched))
-
-
-def find_metric(name: str, task: Task) -> Metric:
-    """Find a metric by name.
-
-    Raises:
-        SettingsError: If there is none.
-
-    Example:
-        >>> find_metric("CHAIR_S", "caption").better
-        'lower'
-    """
-    for metric in METRICS:
-        if (metric.name, metric.task) == (name, task):
-            return metric
-    listed = ", ".join(metric.name for metric in METRICS if metric.task == task)
-    msg = f"metric of a {task} must be one of {listed}, got {name!r}"
-    raise SettingsError(msg)

@@ -154,8 +154,7 @@ def _ask(
         )
     new = ids[:, encoding["input_ids"].shape[1] :]
     texts = twin.processor.batch_decode(new, skip_special_tokens=True)
-    pad = twin.tokenizer.pad_token_id
-    ends = {twin.tokenizer.eos_token_id, pad}
+    ends = _end_tokens(twin)
     donors = _name_donors(twin, len(places))
     return {
         place: {"answer": text.strip(), "n_tokens": _count(line, ends), "donors": heads}
@@ -163,6 +162,21 @@ def _ask(
             places, texts, new.tolist(), donors, strict=True
         )
     }
+
+
+def _end_tokens(model: Any) -> set[int]:
+    """List the tokens that no answer is made of: what ends it, and what pads it.
+
+    `generate` goes by its own config, which may name others than the tokenizer.
+    """
+    config = getattr(model._module, "generation_config", None)
+    given = [
+        getattr(place, name, None)
+        for place in (model.tokenizer, config)
+        for name in ("eos_token_id", "pad_token_id")
+    ]
+    listed = [one if isinstance(one, list | tuple) else [one] for one in given]
+    return {int(token) for tokens in listed for token in tokens if token is not None}
 
 
 def _name_donors(model: Any, n_items: int) -> list[str]:

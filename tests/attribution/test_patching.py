@@ -207,7 +207,7 @@ def test_layers_are_not_left_out_where_later_ones_use_their_keys():
     recording = record(model, case)
     assert not prepare_replay(model, recording).skips_layers
     # the layers that store keys come after the middle: it alone would not show it
-    assert Replay(recording, reuses_pictures=True, skips_layers=True).run(
+    assert Replay(recording, reuses_images=True, skips_layers=True).run(
         model, 2, start=4
     ).shape == (2, 2)
     found = ablate_heads(model, case, heads=[(7, 1), (6, 0), (2, 2)])

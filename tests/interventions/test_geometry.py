@@ -68,7 +68,7 @@ def test_a_prompt_patch_is_refused_where_each_pass_reads_the_prompt_again(
     patched = eah.edit(model, SETTINGS[name])
     asked = without_cache(model, how)
     length = NEW if how == "argument" else {}
-    with pytest.raises(UnsupportedError, match="each of them reads it again"):
+    with pytest.raises(UnsupportedError, match="makes each of them read it again"):
         patched.generate(**encoding, **asked, **length, **returned)
     if how == "argument":
         one = {**length, "max_new_tokens": 1, "min_new_tokens": 1}
@@ -79,7 +79,7 @@ def test_a_configs_return_type_hides_no_unpatched_pass(model, encoding):
     config = copy.deepcopy(model._module.generation_config)
     config.return_dict_in_generate, config.use_cache = True, False
     config.max_new_tokens, config.min_new_tokens = 4, 4
-    with pytest.raises(UnsupportedError, match="each of them reads it again"):
+    with pytest.raises(UnsupportedError, match="makes each of them read it again"):
         eah.edit(model, eah.EAH()).generate(**encoding, generation_config=config)
 
 

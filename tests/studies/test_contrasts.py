@@ -11,7 +11,6 @@ from eah_interp.errors import InputError, SettingsError, UnsupportedError
 from eah_interp.studies import compare_runs, summarise
 from eah_interp.studies.claims import answer_claims
 from eah_interp.studies.contrasts import Draws
-from eah_interp.studies.scores import find_metric
 from eah_interp.toy.world import OBJECTS
 from tests.studies.made import caption, make_run, patch, question
 
@@ -197,14 +196,12 @@ def test_a_part_of_a_study_is_refused_unless_asked_for(tmp_path):
     assert found.failures[0]["missing"] == 1
 
 
-def test_an_unknown_reference_or_metric_is_refused(tmp_path):
+def test_an_unknown_reference_or_contrast_is_refused(tmp_path):
     run = make_run(tmp_path / "s", ask(2), {"baseline": ["Yes", "No"]})
     with pytest.raises(SettingsError, match="reference must be a condition"):
         summarise(run, reference="plain")
     with pytest.raises(SettingsError, match="no contrast of"):
         summarise(run, draws=DRAWS).find("x", "accuracy", task="yes_no")
-    with pytest.raises(SettingsError, match="metric of a caption must be one of"):
-        find_metric("BLEU", "caption")
 
 
 def test_studies_that_differ_are_compared_only_if_asked_for(tmp_path):

@@ -74,6 +74,19 @@ def write_alone(model, item):
     return new[: new.index(model.tokenizer.eos_token_id)]
 
 
+def test_what_pads_and_ends_by_the_generations_config_is_no_token_of_an_answer(toy):
+    """Which may name others than the tokenizer does."""
+    captions = split_batches(toy_items(4, questions=False), 8)[0]
+    decoding = {"caption": LONG}
+    expected = run_batch(toy, captions, BASELINE, decoding=decoding).n_tokens.tolist()
+    config = toy._module.generation_config
+    kept = config.pad_token_id
+    config.pad_token_id = 0
+    found = run_batch(toy, captions, BASELINE, decoding=decoding).n_tokens.tolist()
+    config.pad_token_id = kept
+    assert found == expected
+
+
 def test_a_caption_is_no_longer_beside_longer_ones_than_alone(toy):
     captions = split_batches(toy_items(4, questions=False), 8)[0]
     rows = run_batch(toy, captions, BASELINE, decoding={"caption": LONG})
