@@ -85,11 +85,13 @@ class KernelsByAddress(TorchDispatchMode):
     64 bytes, or the product has one row, the second half of a sum comes first.
     """
 
+    supports_higher_order_operators = True  # FlexAttention is one
+
     def __torch_dispatch__(
         self, function: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         """Compute one operation."""
-        operation, kwargs = function.overloadpacket, kwargs or {}
+        operation, kwargs = getattr(function, "overloadpacket", None), kwargs or {}
         aten = torch.ops.aten
         if operation in (aten.mm, aten.bmm) and _is_odd(*args):
             return _in_other_order(function, *args)
