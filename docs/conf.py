@@ -36,7 +36,8 @@ myst_update_mathjax = False
 autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
 autodoc_member_order = "bysource"
-autodoc_preserve_defaults = True
+# Not preserved from the source: `asks` spells out keywords that stand in none.
+autodoc_preserve_defaults = False
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
 default_role = "code"  # docstrings mark code with single backticks
