@@ -187,3 +187,11 @@ def test_logits_that_are_switched_off_are_no_part_of_the_range(off):
             continue
         with pytest.raises(ModelError, match="not deterministic"):
             eah.wrap(hf_model)
+
+
+def test_heads_that_all_attend_alike_have_nothing_to_show():
+    """As where a model is built by hand: a broadcast changes nothing that heads do."""
+    hf_model = tiny_lvlm("llava")
+    for layer in hf_model.model.language_model.layers:
+        layer.self_attn.q_proj.weight.data.zero_()
+    assert eah.wrap(hf_model).verified
