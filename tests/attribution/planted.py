@@ -45,6 +45,4 @@ def build_planted():
                 attention.v_proj.weight[8 * head, shown] = 1
                 word = hf_model.lm_head.weight[token]
                 attention.o_proj.weight[:, 8 * head] = word / word.norm()
-    # Verification reads words alone, of which these heads read nothing: it could not
-    # see that a moved pattern moves the logits.
-    return eah.wrap(hf_model, processor, verify=False)
+    return eah.wrap(hf_model, processor)
