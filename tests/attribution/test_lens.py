@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import eah_interp as eah
-from eah_interp.attribution import lens as lens_module
 from eah_interp.attribution import Case, LogitLens, logit_lens, pose
+from eah_interp.attribution import lens as lens_module
 from eah_interp.attribution.readouts import read_tokens
 from eah_interp.attribution.unembedding import find_unembedding
 from eah_interp.errors import ModelError, SettingsError
