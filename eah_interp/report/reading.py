@@ -269,7 +269,7 @@ def list_versions() -> dict[str, str]:
 
 
 def note_image(model: LVLM, *, drawn: bool = False) -> str:
-    """Say what a model cannot know of an image; empty where there is nothing to say.
+    """Explain what a model cannot know of an image; empty where there is nothing to say.
 
     Args:
         model: The model.
