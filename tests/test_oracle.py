@@ -13,6 +13,7 @@ from tests.oracle import (
     released_file,
 )
 from tests.oracle_forward import OracleEAH, oracle_logits
+from tests.tiny_families import measure_gap
 
 # text, image, image, image, text; rows sum to one
 PATTERN = torch.tensor(
@@ -117,7 +118,8 @@ def test_an_unedited_oracle_forward_is_the_plain_one(family):
     with torch.no_grad():
         plain = model(**inputs, use_cache=False).logits
     run = oracle_logits(model, inputs)
-    assert torch.equal(run.logits, plain)
+    # Not bit for bit: it multiplies head by head what the model multiplies at once.
+    assert measure_gap(run.logits, plain) <= 1e-5
     assert sorted(run.patterns) == [0, 1, 2]
     nothing = oracle_logits(model, inputs, edit_pattern=lambda _, p, __: p * 0)
     assert (nothing.logits - plain).abs().max() > 0.1
