@@ -269,7 +269,7 @@ def list_versions() -> dict[str, str]:
 
 
 def note_image(model: LVLM, *, drawn: bool = False) -> str:
-    """Explain what a model cannot know of an image; empty where there is nothing to say.
+    """Explain what a model cannot know of an image; empty where it may know all.
 
     Args:
         model: The model.

@@ -224,7 +224,7 @@ def plot_effects(
             heat = draw_heat(
                 image, _choose(parts, of_run, kind), most=most, outlined=outlined
             )
-            axes.imshow(heat, interpolation="auto")
+            axes.imshow(heat, interpolation="antialiased")
             axes.set_title(run if len(kinds) == 1 else f"{run}, {kind}", size=8)
             axes.set_xticks([])
             axes.set_yticks([])
@@ -400,7 +400,7 @@ def plot_attention_panels(
         marked = one.outlined if outline else ()
         chosen = _choose(parts, one.grids, kind)
         heat = draw_heat(image, chosen, most=most, outlined=marked)
-        axes.imshow(heat, interpolation="auto")
+        axes.imshow(heat, interpolation="antialiased")
         which = "" if len(kinds) == 1 else f"\n{kind}"
         axes.set_title(one.title + which, size=8, pad=3)
     _add_attention_bar(figure, all_axes, most=most)
