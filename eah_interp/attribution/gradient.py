@@ -38,7 +38,7 @@ from eah_interp.attribution.sides import (
     check_side,
     gather,
     name_side,
-    pose_alike,
+    pose_source,
     split_items,
     take_item,
 )
@@ -416,11 +416,16 @@ def approximate_heads(
     check_side(model, source, name="source")
     check_side(model, target, name="target")
     check_gradients(model)
-    case = other = as_case(model, images, prompts, **asked)
-    if source_images is not None or source_prompts is not None:
-        pictures = images if source_images is None else source_images
-        words = prompts if source_prompts is None else source_prompts
-        other = pose_alike(model, case, pictures, words, **asked)
+    case = as_case(model, images, prompts, **asked)
+    other = pose_source(
+        model,
+        case,
+        images,
+        prompts,
+        source_images=source_images,
+        source_prompts=source_prompts,
+        **asked,
+    )
     sample = draw_heads(model, check, seed=seed)
     parts: dict[str, list[tuple[list[int], Tensor]]] = {}
     for item, indices, (given, wanted) in split_items(case, source, target):

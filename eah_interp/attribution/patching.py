@@ -25,7 +25,7 @@ from eah_interp.attribution.sides import (
     check_side,
     gather,
     name_side,
-    pose_alike,
+    pose_source,
     split_items,
     take_item,
 )
@@ -204,11 +204,15 @@ def patch_heads(
         msg = f'{blocks[0]} has no {what}: expected heads, or what="output"'
         raise SettingsError(msg)
     case = as_case(model, images, prompts, **asked)
-    other = case
-    if source_images is not None or source_prompts is not None:
-        pictures = images if source_images is None else source_images
-        words = prompts if source_prompts is None else source_prompts
-        other = pose_alike(model, case, pictures, words, **asked)
+    other = pose_source(
+        model,
+        case,
+        images,
+        prompts,
+        source_images=source_images,
+        source_prompts=source_prompts,
+        **asked,
+    )
     variants = [nodes] if together else [(node,) for node in nodes]
     effects, values, theirs = [], [], []
     for item, indices, (of_target, of_source) in split_items(case, target, source):

@@ -77,26 +77,40 @@ def take_item(case: Case, item: int) -> Case:
     return case if case.n_items == 1 else case.copies([item])
 
 
-def pose_alike(
-    model: Any, case: Case, images: object, prompts: object, **asked: Any
+def pose_source(
+    model: Any,
+    case: Case,
+    images: object,
+    prompts: object,
+    *,
+    source_images: object,
+    source_prompts: object,
+    **asked: Any,
 ) -> Case:
-    """Ask of other images or prompts what a case asks of its own.
+    """Ask of a source's own images or prompts what a case asks of the target's.
 
     Args:
         model: An LVLM.
-        case: The case.
-        images: Other images; or a `Case`, whose inputs are taken.
-        prompts: Other prompts.
+        case: The target's case.
+        images: The target's images.
+        prompts: The target's prompts.
+        source_images: Other images, or a `Case`, whose inputs are taken; the target's
+            when None.
+        source_prompts: Other prompts; the target's when None.
         **asked: What the case was posed with.
 
     Returns:
-        The other inputs, read where the case is read.
+        The other inputs, read where the case is read; the case where nothing differs.
 
     Raises:
         InputError: If their positions do not correspond to the case's.
         SettingsError: If images come with a ready-made case, which does not say
             how they are to be encoded.
     """
+    if source_images is None and source_prompts is None:
+        return case
+    images = images if source_images is None else source_images
+    prompts = prompts if source_prompts is None else source_prompts
     if isinstance(images, Case):
         other = images
     elif not asked:

@@ -155,13 +155,18 @@ class ForwardPass:
     """One forward pass of the decoder.
 
     Attributes:
-        past: Tokens that stood in the key/value cache before it; None where the
-            decoder does not say.
+        cached: Tokens that stood in the key/value cache before it, as the cache gives
+            them; None where the decoder does not say.
         n_rows: Tokens that it reads.
     """
 
-    past: int | None
+    cached: int | Tensor | None
     n_rows: int
+
+    @property
+    def past(self) -> int | None:
+        """Tokens that stood in the key/value cache before it; None if not known."""
+        return None if self.cached is None else int(self.cached)
 
 
 def passes_of(model: Any) -> list[ForwardPass]:
@@ -186,14 +191,16 @@ def _noted_passes(model: Any) -> Iterator[None]:
         given = [kwargs.get("inputs_embeds"), kwargs.get("input_ids"), *args[:1]]
         read = next((tensor for tensor in given if isinstance(tensor, Tensor)), None)
         cache = kwargs.get("past_key_values")
-        past: int | None = 0
+        cached: int | Tensor | None = 0
         if cache is not None:
             length = getattr(cache, "get_seq_length", None)
-            found = None if length is None else length()
-            # A shape-only run (nnsight's scan) has a cache without a length.
-            unknown = isinstance(found, Tensor) and is_abstract(found)
-            past = None if found is None or unknown else int(found)
-        passes.append(ForwardPass(past, 0 if read is None else int(read.shape[1])))
+            cached = None if length is None else length()
+        if isinstance(cached, Tensor):
+            # A shape-only run (nnsight's scan) has a cache without a length. A static
+            # cache counts on its device and in place: copied here, and read by who
+            # asks, so that a generation nobody patches waits for no GPU.
+            cached = None if is_abstract(cached) else cached.clone()
+        passes.append(ForwardPass(cached, 0 if read is None else int(read.shape[1])))
 
     decoder = model._module.get_submodule(model.anatomy.layers.rpartition(".")[0])
     handle = decoder.register_forward_pre_hook(note, with_kwargs=True)
@@ -214,10 +221,10 @@ def check_promises(interleaver: Any, passes: list[ForwardPass]) -> None:
         UnsupportedError: If forward passes were left unpatched.
     """
     steps = len(passes)
-    again = any(later.past == 0 for later in passes[1:])
     for memory in getattr(interleaver, PROMISES, ()):
         for settings, done in memory.steps.items():
-            if settings.steps == "prefill" and again:
+            prefill = settings.steps == "prefill"
+            if prefill and any(later.past == 0 for later in passes[1:]):
                 msg = (
                     'steps="prefill" patched the prompt in the first of '
                     f"{steps} forward passes, and use_cache=False makes each of them "
