@@ -121,7 +121,8 @@ def test_a_saved_study_sums_up_to_the_same_figures():
     assert summary.manifest_hash == EXPECTED["manifest_hash"]
     assert [dict(row) for row in summary.failures] == EXPECTED["failures"]
     assert list(summary.notes) == EXPECTED["notes"]
-    rows = summary.to_dict()["rows"]
+    later = ("objects", "distinct 4-grams")  # metrics that came after it was saved
+    rows = [row for row in summary.to_dict()["rows"] if row["metric"] not in later]
     assert len(rows) == len(EXPECTED["summary"])
     for row, expected in zip(rows, EXPECTED["summary"], strict=True):
         there = {key: value for key, value in row.items() if value is not None}

@@ -49,7 +49,7 @@ conditions = (
     Condition("EAH", eah.EAH(layers=(1,))),
     Condition("uniform", eah.EAH(layers=(1,), donor="uniform")),
     Condition("shuffled", eah.EAH(layers=(1,), donor="shuffled")),
-    Condition("EAH in layer 5", eah.EAH(layers=(5,))),
+    Condition("EAH at L5", eah.EAH(layers=(5,))),
 )
 study = Study(model, items, conditions, batch_size=60)
 print(len(items), "items under", len(conditions), "conditions")
@@ -133,7 +133,7 @@ for control in ("uniform", "shuffled"):
 # - **CHAIR_S under EAH: no change shown**, and the interval is wide on both sides.
 # - Captions under EAH name fewer things. That matters: a caption that says less has
 #   less to get wrong. `"CHAIR_S, length-matched"` cuts both captions of a picture at
-#   the same number of mentions. Read it beside CHAIR_S, always.
+#   the same number of different objects. Read it beside CHAIR_S, always.
 # - False positives fall under both controls. But so do correct yes answers: under
 #   `"uniform"` the toy says no more often, to everything.
 # - **EAH does not beat its controls.** On captions `"shuffled"` does better than EAH,

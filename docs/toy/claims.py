@@ -67,7 +67,7 @@ def _define_contrast(first: Rate, second: Rate) -> dict[str, Any]:
 
 
 def length_matched(runs: list[Run], condition: str) -> dict[str, Any]:
-    """Compare CHAIR_S with both captions cut at the same number of mentions."""
+    """Compare CHAIR_S with both captions cut at the same number of objects."""
     cut: tuple[list[ToyBenchmark], list[ToyBenchmark]] = ([], [])
     for run in runs:
         both = [run.results[name] for name in (PLAIN, condition)]

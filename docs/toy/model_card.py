@@ -97,11 +97,8 @@ def main() -> None:
         "donors": compare_donors(seeds, n_layers),
     }
     given.out.mkdir(parents=True, exist_ok=True)
-    (given.out / "toy.json").write_text(
-        text=json.dumps(record, indent=1, allow_nan=False)(
-            given.out / "toy.json"
-        ).write_text(text + "\n")
-    )
+    text = json.dumps(record, indent=1, allow_nan=False)
+    (given.out / "toy.json").write_text(text + "\n")
     (given.out / "images").mkdir(exist_ok=True)
     draw_effects(record, given.out / "images/toy-effects.png")
     draw_sinks_by_head(record, given.out / "images/toy-sinks.png")

@@ -23,12 +23,19 @@ class ChairScore:
         recall: Percentage of the objects in the images that are named; NaN where
             the images are empty.
         mentions: Mean number of mentions in a caption.
+        objects: Mean number of different objects that a caption names.
         words: Mean number of words in a caption, split at whitespace.
+        distinct_4grams: Percentage of the runs of four words that their caption has
+            not had before: 100 where none repeats itself. NaN where no caption has
+            four words.
         n_hallucinating: Captions that name at least one absent object.
         n_absent: Mentions of absent objects.
         n_mentions: Mentions.
+        n_objects: Different objects that are named, once a caption.
         n_found: Objects in the images that are named, once a caption.
         n_truth: Objects in the images, once a caption.
+        n_4grams: Runs of four words.
+        n_distinct_4grams: Different ones, once a caption.
     """
 
     n: int
@@ -36,12 +43,17 @@ class ChairScore:
     chair_i: float
     recall: float
     mentions: float
+    objects: float
     words: float
+    distinct_4grams: float
     n_hallucinating: int
     n_absent: int
     n_mentions: int
+    n_objects: int
     n_found: int
     n_truth: int
+    n_4grams: int
+    n_distinct_4grams: int
 
 
 def count_mentions(captions: pd.DataFrame) -> pd.DataFrame:
@@ -53,15 +65,18 @@ def count_mentions(captions: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         One row a caption: `n_mentions`, `n_absent` (mentions of absent objects),
-        `n_found` and `n_truth` (different objects), `n_words`.
+        `n_objects`, `n_found` and `n_truth` (different objects: named, named and
+        there, there), `n_words`, `n_4grams` and `n_distinct_4grams` (runs of four
+        words, and how many of them differ; case does not count).
 
     Raises:
         InputError: If a column is missing.
 
     Example:
         >>> row = {"mentions": ["cup", "pan"], "truth": ["cup"], "caption": "cup, pan"}
-        >>> count_mentions(pd.DataFrame([row])).to_dict("records")
-        [{'n_mentions': 2, 'n_absent': 1, 'n_found': 1, 'n_truth': 1, 'n_words': 2}]
+        >>> counts = count_mentions(pd.DataFrame([row]))
+        >>> counts[["n_mentions", "n_absent", "n_objects", "n_found"]].values.tolist()
+        [[2, 1, 2, 1]]
     """
     missing = [name for name in (MENTIONS, TRUTH, TEXT) if name not in captions]
     if missing:
@@ -70,14 +85,18 @@ def count_mentions(captions: pd.DataFrame) -> pd.DataFrame:
     rows = []
     columns = (captions[MENTIONS], captions[TRUTH], captions[TEXT])
     for named, there, text in zip(*columns, strict=True):
-        truth = set(there)
+        truth, words = set(there), text.casefold().split()
+        grams = list(zip(words, words[1:], words[2:], words[3:], strict=False))
         rows.append(
             {
                 "n_mentions": len(named),
                 "n_absent": sum(name not in truth for name in named),
+                "n_objects": len(set(named)),
                 "n_found": len(truth & set(named)),
                 "n_truth": len(truth),
-                "n_words": len(text.split()),
+                "n_words": len(words),
+                "n_4grams": len(grams),
+                "n_distinct_4grams": len(set(grams)),
             }
         )
     return pd.DataFrame(rows, index=captions.index)
@@ -117,12 +136,17 @@ def score_captions(captions: pd.DataFrame) -> ChairScore:
         chair_i=percent(int(total.n_absent), int(total.n_mentions)),
         recall=percent(int(total.n_found), int(total.n_truth)),
         mentions=float(counts.n_mentions.mean()),
+        objects=float(counts.n_objects.mean()),
         words=float(counts.n_words.mean()),
+        distinct_4grams=percent(int(total.n_distinct_4grams), int(total.n_4grams)),
         n_hallucinating=n_hallucinating,
         n_absent=int(total.n_absent),
         n_mentions=int(total.n_mentions),
+        n_objects=int(total.n_objects),
         n_found=int(total.n_found),
         n_truth=int(total.n_truth),
+        n_4grams=int(total.n_4grams),
+        n_distinct_4grams=int(total.n_distinct_4grams),
     )
 
 
@@ -130,11 +154,15 @@ def score_captions(captions: pd.DataFrame) -> ChairScore:
 
 
 def match_lengths(captions: pd.DataFrame, *, other: pd.DataFrame) -> pd.DataFrame:
-    """Cut each caption after as many mentions as the other one of its image has.
+    """Cut each caption to as many different objects as its image's other one names.
 
     Of two captions of an image the longer one has more room to name what is not
-    there. Matched both ways, both name equally many objects, and what is left of a
-    difference in CHAIR is not one of length. Only mentions are cut, not the text.
+    there. With k the smaller number of different objects of the pair, a caption ends
+    before its (k+1)-th different object, and each object that is left counts once.
+    Matched both ways, both name the same number of objects, and what is left of a
+    difference in CHAIR is not one of length. Mentions would not do for k: a caption
+    that repeats itself would be cut early, and pass for one that hallucinates less.
+    Only mentions are cut, not the text.
 
     Args:
         captions: One row a caption, with `mentions`.
@@ -147,16 +175,17 @@ def match_lengths(captions: pd.DataFrame, *, other: pd.DataFrame) -> pd.DataFram
         InputError: If there are not as many captions in both.
 
     Example:
-        >>> long = pd.DataFrame({"mentions": [["cup", "pan", "fork"]]})
-        >>> match_lengths(long, other=pd.DataFrame({"mentions": [["cup"]]}))
-          mentions
-        0    [cup]
+        >>> loops = pd.DataFrame({"mentions": [["cup", "cup", "pan", "fork"]]})
+        >>> match_lengths(loops, other=pd.DataFrame({"mentions": [["pan", "cup"]]}))
+            mentions
+        0  [cup, pan]
     """
     if len(captions) != len(other):
         msg = f"expected as many captions twice, got {len(captions)} and {len(other)}"
         raise InputError(msg)
     pairs = zip(captions[MENTIONS], other[MENTIONS], strict=True)
     cut = captions.copy()
-    kept = [list(named)[: len(like)] for named, like in pairs]
+    # A dict keeps the first mention of each object, in order.
+    kept = [list(dict.fromkeys(named))[: len(set(like))] for named, like in pairs]
     cut[MENTIONS] = pd.Series(kept, index=captions.index, dtype=object)
     return cut

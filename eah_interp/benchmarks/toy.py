@@ -247,6 +247,7 @@ def _of_captions(count: str, total: str) -> CountByScene:
     def count_scenes(result: ToyBenchmark) -> pd.DataFrame:
         counts = count_mentions(result.captions).assign(one=1)
         counts["hallucinates"] = (counts.n_absent > 0).astype(int)
+        counts["n_repeated_4grams"] = counts.n_4grams - counts.n_distinct_4grams
         table = counts[[count, total]].set_axis(["count", "total"], axis=1)
         return table.groupby(result.captions.scene.to_numpy()).sum()
 
@@ -269,6 +270,8 @@ METRICS: dict[str, CountByScene] = {
     "CHAIR_I": _of_captions("n_absent", "n_mentions"),
     "recall": _of_captions("n_found", "n_truth"),
     "mentions per 100 captions": _of_captions("n_mentions", "one"),
+    "objects per 100 captions": _of_captions("n_objects", "one"),
+    "repeated 4-grams per 100 captions": _of_captions("n_repeated_4grams", "one"),
     "accuracy": _of_questions(absent_only=False),
     "false positives": _of_questions(absent_only=True),
 }

@@ -350,20 +350,23 @@ def show_chair(record: Mapping[str, Any]) -> Iterator[RenderableType]:
     of_captions = f"{score['n_hallucinating']} of {score['n']} captions"
     of_mentions = f"{score['n_absent']} of {score['n_mentions']} mentions"
     of_objects = f"{score['n_found']} of {score['n_truth']} objects"
+    of_grams = f"{score['n_distinct_4grams']} of {score['n_4grams']} runs of 4 words"
     yield _tabulate_rates(
         ("CHAIR_S", score["chair_s"], of_captions),
         ("CHAIR_I", score["chair_i"], of_mentions),
         ("recall", score["recall"], of_objects),
         ("mentions", score["mentions"], "a caption"),
+        ("objects", score["objects"], "different ones a caption"),
         ("words", score["words"], "a caption"),
+        ("distinct 4-grams", score["distinct_4grams"], of_grams),
     )
     often = Counter(name for one in record["captions"] for name in one["absent"])
     if often:
         said = ", ".join(f"{name} {n}" for name, n in often.most_common(OFTEN))
         yield Text(f"\nMost often named though absent: {said}.", style="dim")
     yield Text(
-        "\nShorter captions have a lower CHAIR too: read it beside recall, mentions "
-        "and words.",
+        "\nShorter captions have a lower CHAIR too, and so have captions that repeat "
+        "themselves: read it beside recall, objects and distinct 4-grams.",
         style="dim",
     )
 

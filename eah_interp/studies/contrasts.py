@@ -240,7 +240,7 @@ class Pair:
         return cls(old, new.assign(cluster=old.cluster), n_dropped)
 
     def matched(self) -> "Pair":
-        """Cut both captions of an image at the same number of mentions."""
+        """Cut both captions of an image at the same number of different objects."""
         return Pair(
             match_lengths(self.before, other=self.after),
             match_lengths(self.after, other=self.before),

@@ -190,8 +190,8 @@ def count_captions(captions: pd.DataFrame) -> pd.DataFrame:
         captions: As in `ScoredRows`.
 
     Returns:
-        The captions with `one`, `hallucinates`, `n_absent`, `n_mentions`, `n_found`,
-        `n_truth`, `n_words`, `n_tokens`.
+        The captions with `one`, `hallucinates`, `n_tokens`, and what `count_mentions`
+        counts.
     """
     counts = count_mentions(captions)
     counts["one"] = 1
@@ -205,7 +205,7 @@ def count_captions(captions: pd.DataFrame) -> pd.DataFrame:
 
 
 MATCHED = ", length-matched"
-"""Both captions of an image cut at the same number of mentions."""
+"""Both captions of an image cut at the same number of different objects."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -265,8 +265,10 @@ METRICS = (
     _captions(f"CHAIR_I{MATCHED}", "n_absent", "n_mentions", matched=True),
     _captions("recall", "n_found", "n_truth"),
     _captions("mentions", "n_mentions", "one", percent=False),
+    _captions("objects", "n_objects", "one", percent=False),
     _captions("words", "n_words", "one", percent=False),
     _captions("tokens", "n_tokens", "one", percent=False),
+    _captions("distinct 4-grams", "n_distinct_4grams", "n_4grams"),
 )
 """In the order of the tables."""
 

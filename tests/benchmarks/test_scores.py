@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from eah_interp.benchmarks import score_answers, score_captions
+from eah_interp.benchmarks.chair import count_mentions
 from eah_interp.errors import InputError
 
 
@@ -84,7 +85,18 @@ def test_every_mention_counts_but_an_object_is_found_once():
     score = score_captions(pd.DataFrame([row]))
     assert score.chair_i == pytest.approx(100 / 3)
     assert score.recall == 50
-    assert (score.mentions, score.words) == (3, 2)
+    assert (score.mentions, score.objects, score.words) == (3, 2, 2)
+
+
+def test_runs_of_four_words_that_come_again_are_counted_in_their_own_caption():
+    texts = ["A cup. a cup. A cup. a cup.", "A cup. a cup. a pan", "a b c"]
+    rows = [{"mentions": [], "truth": [], "caption": text} for text in texts]
+    table = count_mentions(pd.DataFrame(rows))
+    assert table.n_4grams.tolist() == [5, 3, 0]
+    assert table.n_distinct_4grams.tolist() == [2, 3, 0]
+    score = score_captions(pd.DataFrame(rows))
+    assert score.distinct_4grams == pytest.approx(100 * 5 / 8)
+    assert math.isnan(score_captions(pd.DataFrame(rows[2:])).distinct_4grams)
 
 
 def test_tables_without_their_columns_are_refused():

@@ -44,16 +44,36 @@ def test_length_matching_agrees_with_a_naive_loop(tmp_path):
     guilty = [0, 0]
     for item, *both in zip(items, long, short, strict=True):
         words = [text.split() for text in both]
-        least = min(len(named) for named in words)
+        least = min(len(set(named)) for named in words)
         for side, named in enumerate(words):
-            for word in named[:least]:
-                if word not in item.truth:
-                    guilty[side] += 1
+            met = set()
+            for word in named:
+                if len(met | {word}) > least:
                     break
+                met.add(word)
+            guilty[side] += not met <= set(item.truth)
     change = found.find("short", "CHAIR_S, length-matched", task="caption")
     assert change.effect.estimate == pytest.approx(100 * (guilty[1] - guilty[0]) / 30)
     plain = found.find("short", "CHAIR_S", task="caption")
     assert plain.effect.estimate < change.effect.estimate - 5
+
+
+def test_a_caption_that_repeats_itself_does_not_pass_for_an_honest_one(tmp_path):
+    """Ten true mentions are no reason to cut the other caption after one."""
+    items = [caption(f"c{n}", truth=("cup",), cluster=n) for n in range(8)]
+    plain = ["a cup, a boat"] * 8
+    loops = ["a cup, a cup, a cup, a boat"] * 8
+    run = make_run(tmp_path / "s", items, {"baseline": plain, "loops": loops})
+    found = summarise(run, draws=DRAWS)
+
+    def change(metric):
+        return found.find("loops", metric, task="caption").effect.estimate
+
+    assert change("CHAIR_I") == pytest.approx(25 - 50)
+    assert change("CHAIR_S, length-matched") == 0
+    assert change("CHAIR_I, length-matched") == 0
+    # Of 5 runs of four words two come twice; the baseline's only one comes once.
+    assert change("distinct 4-grams") == pytest.approx(60 - 100)
 
 
 def test_only_mentions_are_cut_and_only_of_as_many_captions():
@@ -252,8 +272,8 @@ def claimed(tmp_path):
     """A study in which claims 1, 2 and 3 hold and the recipients of claim 4 do not."""
     rng = random.Random(0)
     n = 60
-    items = [caption(f"c{i}", truth=("boat",), cluster=i) for i in range(n)]
-    wrong, right = "a boat and a fish", "a boat and a boat"
+    items = [caption(f"c{i}", truth=("boat", "car"), cluster=i) for i in range(n)]
+    wrong, right = "a boat and a fish", "a boat and a car"
     density = [rng.random() for _ in range(n)]
     answers = {
         "baseline": [wrong if d < 0.7 else right for d in density],

@@ -134,7 +134,7 @@ def test_no_cell_shows_a_difference_without_its_interval(page, run):
     tables = [t for t in Page(page).tables if "change against" in t["caption"]]
     assert len(tables) == 2
     cells = [cell for table in tables for cell in table["cells"]]
-    assert len(cells) == 3 * (7 + 8)
+    assert len(cells) == 3 * (7 + 10)
     for cell in cells:
         assert CHANGE.fullmatch(cell) or cell.startswith("undefined: "), cell
     frame = summarise(run, draws=DRAWS).frame()
