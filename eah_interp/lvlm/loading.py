@@ -180,9 +180,12 @@ def load(
         True
     """
     kind, _, which = str(name_or_path or _TOY).partition(":")
+    knows = ""
     if kind == _TOY and not isinstance(name_or_path, Path):
+        from eah_interp.toy.language import TOY_KNOWS
         from eah_interp.toy.model import TOYS, toy_path
 
+        knows = TOY_KNOWS
         wanted: Any = which or TOYS[0]
         name_or_path = toy_path(wanted)  # refuses names it does not know
     name = str(name_or_path)
@@ -205,7 +208,7 @@ def load(
     if from_pretrained.get("processor") is None:
         from_pretrained["processor"] = load_processor(name, **given)
     with naming_versions():
-        return LVLM(
+        model = LVLM(
             name,
             dispatch=dispatch,
             verify=verify,
@@ -213,6 +216,8 @@ def load(
             image_token_id=image_token_id,
             **from_pretrained,
         )
+    model.knows = knows
+    return model
 
 
 def wrap(

@@ -1,5 +1,6 @@
 """A language model that sees, wrapped for tracing."""
 
+import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -33,6 +34,8 @@ from eah_interp.lvlm.spans import ImageSpan, find_spans
 from eah_interp.lvlm.verify import verify_hook_points
 from eah_interp.lvlm.weights import checking_weights
 
+logger = logging.getLogger("eah_interp")
+
 TASK = "image-text-to-text"
 
 
@@ -50,9 +53,11 @@ class LVLM(TransformersModel):
             however many there are. nnsight ends such a loop with a warning, which
             means nothing here and is not shown.
         patches: The interventions that `edit` has put into it, in their order.
+        knows: What images a toy knows: logged where `describe` is given another.
     """
 
     anatomy: Anatomy
+    knows: str = ""
     loops_openly = False
     patches: tuple[Any, ...] = ()
 
@@ -269,6 +274,7 @@ class LVLM(TransformersModel):
             NumericalError: If the model's logits are NaN.
         """
         encoding = self.encode(images, prompts)
+        self._say_what_it_knows(encoding)
         # First, so that a processor of the user's does not see NaN and pass it on.
         processors = [refuse_nan, *(generate.pop("logits_processor", None) or [])]
         found = self.generate(
@@ -285,6 +291,15 @@ class LVLM(TransformersModel):
         ]
         many = isinstance(images, list | tuple) or isinstance(prompts, list | tuple)
         return answers if many else answers[0]
+
+    def _say_what_it_knows(self, encoding: Encoding) -> None:
+        """Log, once, that words about images of another size mean nothing."""
+        if not self.knows:
+            return
+        side = self._module.config.vision_config.image_size
+        if any(size != (side, side) for size in encoding.image_sizes or ()):
+            logger.warning(self.knows)
+            self.knows = ""
 
     def interleave(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Run the model with its workers, then see that promised patches happened."""

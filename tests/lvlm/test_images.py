@@ -12,6 +12,8 @@ import eah_interp as eah
 from eah_interp.errors import InputError
 from eah_interp.lvlm.images import SUFFIXES, read_image
 from eah_interp.testing import random_image, tiny_lvlm, tiny_processor
+from eah_interp.toy import draw_scenes
+from eah_interp.toy.language import TOY_KNOWS
 
 PHOTO = random_image(3, width=48, height=32)
 WIDE = np.linspace(0, 65535, 40 * 30).reshape(30, 40).astype(np.uint16)
@@ -166,3 +168,13 @@ def test_text_alone_stays_text(model):
 def test_a_model_s_folder_may_not_have_an_endless_name():
     with pytest.raises(InputError, match="no model at"):
         eah.load("/" + "a" * 5000)
+
+
+def test_the_toy_says_once_that_it_knows_no_photographs(caplog):
+    toy = eah.load()
+    scene, photo = draw_scenes([0])[0].pil(), Image.new("RGB", (48, 32))
+    toy.describe(scene, max_new_tokens=1)
+    assert not caplog.records
+    for _ in range(2):
+        toy.describe([scene, photo], max_new_tokens=1)
+    assert [record.message for record in caplog.records] == [TOY_KNOWS]
