@@ -1,5 +1,7 @@
 # `make demo` and `make test` each work alone in a fresh clone.
-PYTHON ?= python3.11
+# The first that runs; constraints.txt was made on 3.11.
+PYTHON ?= $(firstword $(shell for p in python3.11 python3.12 python3.13 python3; do \
+	$$p -c "" 2>/dev/null && echo $$p; done))
 VENV ?= .venv
 BIN := $(VENV)/bin
 LOWEST ?= .venv-lowest
@@ -16,7 +18,7 @@ INSTALL := -m pip install --quiet --disable-pip-version-check
 TORCH := torch==2.13.0
 PIP := $(BIN)/python $(INSTALL) -c constraints.txt $(TORCH)
 
-.PHONY: demo test lint unit docs tutorials tutorials-build check-all slow portable lowest newest bench bench-attribution bench-quick model-card support-table clean
+.PHONY: demo test lint unit docs tutorials tutorials-build check-all slow portable lowest newest bench bench-attribution bench-quick model-card support-table dist clean
 
 demo: $(VENV)/.demo
 	$(BIN)/eah-interp demo --out demo-out
@@ -64,7 +66,7 @@ lowest: $(LOWEST)/.dev
 # The fast tests on the newest releases there are today, torch's apart. A failure is reported in
 # an issue, not worked around: it is mended with the bounds and with constraints.txt.
 newest: $(NEWEST)/bin/python
-	$(NEWEST)/bin/python $(INSTALL) --upgrade --upgrade-strategy eager $(TORCH) -e ".[$(EXTRAS)]"
+	$(NEWEST)/bin/python $(INSTALL) --upgrade --upgrade-strategy eager $(TORCH) -e ".[$(EXTRAS)]" -e ./toys
 	$(NEWEST)/bin/python -m pytest -m "not slow" -n $(WORKERS) -W ignore::DeprecationWarning
 
 bench: $(VENV)/.demo
@@ -84,12 +86,20 @@ bench-quick: $(VENV)/.demo
 	$(BIN)/python docs/bench/prefill.py --quick
 	$(BIN)/python docs/bench/attribution.py --smoke
 
+# Both distributions, as they are uploaded: docs/releasing.md.
+dist: $(VENV)/.dev
+	$(BIN)/python $(INSTALL) build twine
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist .
+	$(BIN)/python -m build --outdir dist toys
+	$(BIN)/python -m twine check --strict dist/*
+
 clean:
 	rm -rf $(VENV) $(LOWEST) $(NEWEST) demo-out build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 # One stamp per set of extras; the larger set serves the smaller.
 $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
-	$(PIP) -e ".[$(EXTRAS)]"
+	$(PIP) -e ".[$(EXTRAS)]" -e ./toys
 	touch $(VENV)/.dev $(VENV)/.demo
 
 $(VENV)/.ray: $(VENV)/.dev
@@ -97,14 +107,14 @@ $(VENV)/.ray: $(VENV)/.dev
 	touch $@
 
 $(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
-	$(PIP) -e ".[viz]"
+	$(PIP) -e ".[viz]" -e ./toys
 	touch $(VENV)/.demo
 
 $(LOWEST)/.dev: pyproject.toml .ci/lowest.py
 	$(PYTHON) -m venv --clear $(LOWEST)
 	$(LOWEST)/bin/python $(INSTALL) packaging
 	$(LOWEST)/bin/python .ci/lowest.py $(LOWEST_EXTRAS) > $(LOWEST)/constraints.txt
-	$(LOWEST)/bin/python $(INSTALL) -c $(LOWEST)/constraints.txt $(TORCH) -e ".[$(LOWEST_EXTRAS)]"
+	$(LOWEST)/bin/python $(INSTALL) -c $(LOWEST)/constraints.txt $(TORCH) -e ".[$(LOWEST_EXTRAS)]" -e ./toys
 	touch $@
 
 $(BIN)/python:

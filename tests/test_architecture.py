@@ -38,6 +38,7 @@ ORDER = (
     "report",
     "toy.training",
     "cli",
+    "__main__",
 )
 # Third-party packages that only these folders name.
 HOME = {

@@ -13,7 +13,7 @@ from eah_interp.attribution.results import largest
 from eah_interp.benchmarks.chair import ChairScore
 from eah_interp.benchmarks.pope import PopeScore
 from eah_interp.cli.app import save_figure, write_json
-from eah_interp.errors import UnsupportedError
+from eah_interp.errors import ExtraMissingError, UnsupportedError
 from eah_interp.files import save_bytes
 from eah_interp.interventions import EAH, SinkMap
 from eah_interp.lvlm import LVLM
@@ -28,7 +28,7 @@ from eah_interp.report.reading import PATCHED, list_model, list_versions, note_i
 from eah_interp.report.tables import KINDS, PARTS, RUNS
 from eah_interp.testing import FAMILIES
 from eah_interp.testing.support import read_support
-from eah_interp.toy.model import TOYS, toy_path
+from eah_interp.toy.model import TOYS, ToyName, toy_path
 
 SUMS = {"head": "all heads", **KINDS}
 """What effects are summed over, by kind of component."""
@@ -89,19 +89,19 @@ def record_sinks(
     }
 
 
+def _list_toy(name: ToyName) -> dict[str, Any]:
+    try:
+        return {"name": name, "path": str(toy_path(name)), "present": True}
+    except ExtraMissingError:
+        return {"name": name, "path": None, "present": False}
+
+
 def list_models() -> dict[str, Any]:
     """List the embedded toys and the tested families, refused ones included."""
     tested = read_support()["families"]
     return {
         "command": "models",
-        "toys": [
-            {
-                "name": name,
-                "path": str(toy_path(name)),
-                "present": (toy_path(name) / "model.safetensors").is_file(),
-            }
-            for name in TOYS
-        ],
+        "toys": [_list_toy(name) for name in TOYS],
         "families": [
             {
                 "name": family.name,

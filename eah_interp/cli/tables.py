@@ -26,6 +26,7 @@ from eah_interp.report.tables import (
 from eah_interp.statistics import write_undetermined
 from eah_interp.tables import Table as Cells
 from eah_interp.tables import align
+from eah_interp.toy.model import INSTALL_TOYS
 
 if TYPE_CHECKING:
     from eah_interp.studies.progress import StudyProgress
@@ -226,7 +227,7 @@ def show_models(record: Mapping[str, Any]) -> Iterator[RenderableType]:
     )
     toys = _columns("toy", "folder")
     for toy in record["toys"]:
-        toys.add_row(toy["name"], toy["path"] if toy["present"] else "not trained yet")
+        toys.add_row(toy["name"], toy["path"] or f"not installed: {INSTALL_TOYS}")
     yield toys
     yield Text(
         "\nFamilies with tests; any checkpoint of them loads by name", style="bold"

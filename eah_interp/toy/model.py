@@ -1,6 +1,7 @@
 """The toy's architecture: LLaVA in plain Hugging Face classes, very small."""
 
 import dataclasses
+import importlib.util
 import math
 from importlib import resources
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import torch
 
-from eah_interp.errors import SettingsError
+from eah_interp.errors import ExtraMissingError, SettingsError
 from eah_interp.toy.language import SPECIAL_TOKENS, list_pieces
 from eah_interp.toy.world import World
 
@@ -129,7 +130,7 @@ def _rescale(model: "LlavaForConditionalGeneration") -> None:
         layer.self_attn.k_proj.weight *= QUERY_KEY_GAIN
 
 
-# ---- Where the committed weights lie.
+# ---- Where the trained weights lie: one toy here, three in a package of their own.
 
 
 ToyName: TypeAlias = Literal["seed-0", "seed-1", "seed-2", "low-prior"]
@@ -138,11 +139,18 @@ TOYS: tuple[ToyName, ...] = ("seed-0", "seed-1", "seed-2", "low-prior")
 """The default toy; two more from the same recipe, and one from a world in which
 objects hardly go together. A finding on one may be an accident of its training."""
 
+_OTHERS = "eah_interp_toys"
+
+INSTALL_TOYS = "pip install ./toys"
+"""What installs the other toys, in a clone of the repository."""
+
 
 def toy_path(name: ToyName = "seed-0") -> Path:
     """Return the folder of a toy's weights, tokenizer and processor.
 
-    It loads with plain transformers as well: `from_pretrained(toy_path())`.
+    It loads with plain transformers as well: `from_pretrained(toy_path())`. The first
+    toy is part of this package; the others are a small distribution of their own,
+    `eah-interp-toys`.
 
     Args:
         name: Which of the trained toys.
@@ -152,6 +160,7 @@ def toy_path(name: ToyName = "seed-0") -> Path:
 
     Raises:
         SettingsError: If there is no such toy.
+        ExtraMissingError: If it is one of the others, and they are not installed.
 
     Example:
         >>> (toy_path() / "config.json").name
@@ -159,4 +168,13 @@ def toy_path(name: ToyName = "seed-0") -> Path:
     """
     if name not in TOYS:
         raise SettingsError(f"expected one of {TOYS}, got {name!r}")
-    return Path(str(resources.files("eah_interp.toy"))) / "weights" / name
+    if name == TOYS[0]:
+        return Path(str(resources.files("eah_interp.toy"))) / "weights" / name
+    if importlib.util.find_spec(_OTHERS) is None:
+        msg = (
+            f"toy {name!r} is in the distribution eah-interp-toys, which is not "
+            f"installed: {INSTALL_TOYS} (in a clone of the repository); the embedded "
+            f"toy is {TOYS[0]!r}"
+        )
+        raise ExtraMissingError(msg)
+    return Path(str(resources.files(_OTHERS))) / name
