@@ -9,13 +9,24 @@ from typing import Any
 from eah_interp.errors import SettingsError
 from eah_interp.interventions import EAH, PAI, VAR, Ablation, Intervention, edit
 from eah_interp.interventions.donation import seed_items
+from eah_interp.interventions.intervention import known_kinds
+from eah_interp.interventions.plugins import describe_plugin, find_plugin
 from eah_interp.kernels.sinks import DEFAULT_BETA
 
-KINDS: dict[str, type[EAH] | type[Intervention]] = {
-    "eah": EAH,
-    **{kind.kind: kind for kind in (Ablation, PAI, VAR)},
+OURS: dict[str, type[Intervention]] = {
+    kind.kind: kind for kind in (EAH, Ablation, PAI, VAR)
 }
-"""What can be done to a model, by its name in files."""
+"""What this package does to a model, by its name in files."""
+
+
+def list_kinds() -> dict[str, type[Intervention]]:
+    """List what can be done to a model, by its name in files: ours, then a user's own.
+
+    Example:
+        >>> list(list_kinds())[:4]
+        ['eah', 'ablation', 'pai', 'var']
+    """
+    return {**OURS, **known_kinds(), **OURS}
 
 
 @dataclass(frozen=True)
@@ -28,14 +39,23 @@ class Condition:
     """
 
     name: str
-    patch: EAH | Intervention | None = None
+    patch: Intervention | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Write the condition as a mapping of plain values."""
+        """Write the condition as a mapping of plain values.
+
+        An intervention of a user's own is named, with a hash of its source.
+
+        Raises:
+            SettingsError: If its source, or a donor function's, cannot be read.
+        """
         if self.patch is None:
             return {"name": self.name}
-        kind = "eah" if isinstance(self.patch, EAH) else self.patch.kind
-        return {"name": self.name, kind: self.patch.to_dict()}
+        kind = type(self.patch)
+        named = {"name": self.name, kind.kind: self.patch.to_dict()}
+        if OURS.get(kind.kind) is not kind:
+            named["code"] = describe_plugin(kind)
+        return named
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Condition":
@@ -49,15 +69,19 @@ class Condition:
             >>> Condition.from_dict(condition.to_dict()) == condition
             True
         """
-        kinds = [key for key in values if key != "name"]
-        if len(kinds) > 1 or set(kinds) - set(KINDS):
+        found = list_kinds()
+        if values.get("code") is not None:
+            own = find_plugin(values["code"])
+            found[getattr(own, "kind", "")] = own
+        kinds = [key for key in values if key not in ("name", "code")]
+        if len(kinds) > 1 or set(kinds) - set(found):
             msg = (
-                f"a condition is a name and one of {', '.join(KINDS)}, or none, got "
+                f"a condition is a name and one of {', '.join(found)}, or none, got "
                 f"{', '.join(map(str, values))}"
             )
             raise SettingsError(msg)
         given = values[kinds[0]] if kinds else None
-        patch = None if given is None else KINDS[kinds[0]].from_dict(given)
+        patch = None if given is None else found[kinds[0]].from_dict(given)
         return cls(values["name"], patch)
 
     def check(self, model: Any) -> None:
@@ -112,7 +136,7 @@ def control_conditions(eah: EAH | None = None) -> tuple[Condition, ...]:
 def sweep(
     axes: Mapping[str, Sequence[Any]],
     *,
-    eah: EAH | Intervention | None = None,
+    eah: Intervention | None = None,
     prefix: str | None = None,
 ) -> tuple[Condition, ...]:
     """Vary settings, every combination a condition.
@@ -172,7 +196,7 @@ def name_changes(first: str, changes: Mapping[str, Any]) -> str:
 def _short(value: Any) -> str:
     if isinstance(value, list | tuple):
         return "+".join(map(_short, value))
-    return str(value)
+    return str(getattr(value, "__name__", value))
 
 
 def check_conditions(conditions: Sequence[Condition]) -> None:

@@ -13,13 +13,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from eah_interp.errors import EAHError, ExtraMissingError, SettingsError
+from eah_interp.interventions.intervention import Intervention
+from eah_interp.interventions.plugins import find_plugin
 from eah_interp.studies.conditions import (
     BASELINE,
-    KINDS,
     Condition,
     check_conditions,
     combine,
     control_conditions,
+    list_kinds,
     name_changes,
 )
 from eah_interp.studies.items import (
@@ -228,13 +230,16 @@ def make_base() -> Any:
         ExtraMissingError: If pydantic is not installed.
     """
     try:
-        from pydantic import BaseModel, model_validator
+        from pydantic import BaseModel, ConfigDict, model_validator
         from pydantic_core import PydanticCustomError
     except ImportError as error:
         msg = "study files need pydantic: pip install 'eah-interp[eval]'"
         raise ExtraMissingError(msg) from error
 
     class Strict(BaseModel):
+        # A donor may be a function.
+        model_config = ConfigDict(arbitrary_types_allowed=True)
+
         @model_validator(mode="before")
         @classmethod
         def refuse_unknown(cls, values: Any) -> Any:
@@ -350,7 +355,7 @@ def read_condition(entry: Any, *, seed: int) -> tuple[Condition, ...]:
     """
     if entry == BASELINE.name:
         return (BASELINE,)
-    if isinstance(entry, str) and entry in KINDS:
+    if isinstance(entry, str) and entry in list_kinds():
         entry = {"kind": entry}
     if isinstance(entry, Mapping) and "controls" in entry:
         given = make_controls_schema().model_validate(entry).controls
@@ -363,8 +368,8 @@ def read_condition(entry: Any, *, seed: int) -> tuple[Condition, ...]:
         name, kind, patch = _make(entry, seed=seed)
         return (Condition(name or _name(kind, entry), patch),)
     msg = (
-        f"expected baseline, {', '.join(KINDS)}, or keys with values that begin with "
-        f"kind, controls or sweep, got {entry!r}"
+        f"expected baseline, {', '.join(list_kinds())}, or keys with values that begin "
+        f"with kind, controls or sweep, got {entry!r}"
     )
     raise ValueError(msg)
 
@@ -372,13 +377,13 @@ def read_condition(entry: Any, *, seed: int) -> tuple[Condition, ...]:
 def _make(entry: Mapping[str, Any], *, seed: int) -> tuple[str | None, str, Any]:
     """Make the settings of an entry, `preset` included, with its name and kind."""
     kind = entry["kind"]
-    if kind not in KINDS:
-        msg = f"kind must be one of {', '.join(KINDS)}, got {kind!r}"
+    if kind not in list_kinds():
+        msg = f"kind must be one of {', '.join(list_kinds())}, got {kind!r}"
         raise ValueError(msg)
-    checked = make_kind_schema(kind).model_validate(entry)
+    settings: Any = list_kinds()[kind]
+    checked = make_kind_schema(settings).model_validate(entry)
     given = {name: getattr(checked, name) for name in checked.model_fields_set}
     _, name, preset = (given.pop(key, None) for key in ("kind", "name", "preset"))
-    settings = KINDS[kind]
     if "seed" in {field.name for field in dataclasses.fields(settings)}:
         given.setdefault("seed", seed)
     try:
@@ -408,7 +413,7 @@ def _read_sweep(entry: Mapping[str, Any], *, seed: int) -> tuple[Condition, ...]
 
 def _name(kind: str, entry: Mapping[str, Any]) -> str:
     """Name a condition that was given no name: kind, preset, and what differs."""
-    first = KINDS[kind].__name__
+    first = list_kinds()[kind].__name__
     first += f" {entry['preset']}" if entry.get("preset") else ""
     changed = {k: v for k, v in entry.items() if k not in ("kind", "preset", "name")}
     return name_changes(first, changed)
@@ -432,15 +437,14 @@ def make_controls_schema() -> Any:
 
 
 @functools.cache
-def make_kind_schema(kind: str) -> Any:
+def make_kind_schema(settings: type[Intervention]) -> Any:
     """Make the model of a kind from the fields of its settings."""
     base = make_base()
     from pydantic import BeforeValidator, create_model
 
-    settings = KINDS[kind]
     presets = tuple(name for name in PRESETS if hasattr(settings, name))
     fields: dict[str, Any] = {
-        "kind": (Literal[kind], ...),
+        "kind": (Literal[settings.kind], ...),
         "name": (str | None, None),
     }
     if presets:
@@ -449,12 +453,18 @@ def make_kind_schema(kind: str) -> Any:
         needed = field.default is dataclasses.MISSING
         needed = needed and field.default_factory is dataclasses.MISSING
         kind_of: Any = field.type
-        several = Annotated[kind_of, BeforeValidator(_listed(field.name))]
+        several = Annotated[kind_of, BeforeValidator(_taken(field.name))]
         fields[field.name] = (several, ... if needed else None)
     return create_model(settings.__name__, __base__=base, **fields)
 
 
-def _listed(name: str) -> Any:
-    """Take `layers: 1` for `layers: [1]`."""
+def _taken(name: str) -> Any:
+    """Take `layers: 1` for `layers: [1]`, and `donor: {plugin: ...}` for its code."""
     alone = name in ("layers", "recipients", "heads")
-    return lambda value: [value] if alone and isinstance(value, int) else value
+
+    def take(value: Any) -> Any:
+        if name == "donor" and isinstance(value, Mapping):
+            return find_plugin(value)
+        return [value] if alone and isinstance(value, int) else value
+
+    return take
