@@ -142,7 +142,7 @@ def test_entries_of_coco_are_named_by_their_place(tmp_path):
     ]
     for whole, key, number, names in places:
         file = "instances" if whole is INSTANCES else "captions"
-        where = rf"{file}_val2014\.json, {key}\[{number}\]: expected "
+        where = rf"{file}_val2014\.json: {key}\[{number}\]: expected "
         changed = [(None, value) for value in (None, 3, "a", [], [1], True)]
         changed += [
             (name, value)

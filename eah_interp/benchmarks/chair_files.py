@@ -225,7 +225,7 @@ def _list_entries(
 ) -> Iterator[Record]:
     """Yield the entries of a list; COCO's files are one line, so each by its number."""
     for number, entry in enumerate(content[key]):
-        place = f"{path}, {key}[{number}]"
+        place = f"{path}: {key}[{number}]"
         if not isinstance(entry, dict):
             msg = f"{place}: expected an object {{...}}, got {str(entry)[:60]!r}"
             raise InputError(msg)
