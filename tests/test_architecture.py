@@ -23,6 +23,7 @@ ORDER = (
     "errors",
     "indices",
     "files",
+    "foreign_files",
     "statistics",
     "tables",
     "kernels",

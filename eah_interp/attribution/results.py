@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 
 from eah_interp.attribution.readouts import Target
-from eah_interp.errors import ExtraMissingError, InputError, SettingsError
+from eah_interp.errors import EAHError, ExtraMissingError, InputError, SettingsError
 from eah_interp.files import make_folder, save_bytes
+from eah_interp.foreign_files import Kind as Column
+from eah_interp.foreign_files import read_json, read_parquet
 from eah_interp.interventions.intervention import known_kinds
 from eah_interp.lvlm.spans import ImagePart, ImageSpan
 
@@ -76,26 +78,48 @@ class Result:
         """Load what `save` wrote.
 
         Raises:
-            InputError: If the folder holds no such result.
+            InputError: If the folder holds no such result, or one that does not add up.
             ExtraMissingError: If pyarrow is not installed.
         """
         folder = Path(folder)
         try:
-            saved = json.loads((folder / FIELDS).read_text())
-        except (OSError, ValueError) as error:
+            saved = read_json(folder / FIELDS)
+        except InputError as error:
             msg = f"{folder} holds no saved result: expected {FIELDS}; {error}"
             raise InputError(msg) from error
-        kind = _KINDS.get(saved.get("kind"))
+        named = saved.get("kind") if isinstance(saved, dict) else None
+        kind = _KINDS.get(named) if isinstance(named, str) else None
         if kind is None or not issubclass(kind, cls):
-            msg = f"{folder} holds a {saved.get('kind')}, expected a {cls.__name__}"
+            msg = f"{folder} holds a {named!r:.60}, expected a {cls.__name__}"
             raise InputError(msg)
-        table = _read_table(folder / TENSORS)
+        try:
+            with _pyarrow():
+                table = read_parquet(folder / TENSORS, _COLUMNS)
+        except InputError as error:
+            msg = f"cannot read {folder / TENSORS}: {error}"
+            raise InputError(msg) from error
         flat = {
             str(name): torch.tensor(part.sort_values("index")["value"].to_numpy())
             for name, part in table.groupby("field", observed=True)
         }
-        result: Kind = _unpack(saved["fields"], flat)
-        return result
+        try:
+            result = _unpack(saved["fields"], flat)
+            if not isinstance(result, kind):
+                msg = f"expected a {named}, got {type(result).__name__}"
+                raise InputError(msg)
+            # What its parts say of each other is said by its table, or not at all.
+            result.frame()
+        except (*_UNFIT, EAHError) as error:
+            msg = f"{folder} holds no {named} that adds up: {error!r:.200}"
+            raise InputError(msg) from error
+        found: Kind = result
+        return found
+
+
+_COLUMNS: dict[str, Column] = {"field": "text", "index": "integer", "value": "number"}
+
+_UNFIT = (LookupError, TypeError, ValueError, AttributeError, RuntimeError)
+"""What Python, pandas and torch raise for parts that are no result's."""
 
 
 def register(kind: type[Any]) -> type[Any]:
@@ -153,11 +177,6 @@ def _write_table(path: Path, table: pd.DataFrame) -> None:
     with _pyarrow():
         content = table.to_parquet(index=False, engine="pyarrow")
     save_bytes(content, path)
-
-
-def _read_table(path: Path) -> pd.DataFrame:
-    with _pyarrow():
-        return pd.read_parquet(path, engine="pyarrow")
 
 
 class _pyarrow:  # noqa: N801 - reads as `with _pyarrow():`

@@ -19,10 +19,10 @@ from eah_interp.benchmarks.mentions import (
 from eah_interp.benchmarks.records import (
     Record,
     read_answer,
-    read_json,
     read_records,
 )
 from eah_interp.errors import InputError
+from eah_interp.foreign_files import read_json
 
 Repeats: TypeAlias = Literal["refuse", "count"]
 """What to do with several captions of one image."""
@@ -178,29 +178,67 @@ def _read_split(
 ) -> GroundTruth:
     found: defaultdict[ImageId, set[str]] = defaultdict(set)
     content = _read_annotations(instances, "categories", "images", "annotations")
-    names = {
-        entry["id"]: _object_of(entry["name"], vocabulary, place=str(instances))
-        for entry in content["categories"]
-    }
-    for image, entry in _of_images(content, wanted):
-        found[image] |= {names[entry["category_id"]]} if entry else set()
+    names: dict[int, str] = {}
+    for category in _list_entries(content, "categories", path=instances):
+        number = _number_in(category, "id")
+        name = category.text("name")
+        if number in names:
+            msg = f"{category.place}: expected each category once, got {number} again"
+            raise InputError(msg)
+        names[number] = _object_of(name, vocabulary, place=category.place)
+    for image, record in _of_images(content, wanted, path=instances):
+        if record is None:
+            found[image] |= set()
+            continue
+        number = _number_in(record, "category_id")
+        if number not in names:
+            msg = (
+                f"{record.place}: expected a category_id of {len(names)} categories, "
+                f"got {number}"
+            )
+            raise InputError(msg)
+        found[image].add(names[number])
     content = _read_annotations(captions, "images", "annotations")
-    for image, entry in _of_images(content, wanted):
-        words = join_pairs(lemmatize(entry["caption"]), vocabulary) if entry else []
+    for image, record in _of_images(content, wanted, path=captions):
+        text = "" if record is None else record.text("caption")
+        words = join_pairs(lemmatize(text), vocabulary) if text else []
         found[image].update(find_objects(words, vocabulary))
     return {image: frozenset(names) for image, names in found.items()}
 
 
 def _of_images(
-    content: Mapping[str, Any], wanted: set[ImageId] | None
-) -> Iterator[tuple[ImageId, Mapping[str, Any] | None]]:
+    content: Mapping[str, Any], wanted: set[ImageId] | None, *, path: Path
+) -> Iterator[tuple[ImageId, Record | None]]:
     """Yield every image once without, and once for each of its annotations."""
-    for entry in content["images"]:
-        if wanted is None or entry["id"] in wanted:
-            yield entry["id"], None
-    for entry in content["annotations"]:
-        if wanted is None or entry["image_id"] in wanted:
-            yield entry["image_id"], entry
+    for record in _list_entries(content, "images", path=path):
+        image = _number_in(record, "id")
+        if wanted is None or image in wanted:
+            yield image, None
+    for record in _list_entries(content, "annotations", path=path):
+        image = _number_in(record, "image_id")
+        if wanted is None or image in wanted:
+            yield image, record
+
+
+def _list_entries(
+    content: Mapping[str, Any], key: str, *, path: Path
+) -> Iterator[Record]:
+    """Yield the entries of a list; COCO's files are one line, so each by its number."""
+    for number, entry in enumerate(content[key]):
+        place = f"{path}: {key}[{number}]"
+        if not isinstance(entry, dict):
+            msg = f"{place}: expected an object {{...}}, got {str(entry)[:60]!r}"
+            raise InputError(msg)
+        yield Record(entry, place)
+
+
+def _number_in(record: Record, key: str) -> int:
+    number = record.values.get(key)
+    if not isinstance(number, int) or isinstance(number, bool):
+        got = f"got {str(number)[:60]!r}" if key in record.values else "got none"
+        msg = f"{record.place}: expected a whole number under {key!r}, {got}"
+        raise InputError(msg)
+    return number
 
 
 def _read_annotations(path: Path, *keys: str) -> Mapping[str, Any]:
@@ -269,8 +307,8 @@ def _lists(path: Path) -> Iterator[tuple[Any, list[str], str]]:
 def _object_of(name: str, vocabulary: Vocabulary, *, place: str) -> str:
     if name not in vocabulary.objects:
         msg = (
-            f"{place}: expected objects of the synonym list, got {name!r}; add a line "
-            "that begins with it to the list"
+            f"{place}: expected objects of the synonym list, got {name[:60]!r}; add a "
+            "line that begins with it to the list"
         )
         raise InputError(msg)
     return vocabulary.objects[name]

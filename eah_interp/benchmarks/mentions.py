@@ -11,8 +11,8 @@ from typing import Any, TypeAlias
 import pandas as pd
 
 from eah_interp.benchmarks.chair import MENTIONS, TEXT, TRUTH
-from eah_interp.benchmarks.records import read_json, read_text
 from eah_interp.errors import ExtraMissingError, InputError
+from eah_interp.foreign_files import read_json, read_text
 
 ImageId: TypeAlias = int | str
 """An image: its number where it has one, else its name."""
@@ -220,7 +220,7 @@ def read_synonyms(path: Path | str) -> Vocabulary:
     try:
         if path.suffix.lower() == ".json":
             return _from_json(path)
-        lines = read_text(path).splitlines()
+        lines = read_text(path).split("\n")
     except InputError as error:
         msg = f"{error}; the official synonym list is at {URL}"
         raise InputError(msg) from error

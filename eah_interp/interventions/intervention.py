@@ -126,8 +126,11 @@ class Intervention:
         Raises:
             SettingsError: If a key is unknown, or one is missing.
         """
+        if not isinstance(values, Mapping):
+            msg = f"{cls.__name__}: expected settings by name, got {values!r:.60}"
+            raise SettingsError(msg)
         fields = {item.name: item for item in dataclasses.fields(cls)}
-        unknown = sorted(set(values) - set(fields))
+        unknown = sorted(map(str, set(values) - set(fields)))
         missing = [
             name
             for name, item in fields.items()

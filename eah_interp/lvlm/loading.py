@@ -14,6 +14,13 @@ from transformers import AutoConfig, PreTrainedTokenizerBase, ProcessorMixin
 
 from eah_interp.errors import EAHError, InputError, ModelError
 from eah_interp.lvlm.anatomy import refuse_config
+from eah_interp.lvlm.foreign_code import (
+    TRUST,
+    check_trust,
+    never_asking,
+    refuse_kernel,
+    refuse_kernels_of,
+)
 from eah_interp.lvlm.model import LVLM
 
 # ---- Which nnsight and transformers the hook points were tested with.
@@ -147,7 +154,8 @@ def load(
     """Load a vision-language model for tracing; with no name, the embedded toy.
 
     The toy needs no network and no GPU. Everything else goes through transformers'
-    `from_pretrained`; code from the Hub is run only with `trust_remote_code=True`.
+    `from_pretrained`; code of the checkpoint's own, from the Hub or in its folder, is
+    run only with `trust_remote_code=True`, and nobody is asked.
 
     Args:
         name_or_path: A Hub id, a folder that `save_pretrained` wrote, `"toy:seed-1"`
@@ -169,10 +177,11 @@ def load(
         The model, ready to trace.
 
     Raises:
-        ModelError: If the model cannot be worked on, or the checkpoint lacks weights;
-            the message says why.
+        ModelError: If the model cannot be worked on, or the checkpoint lacks weights,
+            or needs code of its own that was not asked for; the message says why.
         InputError: If a folder was named that does not exist.
-        SettingsError: If a toy was named that does not exist.
+        SettingsError: If a toy was named that does not exist, or `trust_remote_code`
+            is no boolean.
 
     Example:
         >>> model = load()
@@ -200,13 +209,18 @@ def load(
             )
             raise InputError(msg)
         name = str(folder)
+    trusted = from_pretrained[TRUST] = check_trust(from_pretrained.get(TRUST))
+    refuse_kernel(from_pretrained.get("attn_implementation"), trusted=trusted)
     given = {key: from_pretrained[key] for key in _LOCATE if key in from_pretrained}
-    config = from_pretrained.get("config") or AutoConfig.from_pretrained(name, **given)
-    kinds = getattr(config, "architectures", None) or [type(config).__name__]
-    # By its config, before gigabytes of weights are read.
-    refuse_config(config, kinds[0], image_token=image_token_id)
-    if from_pretrained.get("processor") is None:
-        from_pretrained["processor"] = load_processor(name, **given)
+    with never_asking(name):
+        config = from_pretrained.get("config")
+        config = config or AutoConfig.from_pretrained(name, **given)
+        refuse_kernels_of(config, trusted=trusted)
+        kinds = getattr(config, "architectures", None) or [type(config).__name__]
+        # By its config, before gigabytes of weights are read.
+        refuse_config(config, kinds[0], image_token=image_token_id)
+        if from_pretrained.get("processor") is None:
+            from_pretrained["processor"] = load_processor(name, **given)
     with naming_versions():
         model = LVLM(
             name,

@@ -16,6 +16,12 @@ from eah_interp.lvlm.anatomy import (
     check_settings,
     resolve_anatomy,
 )
+from eah_interp.lvlm.foreign_code import (
+    TRUST,
+    check_trust,
+    never_asking,
+    refuse_custom_generate,
+)
 from eah_interp.lvlm.inputs import (
     DEFAULT_PROMPT,
     Encoding,
@@ -81,7 +87,10 @@ class LVLM(TransformersModel):
             # Refuse an unfit model before nnsight builds anything on it.
             resolve_anatomy(model, image_token=image_token_id)
         kwargs.setdefault("task", TASK)
-        super().__init__(model, *args, **kwargs)
+        # A wrapped model's too: its processor may be loaded from where it came from.
+        kwargs[TRUST] = check_trust(kwargs.get(TRUST))
+        with never_asking(str(model) if isinstance(model, str) else "the processor"):
+            super().__init__(model, *args, **kwargs)
         self.anatomy = resolve_anatomy(self._module, image_token=image_token_id)
         if self.dispatched:
             self._check()
@@ -124,7 +133,8 @@ class LVLM(TransformersModel):
         """Load the real weights, then verify the hook points on them."""
         if self.dispatched:
             return
-        super().dispatch()
+        with never_asking(str(self.repo_id)):
+            super().dispatch()
         self._check()
 
     def _load(self, repo_id: str, *args: Any, **kwargs: Any) -> nn.Module:
@@ -303,6 +313,7 @@ class LVLM(TransformersModel):
 
     def interleave(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Run the model with its workers, then see that promised patches happened."""
+        refuse_custom_generate(kwargs)
         with watched_run(self):
             return super().interleave(stoppable(self, fn), *args, **kwargs)
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ from eah_interp.interventions.donation import seed_items
 from eah_interp.interventions.intervention import known_kinds
 from eah_interp.interventions.plugins import describe_plugin, find_plugin
 from eah_interp.kernels.sinks import DEFAULT_BETA
+from eah_interp.studies.store import check_folders, check_name
 
 OURS: dict[str, type[Intervention]] = {
     kind.kind: kind for kind in (EAH, Ablation, PAI, VAR)
@@ -69,9 +71,13 @@ class Condition:
             >>> Condition.from_dict(condition.to_dict()) == condition
             True
         """
+        if not isinstance(values, Mapping):
+            msg = f"a condition is a name and what is done, got {values!r:.60}"
+            raise SettingsError(msg)
         found = list_kinds()
-        if values.get("code") is not None:
-            own = find_plugin(values["code"])
+        code = values.get("code")
+        if isinstance(code, Mapping):
+            own = find_plugin(code)
             found[getattr(own, "kind", "")] = own
         kinds = [key for key in values if key not in ("name", "code")]
         if len(kinds) > 1 or set(kinds) - set(found):
@@ -81,7 +87,11 @@ class Condition:
             )
             raise SettingsError(msg)
         given = values[kinds[0]] if kinds else None
+        if given is not None and not isinstance(given, Mapping):
+            msg = f"{kinds[0]} must be settings with their values, got {given!r:.60}"
+            raise SettingsError(msg)
         patch = None if given is None else found[kinds[0]].from_dict(given)
+        check_name(values.get("name"))
         return cls(values["name"], patch)
 
     def check(self, model: Any) -> None:
@@ -200,7 +210,7 @@ def _short(value: Any) -> str:
 
 
 def check_conditions(conditions: Sequence[Condition]) -> None:
-    """Check that there are conditions, each with a name of its own.
+    """Check that there are conditions, each with a name, and a folder, of its own.
 
     Raises:
         SettingsError: If not.
@@ -209,10 +219,13 @@ def check_conditions(conditions: Sequence[Condition]) -> None:
     if not names:
         msg = "a study needs at least 1 condition, got none"
         raise SettingsError(msg)
-    twice = {name for name in names if names.count(name) > 1}
+    for name in names:
+        check_name(name)
+    twice = {name for name, count in Counter(names).items() if count > 1}
     if twice:
         msg = f"conditions called {', '.join(sorted(twice))} stand there more than once"
         raise SettingsError(msg)
+    check_folders(names)
 
 
 # ---- Conditions that differ in one setting: what a sweep varied.

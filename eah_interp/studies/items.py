@@ -3,10 +3,11 @@
 import functools
 import hashlib
 import os
+import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import pandas as pd
 
@@ -17,6 +18,9 @@ Task = Literal["yes_no", "caption"]
 """A question to be answered with yes or no, or an image to be described."""
 
 TOY = "toy:"
+
+MOST_SCENES = 100_000
+"""How many scenes a study may list: drawing so many takes a minute or two."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,36 @@ class Item:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Item":
-        """Make an item from a mapping."""
+        """Make an item from a mapping.
+
+        Raises:
+            InputError: If a value is missing, unknown, or of another kind.
+
+        Example:
+            >>> item = Item("1", "caption", "a.png", "Describe the image.")
+            >>> Item.from_dict(item.to_dict()) == item
+            True
+        """
+        if not isinstance(values, dict):
+            raise InputError(f"expected an item with its values, got {values!r:.60}")
+        names = [item.name for item in fields(cls)]
+        unknown = [name for name in values if name not in names]
+        missing = [name for name in names[:4] if name not in values]
+        if unknown or missing:
+            msg = f"expected an item of {', '.join(names)}: unknown {unknown!r:.60}"
+            raise InputError(f"{msg}, missing {missing}")
+        for name, value in values.items():
+            fits = isinstance(value, str)
+            if name == "task":
+                fits = fits and value in get_args(Task)
+            elif name == "label":
+                fits = value is None or isinstance(value, bool)
+            elif name == "truth":
+                fits = isinstance(value, list | tuple) and all(
+                    isinstance(one, str) for one in value
+                )
+            if not fits:
+                raise InputError(f"an item's {name} cannot be {value!r:.60}")
         return cls(**{**values, "truth": tuple(values.get("truth", ()))})
 
 
@@ -71,7 +104,11 @@ def open_image(image: str) -> Any:
     if image.startswith(TOY):
         from eah_interp.toy.scenes import draw_scene
 
-        _, split, seed = image.split(":")
+        found = re.fullmatch(r"toy:(train|validation|test):([0-9]{1,9})", image)
+        if found is None:
+            msg = f"expected a scene such as toy:test:17, got {image!r:.60}"
+            raise InputError(msg)
+        split, seed = found.groups()
         return draw_scene(int(seed), split=split).pil()  # type: ignore[arg-type]
     from eah_interp.lvlm.images import read_image
 
@@ -109,9 +146,10 @@ def toy_items(
     from eah_interp.toy.language import prompt_for, questions_for
     from eah_interp.toy.scenes import draw_scene
 
-    if n_scenes < 1 or not (questions or captions):
+    if not 1 <= n_scenes <= MOST_SCENES or not (questions or captions):
         msg = (
-            "a study asks something: expected n_scenes of 1 or more, and questions or "
+            f"a study asks something: expected n_scenes of 1 to {MOST_SCENES}, and "
+            "questions or "
             f"captions, got n_scenes={n_scenes}, questions={questions}, "
             f"captions={captions}"
         )

@@ -6,6 +6,7 @@ stand in one, and how an entry of its conditions becomes conditions.
 
 import dataclasses
 import functools
+import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -32,6 +33,7 @@ from eah_interp.studies.items import (
     toy_items,
 )
 from eah_interp.studies.manifest import ModelSource
+from eah_interp.studies.store import check_name
 from eah_interp.studies.study import Study, complete_decoding
 from eah_interp.studies.work import Batch, split_batches
 from eah_interp.studies.yaml_file import YamlFile, explain, locate, prefix
@@ -177,6 +179,8 @@ def _read_conditions(
         place = ("conditions", number)
         try:
             several = read_condition(entry, seed=seed)
+            for condition in several:
+                check_name(condition.name)
         except ValidationError as error:
             wrong += explain(file, error, place)
         except ValueError as error:  # also our own SettingsError
@@ -331,6 +335,10 @@ def _list_of(kind: Any) -> Any:
 # ---- Conditions as a study file writes them: by the kind of what is done.
 
 
+MOST_CONDITIONS = 10_000
+"""How many combinations a sweep may have: ten axes of ten values have a million times
+as many."""
+
 PRESETS = ("paper", "official")
 """Class methods that make a kind's published settings."""
 
@@ -377,7 +385,7 @@ def read_condition(entry: Any, *, seed: int) -> tuple[Condition, ...]:
 def _make(entry: Mapping[str, Any], *, seed: int) -> tuple[str | None, str, Any]:
     """Make the settings of an entry, `preset` included, with its name and kind."""
     kind = entry["kind"]
-    if kind not in list_kinds():
+    if not isinstance(kind, str) or kind not in list_kinds():
         msg = f"kind must be one of {', '.join(list_kinds())}, got {kind!r}"
         raise ValueError(msg)
     settings: Any = list_kinds()[kind]
@@ -403,6 +411,13 @@ def _read_sweep(entry: Mapping[str, Any], *, seed: int) -> tuple[Condition, ...]
         if not isinstance(values, list) or not values:
             msg = f"sweep of {name} must be a list of values, got {values!r}"
             raise ValueError(msg)
+    n_conditions = math.prod(map(len, axes.values()))
+    if n_conditions > MOST_CONDITIONS:
+        msg = (
+            f"sweep must be of at most {MOST_CONDITIONS} combinations, got "
+            f"{n_conditions}"
+        )
+        raise ValueError(msg)
     found = []
     for changes in combine(axes):
         name, kind, patch = _make(base | changes, seed=seed)
