@@ -1,9 +1,11 @@
 """Code of a user's own: in files by its name and a hash of its source, not as code."""
 
+import ast
 import hashlib
 import importlib
 import importlib.util
 import inspect
+import linecache
 import sys
 import textwrap
 from collections.abc import Mapping
@@ -92,9 +94,7 @@ def describe_plugin(value: Any) -> dict[str, str]:
         msg = f"{_name(value)} captures {listed}, which files cannot hold: {remedy}"
         raise SettingsError(msg)
     try:
-        if not isinstance(value, FunctionType | type):
-            raise TypeError(f"a {type(value).__name__}")
-        source = inspect.getsource(value)
+        source = _read_source(value)
     except (OSError, TypeError) as error:
         msg = f"{value!r} has no source that can be read ({error}): {remedy}"
         raise SettingsError(msg) from error
@@ -133,6 +133,30 @@ def find_plugin(described: Mapping[str, Any]) -> Any:
         )
         raise SettingsError(msg)
     return value
+
+
+def _read_source(value: Any) -> str:
+    """Read the text that defines a function or a class.
+
+    Raises:
+        OSError: If it is not there.
+        TypeError: If it is neither.
+    """
+    if isinstance(value, FunctionType):
+        return inspect.getsource(value)
+    if not isinstance(value, type):
+        raise TypeError(f"a {type(value).__name__}")
+    # Not inspect.getsource: before Python 3.13 it does not find a notebook's classes.
+    methods = [one for one in vars(value).values() if isinstance(one, FunctionType)]
+    for method in methods:
+        lines = linecache.getlines(method.__code__.co_filename)
+        for node in ast.walk(ast.parse("".join(lines))):
+            if isinstance(node, ast.ClassDef) and node.name == value.__name__:
+                first = min([node.lineno, *(d.lineno for d in node.decorator_list)])
+                last = node.end_lineno or first
+                if first <= method.__code__.co_firstlineno <= last:
+                    return "".join(lines[first - 1 : last])
+    raise OSError("no method of it stands in a file")
 
 
 def _name(value: Any) -> str:
