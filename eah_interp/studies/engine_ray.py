@@ -10,7 +10,6 @@ from typing import Any
 
 import pandas as pd
 import torch
-from tqdm import tqdm
 
 from eah_interp.errors import (
     ExtraMissingError,
@@ -25,7 +24,7 @@ from eah_interp.studies.manifest import (
     hash_weights,
     list_versions,
 )
-from eah_interp.studies.runner import Stop, polite
+from eah_interp.studies.runner import Stop, make_bar, polite
 from eah_interp.studies.store import Store
 from eah_interp.studies.work import Batch, run_batch, score_batch
 
@@ -87,7 +86,7 @@ def run_ray(
         total = sum(len(b.items) for b, condition in jobs if condition is not None)
         with (
             polite(store.folder) as stop,
-            tqdm(total=total, desc="items x conditions", disable=not progress) as bar,
+            make_bar(total, progress=progress) as bar,
         ):
             pool.start(min(count, len(jobs)))
             for (batch, condition), rows in pool.run(jobs, stop):

@@ -285,15 +285,17 @@ def hash_image(image: str) -> str | None:
     try:
         path = Path(image).resolve()
         stat = path.stat()
-        return _hash_bytes(path, stat.st_size, stat.st_mtime_ns)
+        # A clock that went back can give a new file an old one's time of change.
+        changed = (stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
+        return _hash_bytes(path, stat.st_size, changed)
     except (OSError, ValueError):  # ValueError: no name that a file can have
         return None
 
 
 @functools.cache
-def _hash_bytes(path: Path, size: int, mtime_ns: int) -> str:
-    """Hash a file; one of the same size and time of change is not read again."""
-    del size, mtime_ns
+def _hash_bytes(path: Path, size: int, changed: tuple[int, ...]) -> str:
+    """Hash a file; one of the same size and times of change is not read again."""
+    del size, changed
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

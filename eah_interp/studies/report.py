@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from eah_interp.benchmarks.pope import Rule
-from eah_interp.files import save_bytes
+from eah_interp.files import name_file, save_bytes
 from eah_interp.studies.claims import Claim, answer_claims, density_and_errors
 from eah_interp.studies.contrasts import Draws, Pair
 from eah_interp.studies.scores import ScoredRows, score_rows
@@ -115,7 +115,11 @@ def render(
         manifest=manifest,
         facts=_tabulate_facts(summary),
         claims=[(claim, _tabulate_claim(claim)) for claim in claims],
-        examples=examples,
+        # The page may be mailed: where the images lie is nobody else's to know.
+        examples=[
+            dataclasses.replace(example, image=name_file(example.image))
+            for example in examples
+        ],
         drawings=drawings,
         missing=missing,
     )
