@@ -9,7 +9,15 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from eah_interp._types import ColumnMask, HeadOutputs, Keys, Queries, Values
-from eah_interp.errors import InputError
+from eah_interp.errors import InputError, show_value
+from eah_interp.indices import to_int
+from eah_interp.kernels.tensors import (
+    TensorKind,
+    check_finite,
+    check_place,
+    check_sizes,
+    check_tensor,
+)
 
 BLOCK_BYTES = 64 * 2**20
 """Size aimed at for one float32 block of `[batch, head, rows, key]`, in bytes."""
@@ -63,7 +71,8 @@ def pattern_blocks(
 
     Grouped-query attention needs no repeated keys: head `h` reads key group
     `h // (n_heads / n_kv_heads)`. Peak memory is a few blocks of
-    `[batch, head, rows, key]` in float32, whatever the prompt's length.
+    `[batch, head, rows, key]` in float32, whatever the prompt's length. NaN that goes
+    in comes out: the scores refuse it.
 
     Args:
         queries: After RoPE.
@@ -88,7 +97,8 @@ def pattern_blocks(
 
     Raises:
         InputError: If the number of heads is no multiple of the key/value groups,
-            or `mask` or `sink_logits` do not fit.
+            or a tensor is none, or does not fit.
+        SettingsError: If `scale` or `softcap` is no finite number.
 
     Example:
         >>> import torch
@@ -100,9 +110,15 @@ def pattern_blocks(
         >>> bool(torch.allclose(sums, torch.ones(1, 4, 5)))
         True
     """
+    check_attention_shapes(queries, keys, mask, sink_logits)
     n_batch, n_heads, n_rows, d_head = queries.shape
     n_groups, n_keys = keys.shape[1], keys.shape[2]
-    check_attention_shapes(queries, keys, mask, sink_logits)
+    if token_mask is not None:
+        check_tensor("token_mask", token_mask, axes="batch key", kind="bool")
+        check_sizes("token_mask", token_mask, n_batch, n_keys)
+        check_place(queries=queries, token_mask=token_mask)
+    scale = check_finite("scale", scale)
+    softcap = check_finite("softcap", softcap, positive=True)
     scale = d_head**-0.5 if scale is None else scale
     step = rows_per_block(queries, keys, block=block)
     columns = torch.arange(n_keys, device=queries.device)
@@ -179,7 +195,12 @@ def mix_values(
 
     For patterns that no choice of queries and keys can give (a mean over heads, an
     even spread). The changed weights are cast to the values' dtype before the
-    product, as the eager attention of transformers does.
+    product, as the eager attention of transformers does. As there, NaN that goes in
+    comes out.
+
+    Raises:
+        InputError: As for `pattern_blocks`, or if the values do not fit.
+        SettingsError: As for `pattern_blocks`.
 
     Args:
         queries: As for `pattern_blocks`.
@@ -206,7 +227,19 @@ def mix_values(
         >>> bool(torch.allclose(ours, theirs, atol=1e-5))
         True
     """
+    check_attention_shapes(queries, keys, mask, sink_logits)
+    check_tensor("values", values, axes="batch kv_head key d_value")
     n_heads, n_groups = queries.shape[1], values.shape[1]
+    check_sizes(
+        "values", values, queries.shape[0], n_groups, keys.shape[2], values.shape[3]
+    )
+    check_place(queries=queries, values=values)
+    if not n_groups or n_heads % n_groups:
+        msg = f"{n_heads} heads do not divide into {n_groups} groups of values"
+        raise InputError(msg)
+    if not callable(change):
+        msg = f"change must be a function of a block, got {show_value(change)}"
+        raise InputError(msg)
     mixed = []
     for part in pattern_blocks(
         queries,
@@ -248,14 +281,18 @@ def rows_per_block(queries: Queries, keys: Keys, *, block: int | None = None) ->
         >>> rows_per_block(torch.zeros(1, 32, 1000, 4), torch.zeros(1, 8, 1000, 4))
         64
     """
+    check_tensor("queries", queries, axes="batch head query d_head")
+    check_tensor("keys", keys, axes="batch kv_head key d_head")
     if block is None:
         row = 4 * queries.shape[0] * queries.shape[1] * keys.shape[2]
         most = CPU_ROWS if queries.device.type == "cpu" else queries.shape[2]
         block = max(1, min(queries.shape[2], most, BLOCK_BYTES // max(row, 1)))
-    if block < 1:
-        msg = f"block must be at least 1 query row, got {block}; leave it out"
+    rows_each = to_int(block)
+    if rows_each is None or rows_each < 1:
+        got = show_value(block)
+        msg = f"block must be at least 1 query row, got {got}; leave it out"
         raise InputError(msg)
-    return block
+    return rows_each
 
 
 # ---- What a mask leaves visible, and whether a call's tensors fit each other.
@@ -276,6 +313,8 @@ def find_visible(mask: Tensor) -> Bool[Tensor, "..."]:
         >>> find_visible(torch.tensor([0.0, -7.5, torch.finfo().min, -torch.inf]))
         tensor([ True,  True, False, False])
     """
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+        check_tensor("mask", mask)
     if mask.dtype == torch.bool:
         return mask
     # half, as logits, biases or a second mask may have been added to the minimum
@@ -290,8 +329,20 @@ def check_attention_shapes(
     Raises:
         InputError: If they do not.
     """
+    check_tensor("queries", queries, axes="batch head query d_head")
+    check_tensor("keys", keys, axes="batch kv_head key d_head")
+    if mask is not None:
+        is_bool = isinstance(mask, Tensor) and mask.dtype == torch.bool
+        kind: TensorKind = "bool" if is_bool else "float"
+        check_tensor("mask", mask, kind=kind)
+    if sink_logits is not None:
+        check_tensor("sink_logits", sink_logits)
+    check_place(queries=queries, keys=keys, mask=mask, sink_logits=sink_logits)
     n_heads, n_groups = queries.shape[1], keys.shape[1]
-    if n_heads % n_groups:
+    check_sizes(
+        "keys", keys, queries.shape[0], n_groups, keys.shape[2], queries.shape[3]
+    )
+    if not n_groups or n_heads % n_groups:
         msg = (
             f"{n_heads} query heads do not divide into {n_groups} key/value groups; "
             "pass queries [batch head query d_head] and keys "

@@ -21,6 +21,7 @@ from eah_interp.kernels.patterns import (
     is_abstract,
     mix_values,
 )
+from eah_interp.kernels.tensors import check_tensor
 from eah_interp.lvlm.attention import AttentionCall
 from eah_interp.lvlm.spans import image_mask as find_image_mask
 
@@ -58,6 +59,7 @@ class Prompt:
         """
         if prompt_mask is None:
             return self
+        check_tensor("prompt_mask", prompt_mask, axes="batch key", kind="bool")
         if prompt_mask.shape != self.image_mask.shape:
             msg = (
                 f"the prompt mask has shape {tuple(prompt_mask.shape)}: expected a "
@@ -186,6 +188,7 @@ def _read_tokens(mask: Any, image_mask: Tensor) -> Tensor:
 
 
 def _check_widths(ids: Tensor, image_mask: Tensor, mask: Any) -> None:
+    check_tensor("image_mask", image_mask, axes="batch key", kind="bool")
     if tuple(image_mask.shape) != tuple(ids.shape):
         msg = (
             f"the image mask has shape {tuple(image_mask.shape)}: expected a flag for "

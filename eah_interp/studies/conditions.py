@@ -6,7 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from eah_interp.errors import SettingsError
+from eah_interp.arguments import check_kind, check_mapping, check_text
+from eah_interp.errors import SettingsError, show_value
+from eah_interp.indices import to_list
 from eah_interp.interventions import EAH, PAI, VAR, Ablation, Intervention, edit
 from eah_interp.interventions.donation import seed_items
 from eah_interp.kernels.sinks import DEFAULT_BETA
@@ -30,6 +32,10 @@ class Condition:
     name: str
     patch: EAH | Intervention | None = None
 
+    def __post_init__(self) -> None:
+        check_text("a condition's name", self.name, error=SettingsError)
+        check_patch("patch", self.patch)
+
     def to_dict(self) -> dict[str, Any]:
         """Write the condition as a mapping of plain values."""
         if self.patch is None:
@@ -49,6 +55,7 @@ class Condition:
             >>> Condition.from_dict(condition.to_dict()) == condition
             True
         """
+        values = check_mapping("a condition", values)
         kinds = [key for key in values if key != "name"]
         if len(kinds) > 1 or set(kinds) - set(KINDS):
             msg = (
@@ -58,6 +65,9 @@ class Condition:
             raise SettingsError(msg)
         given = values[kinds[0]] if kinds else None
         patch = None if given is None else KINDS[kinds[0]].from_dict(given)
+        if "name" not in values:
+            listed = ", ".join(values) or "nothing"
+            raise SettingsError(f"a condition has a name: expected one, got {listed}")
         return cls(values["name"], patch)
 
     def check(self, model: Any) -> None:
@@ -86,6 +96,21 @@ class Condition:
         return edit(model, patch)
 
 
+def check_patch(name: str, value: object) -> None:
+    """Check that an argument is an intervention's settings, or None.
+
+    Raises:
+        SettingsError: If it is something else.
+    """
+    check_kind(
+        name,
+        value,
+        (Intervention, type(None)),
+        expected="an intervention's settings, such as eah.EAH(), or None",
+        error=SettingsError,
+    )
+
+
 BASELINE = Condition("baseline")
 
 CONTROL_DONORS = ("sparsest", "random", "mean", "uniform", "shuffled")
@@ -101,6 +126,9 @@ def control_conditions(eah: EAH | None = None) -> tuple[Condition, ...]:
         >>> [condition.name for condition in control_conditions()]
         ['baseline', 'EAH', 'sparsest', 'random', 'mean', 'uniform', 'shuffled']
     """
+    check_kind(
+        "eah", eah, (EAH, type(None)), expected="EAH settings", error=SettingsError
+    )
     eah = EAH() if eah is None else eah
     controls = [
         Condition(donor, dataclasses.replace(eah, donor=donor))  # type: ignore[arg-type]
@@ -132,6 +160,13 @@ def sweep(
         >>> [condition.name for condition in sweep({"alpha": [0.2, 0.5]}, eah=PAI())]
         ['PAI alpha=0.2', 'PAI alpha=0.5']
     """
+    check_patch("eah", eah)
+    for name, values in check_mapping("axes", axes).items():
+        if to_list(values) is None:
+            got = show_value(values)
+            raise SettingsError(f"axes must have a list under {name!r}, got {got}")
+    if prefix is not None:
+        check_text("prefix", prefix, error=SettingsError)
     eah = EAH() if eah is None else eah
     kind = type(eah)
     prefix = kind.__name__ if prefix is None else prefix
@@ -181,7 +216,11 @@ def check_conditions(conditions: Sequence[Condition]) -> None:
     Raises:
         SettingsError: If not.
     """
-    names = [condition.name for condition in conditions]
+    listed = to_list(conditions)
+    if listed is None or not all(isinstance(one, Condition) for one in listed):
+        got = show_value(conditions)
+        raise SettingsError(f"conditions must be a list of Conditions, got {got}")
+    names = [condition.name for condition in listed]
     if not names:
         msg = "a study needs at least 1 condition, got none"
         raise SettingsError(msg)

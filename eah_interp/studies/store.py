@@ -24,6 +24,10 @@ COLUMNS = {
 """Columns of a row and their types: everything else about an item is in the items."""
 
 
+SINK_KEYS = ["item", "layer", "head"]
+"""What a sink density is of."""
+
+
 @dataclass(frozen=True)
 class Store:
     """A study's folder.
@@ -74,7 +78,7 @@ class Store:
             InputError: If a file cannot be read; it is named.
         """
         for path in [self._of(c) / _name(b) for c in conditions for b in batches]:
-            if path.exists() and _read(path)["error"].notna().any():
+            if path.exists() and _read_rows(path)["error"].notna().any():
                 path.unlink(missing_ok=True)
 
     def has_sinks(self, batch: int) -> bool:
@@ -98,7 +102,7 @@ class Store:
         parts = {}
         for name in conditions:
             for path in _files(self._of(name)):
-                part = parts[path] = _read(path)
+                part = parts[path] = _read_rows(path)
                 if not part["condition"].eq(name).all():
                     msg = f"{path} has rows of another condition than {name!r}"
                     raise InputError(f"{msg}: it was copied there; delete it")
@@ -108,9 +112,8 @@ class Store:
 
     def read_sinks(self) -> pd.DataFrame:
         """Read the sink densities; an empty table if there are none."""
-        parts = {path: _read(path) for path in _files(self.folder / SINKS)}
-        keys = ["item", "layer", "head"]
-        return _join(parts, keys=keys) if parts else pd.DataFrame()
+        parts = {path: _read_sinks(path) for path in _files(self.folder / SINKS)}
+        return _join(parts, keys=SINK_KEYS) if parts else pd.DataFrame()
 
     def _of(self, condition: str) -> Path:
         return self.folder / ROWS / slug(condition)
@@ -168,10 +171,10 @@ def list_answered(folder: Path) -> set[str]:
     """List the items that something was measured of: not those that failed."""
     found: set[str] = set()
     for path in (p for place in (folder / ROWS).glob("*") for p in _files(place)):
-        rows = _read(path)
+        rows = _read_rows(path)
         found |= set(rows["item"][rows["error"].isna()])
     for path in _files(folder / SINKS):
-        found |= set(_read(path)["item"])
+        found |= set(_read_sinks(path)["item"])
     return found
 
 
@@ -185,12 +188,43 @@ def _to_parquet(table: pd.DataFrame) -> bytes:
     return buffer.getvalue()
 
 
-def _read(path: Path) -> pd.DataFrame:
+def _read_rows(path: Path) -> pd.DataFrame:
+    """Read a file of rows, with the columns and types that were written."""
+    table = _read(path, list(COLUMNS))
     try:
-        return pd.read_parquet(path, engine="pyarrow")
+        return table[list(COLUMNS)].astype(COLUMNS)
+    except (TypeError, ValueError) as error:
+        raise _changed(path, f"its columns hold something else: {error}") from error
+
+
+def _read_sinks(path: Path) -> pd.DataFrame:
+    """Read a file of sink densities."""
+    table = _read(path, [*SINK_KEYS, "density"])
+    for name in ("layer", "head", "density"):
+        kind = table[name].dtype
+        if not pd.api.types.is_numeric_dtype(kind) or table[name].isna().any():
+            raise _changed(path, f"expected numbers in the column {name!r}")
+    return table
+
+
+def _changed(path: Path, what: str) -> InputError:
+    msg = (
+        f"{path} was changed since it was written: {what}; delete this file and run "
+        "the study again, which makes it anew"
+    )
+    return InputError(msg)
+
+
+def _read(path: Path, columns: list[str]) -> pd.DataFrame:
+    try:
+        table = pd.read_parquet(path, engine="pyarrow")
     except (OSError, ValueError) as error:
         msg = (
             f"cannot read {path}: {error}; delete this file and run the study again, "
             "which makes it anew"
         )
         raise InputError(msg) from error
+    missing = [name for name in columns if name not in table]
+    if missing:
+        raise _changed(path, f"expected the columns {', '.join(missing)} too")
+    return table

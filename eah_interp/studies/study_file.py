@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from eah_interp.arguments import check_path
 from eah_interp.errors import EAHError, ExtraMissingError, SettingsError
 from eah_interp.studies.conditions import (
     BASELINE,
@@ -85,6 +86,7 @@ class StudyFile:
             >>> len(study.items), [condition.name for condition in study.conditions]
             (14, ['baseline', 'EAH'])
         """
+        path = check_path("path", path)
         file = YamlFile.read(path)
         values = _with_list(file.values)
         checked = _check(file, values)
