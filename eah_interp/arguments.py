@@ -3,7 +3,7 @@
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar
 
 from eah_interp.errors import EAHError, InputError, SettingsError, show_value
 from eah_interp.indices import check_integer, to_float
@@ -93,27 +93,6 @@ def check_mapping(
     if odd:
         raise error(f"{name} must have texts as keys, got {show_value(odd[0])}")
     return found
-
-
-def check_choice(name: str, value: object, choices: Any, more: str = "") -> None:
-    """Check that a value is one of a `Literal`'s strings.
-
-    Args:
-        name: Of the setting.
-        value: What was given.
-        choices: The `Literal`, or its strings.
-        more: What else is allowed, for the message.
-
-    Raises:
-        SettingsError: If it is not.
-    """
-    listed = tuple(choices) if isinstance(choices, list | tuple) else get_args(choices)
-    # An array compares with each string by itself.
-    if not isinstance(value, str) or value not in listed:
-        msg = (
-            f"{name} must be one of {', '.join(listed)}{more}, got {show_value(value)}"
-        )
-        raise SettingsError(msg)
 
 
 def check_count(name: str, value: object) -> int:

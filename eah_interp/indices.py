@@ -1,10 +1,10 @@
-"""Integers and numbers of any kind, as plain ones: NumPy's, pandas', torch's."""
+"""Integers and numbers of any kind, as plain ones, and choices among words."""
 
 import math
 import numbers
 import operator
 from collections.abc import Set
-from typing import Any
+from typing import Any, get_args
 
 from eah_interp.errors import InputError, SettingsError, show_value
 
@@ -67,6 +67,27 @@ def check_integer(name: str, value: object, *, least: int = 0) -> int:
         msg = f"{name} must be an integer of {least} or more, got {show_value(value)}"
         raise SettingsError(msg)
     return one
+
+
+def check_choice(name: str, value: object, choices: Any, more: str = "") -> None:
+    """Check that a value is one of a `Literal`'s strings.
+
+    Args:
+        name: Of the setting.
+        value: What was given.
+        choices: The `Literal`, or its strings.
+        more: What else is allowed, for the message.
+
+    Raises:
+        SettingsError: If it is not.
+    """
+    listed = tuple(choices) if isinstance(choices, list | tuple) else get_args(choices)
+    # An array compares with each string by itself.
+    if not isinstance(value, str) or value not in listed:
+        msg = (
+            f"{name} must be one of {', '.join(listed)}{more}, got {show_value(value)}"
+        )
+        raise SettingsError(msg)
 
 
 def to_list(values: object) -> list[Any] | None:

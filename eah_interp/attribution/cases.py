@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from eah_interp._types import ColumnMask
-from eah_interp.arguments import check_choice, check_mapping
+from eah_interp.arguments import check_mapping
 from eah_interp.attribution.mentions import find_mentions
 from eah_interp.attribution.objects import (
     ObjectWord,
@@ -22,7 +22,7 @@ from eah_interp.attribution.objects import (
 )
 from eah_interp.attribution.readouts import MetricName, Readout, Term, read_tokens
 from eah_interp.errors import InputError, SettingsError, show_value
-from eah_interp.indices import to_int, to_ints, to_list
+from eah_interp.indices import check_choice, to_int, to_ints, to_list
 from eah_interp.lvlm.anatomy import check_model
 from eah_interp.lvlm.inputs import (
     Encoding,

@@ -9,7 +9,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from eah_interp.arguments import check_choice
 from eah_interp.attribution.cases import Ask, Case, as_case, asks
 from eah_interp.attribution.direct_path import run_direct
 from eah_interp.attribution.gradient_runs import (
@@ -26,7 +25,7 @@ from eah_interp.attribution.results import (
     register,
 )
 from eah_interp.errors import InputError, SettingsError, show_value
-from eah_interp.indices import to_int, to_ints, to_list
+from eah_interp.indices import check_choice, to_int, to_ints, to_list
 from eah_interp.interventions.intervention import Intervention
 from eah_interp.lvlm.spans import ImageSpan, lay_out
 

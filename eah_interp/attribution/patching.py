@@ -9,7 +9,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from eah_interp.arguments import check_choice
 from eah_interp.attribution.cases import Ask, as_case, asks
 from eah_interp.attribution.nodes import NodeName, find_nodes, grid_of_heads, list_nodes
 from eah_interp.attribution.readouts import MetricName, Target, TargetValues
@@ -31,6 +30,7 @@ from eah_interp.attribution.sides import (
     take_item,
 )
 from eah_interp.errors import SettingsError
+from eah_interp.indices import check_choice
 from eah_interp.interventions.intervention import Intervention
 from eah_interp.lvlm.attention import AttentionCall
 

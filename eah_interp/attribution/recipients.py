@@ -9,7 +9,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from eah_interp.arguments import check_choice
 from eah_interp.attribution.cases import Ask, as_case, asks
 from eah_interp.attribution.nodes import grid_of_heads, list_nodes
 from eah_interp.attribution.readouts import MetricName, Target, TargetValues
@@ -24,7 +23,7 @@ from eah_interp.attribution.results import Result, largest, name_head
 from eah_interp.attribution.runs import Recording, record
 from eah_interp.attribution.shapley import Coalition, Shares, check_orders, share_gains
 from eah_interp.attribution.sides import check_broadcast, gather, split_items, take_item
-from eah_interp.indices import check_integer
+from eah_interp.indices import check_choice, check_integer
 from eah_interp.interventions.eah import EAH
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import Any, Literal, TypeAlias
 
 import pandas as pd
 
-from eah_interp.arguments import check_choice, check_kind, check_path, check_text
+from eah_interp.arguments import check_kind, check_path, check_text
 from eah_interp.benchmarks.mentions import (
     ImageId,
     Lemmatize,
@@ -24,7 +24,7 @@ from eah_interp.benchmarks.records import (
     read_records,
 )
 from eah_interp.errors import InputError, SettingsError, show_value
-from eah_interp.indices import check_integer, to_list
+from eah_interp.indices import check_choice, check_integer, to_list
 
 Repeats: TypeAlias = Literal["refuse", "count"]
 """What to do with several captions of one image."""

@@ -10,9 +10,9 @@ from typing import Literal, TypeAlias
 import numpy as np
 import pandas as pd
 
-from eah_interp.arguments import check_choice, check_kind, check_mapping, check_text
+from eah_interp.arguments import check_kind, check_mapping, check_text
 from eah_interp.errors import InputError, SettingsError, show_value
-from eah_interp.indices import check_integer, to_int, to_list
+from eah_interp.indices import check_choice, check_integer, to_int, to_list
 
 PRESENT, ANSWER, NEITHER = "present", "says_yes", "neither"
 """Columns of an answer table: the truth, what was answered (missing: nothing that can

@@ -17,9 +17,8 @@ from eah_interp._types import (
     HeadMask,
     Steps,
 )
-from eah_interp.arguments import check_choice
 from eah_interp.errors import InputError, SettingsError, UnsupportedError, show_value
-from eah_interp.indices import to_float, to_int, to_ints
+from eah_interp.indices import check_choice, to_float, to_int, to_ints
 from eah_interp.interventions.donation import (
     LayerPatch,
     layer_seed,

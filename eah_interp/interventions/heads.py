@@ -8,9 +8,8 @@ from typing import ClassVar, Literal, cast
 import torch
 from torch import Tensor
 
-from eah_interp.arguments import check_choice
 from eah_interp.errors import SettingsError, show_value
-from eah_interp.indices import to_list
+from eah_interp.indices import check_choice, to_list
 from eah_interp.interventions.intervention import (
     Intervention,
     check_indices,

@@ -10,9 +10,9 @@ from typing import Any, ClassVar, TypeVar
 from torch import Tensor
 
 from eah_interp._types import Steps
-from eah_interp.arguments import check_choice, check_mapping
+from eah_interp.arguments import check_mapping
 from eah_interp.errors import SettingsError, UnsupportedError, show_value
-from eah_interp.indices import to_float, to_ints
+from eah_interp.indices import check_choice, to_float, to_ints
 from eah_interp.interventions.point import PatchPoint
 from eah_interp.lvlm.anatomy import Anatomy, AttentionSite
 

@@ -9,8 +9,9 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from eah_interp.arguments import check_choice, check_count
+from eah_interp.arguments import check_count
 from eah_interp.errors import SettingsError, show_value
+from eah_interp.indices import check_choice
 from eah_interp.interventions.intervention import (
     Intervention,
     Layers,

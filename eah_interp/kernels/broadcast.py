@@ -12,8 +12,12 @@ from torch import Tensor
 from eah_interp._types import Donors, HeadMask, Keys, Pattern, Queries
 from eah_interp.errors import SettingsError, UnsupportedError
 from eah_interp.indices import check_integer
-from eah_interp.kernels.patterns import is_abstract
-from eah_interp.kernels.tensors import check_place, check_sizes, check_tensor
+from eah_interp.kernels.patterns import (
+    check_place,
+    check_sizes,
+    check_tensor,
+    is_abstract,
+)
 
 
 def broadcast_pattern(

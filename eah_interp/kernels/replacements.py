@@ -11,8 +11,12 @@ from torch import Tensor
 
 from eah_interp._types import ColumnMask
 from eah_interp.errors import SettingsError
-from eah_interp.kernels.patterns import is_abstract
-from eah_interp.kernels.tensors import check_place, check_sizes, check_tensor
+from eah_interp.kernels.patterns import (
+    check_place,
+    check_sizes,
+    check_tensor,
+    is_abstract,
+)
 
 PatternRows = Float[Tensor, "batch head rows key"]
 VisibleRows = Bool[Tensor, "batch #head rows key"]

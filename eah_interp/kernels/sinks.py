@@ -25,21 +25,18 @@ from eah_interp._types import (
     Pattern,
     Queries,
 )
-from eah_interp.arguments import check_choice
 from eah_interp.errors import InputError, NumericalError, SettingsError, show_value
-from eah_interp.indices import to_float, to_int, to_ints
+from eah_interp.indices import check_choice, to_float, to_int, to_ints
 from eah_interp.kernels.patterns import (
     PatternBlock,
     check_attention_shapes,
-    exact_product,
-    is_abstract,
-    pattern_blocks,
-)
-from eah_interp.kernels.tensors import (
     check_finite,
     check_place,
     check_sizes,
     check_tensor,
+    exact_product,
+    is_abstract,
+    pattern_blocks,
 )
 
 # ---- What a sink score is compared with: vision sinks, their density, dense heads.

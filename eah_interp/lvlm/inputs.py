@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from eah_interp.arguments import check_mapping
 from eah_interp.errors import InputError, show_value
-from eah_interp.kernels.tensors import check_sizes, check_tensor
+from eah_interp.kernels.patterns import check_sizes, check_tensor
 from eah_interp.lvlm.images import is_images, read_image
 
 DEFAULT_PROMPT = "Describe the image."

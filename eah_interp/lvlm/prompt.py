@@ -17,11 +17,11 @@ from eah_interp._types import ColumnMask, HeadOutputs
 from eah_interp.errors import InputError, UnsupportedError
 from eah_interp.kernels.patterns import (
     PatternBlock,
+    check_tensor,
     find_visible,
     is_abstract,
     mix_values,
 )
-from eah_interp.kernels.tensors import check_tensor
 from eah_interp.lvlm.attention import AttentionCall
 from eah_interp.lvlm.spans import image_mask as find_image_mask
 

@@ -8,10 +8,10 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from eah_interp.arguments import check_choice, check_kind, check_mapping, check_path
+from eah_interp.arguments import check_kind, check_mapping, check_path
 from eah_interp.errors import InputError, SettingsError, UnsupportedError, show_value
 from eah_interp.files import make_folder
-from eah_interp.indices import check_integer, to_int
+from eah_interp.indices import check_choice, check_integer, to_int
 from eah_interp.studies.conditions import Condition, check_conditions
 from eah_interp.studies.items import Item, check_items
 from eah_interp.studies.manifest import Manifest, ModelSource, load_items

@@ -11,9 +11,8 @@ from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor
 
-from eah_interp.arguments import check_choice
 from eah_interp.errors import InputError, SettingsError
-from eah_interp.indices import check_columns
+from eah_interp.indices import check_choice, check_columns
 from eah_interp.lvlm.images import ImageLike, read_image
 from eah_interp.lvlm.spans import Box, ImageSpan
 from eah_interp.viz.widgets import Widget

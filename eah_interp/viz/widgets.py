@@ -15,10 +15,10 @@ from uuid import uuid4
 
 from PIL import Image
 
-from eah_interp.arguments import check_choice, check_mapping, check_path, check_text
+from eah_interp.arguments import check_mapping, check_path, check_text
 from eah_interp.errors import ExtraMissingError, SettingsError, show_value
 from eah_interp.files import make_folder, save_bytes
-from eah_interp.indices import to_list
+from eah_interp.indices import check_choice, to_list
 
 BUNDLE = Path("dist") / "cdn" / "iife.js"
 """CircuitsVis's JavaScript, inside its package."""
