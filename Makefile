@@ -18,7 +18,7 @@ INSTALL := -m pip install --quiet --disable-pip-version-check
 TORCH := torch==2.13.0
 PIP := $(BIN)/python $(INSTALL) -c constraints.txt $(TORCH)
 
-.PHONY: demo test lint unit docs tutorials tutorials-build check-all slow portable lowest newest bench bench-attribution bench-quick model-card support-table dist clean
+.PHONY: demo test lint unit docs tutorials tutorials-build check-all slow fuzz portable lowest newest bench bench-attribution bench-quick model-card support-table dist clean
 
 demo: $(VENV)/.demo
 	$(BIN)/eah-interp demo --out demo-out
@@ -47,11 +47,16 @@ tutorials-build: $(VENV)/.dev
 	$(BIN)/python tutorials/build.py
 
 # The newest releases come last: what fails there may be nobody's here, and has stopped nothing.
-check-all: test slow portable lowest bench-quick newest
+check-all: test slow fuzz portable lowest bench-quick newest
 
 # With a real Ray, which the fast tests do without.
 slow: $(VENV)/.ray
 	$(BIN)/python -m pytest -m slow -n $(WORKERS)
+
+# Ten thousand odd inputs at every door; each that ends wrongly is printed with the number that
+# makes it again.
+fuzz: $(VENV)/.dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz --inputs 10000 --seed 0
 
 # The fast tests as on another machine: with other kernels, and (tests/alignment.py) with sums
 # whose order depends on where a weight lies in memory, as on AMD's processors.

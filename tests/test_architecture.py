@@ -22,6 +22,7 @@ ORDER = (
     "_types",
     "errors",
     "indices",
+    "arguments",
     "files",
     "foreign_files",
     "statistics",

@@ -1,12 +1,13 @@
 """CHAIR's files: captions, and which objects are in which image."""
 
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Set
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import pandas as pd
 
+from eah_interp.arguments import check_kind, check_path, check_text
 from eah_interp.benchmarks.mentions import (
     ImageId,
     Lemmatize,
@@ -21,8 +22,9 @@ from eah_interp.benchmarks.records import (
     read_answer,
     read_records,
 )
-from eah_interp.errors import InputError
+from eah_interp.errors import InputError, SettingsError, show_value
 from eah_interp.foreign_files import read_json
+from eah_interp.indices import check_choice, check_integer, to_list
 
 Repeats: TypeAlias = Literal["refuse", "count"]
 """What to do with several captions of one image."""
@@ -59,6 +61,11 @@ def read_captions(
         InputError: If the file cannot be read, a caption or image is missing, an image
             stands twice, or two captions of one object differ.
     """
+    path = check_path("path", path)
+    check_choice("repeats", repeats, Repeats)
+    for option, key in (("image_key", image_key), ("caption_key", caption_key)):
+        if key is not None:
+            check_text(option, key, error=SettingsError)
     images: list[ImageId] = []
     texts: list[str] = []
     first: dict[ImageId, str] = {}
@@ -150,7 +157,17 @@ def read_ground_truth(
         ExtraMissingError: If NLTK, or its data, is not installed, and `path` is a
             folder.
     """
-    path = Path(path)
+    path, year = check_path("path", path), check_integer("year", year)
+    check_kind("vocabulary", vocabulary, Vocabulary, expected="a Vocabulary")
+    if lemmatize is not None and not callable(lemmatize):
+        got = show_value(lemmatize)
+        raise InputError(f"lemmatize must be a function of a text, got {got}")
+    if images is not None:
+        listed = list(images) if isinstance(images, Set) else to_list(images)
+        if listed is None or not all(isinstance(one, str | int) for one in listed):
+            got = show_value(images)
+            raise InputError(f"images must be their names or numbers, got {got}")
+        images = listed
     if not path.is_dir():
         return _keep(_read_lists(path, vocabulary), images)
     lemmatize = load_lemmatizer() if lemmatize is None else lemmatize

@@ -17,8 +17,8 @@ from eah_interp._types import (
     HeadMask,
     Steps,
 )
-from eah_interp.errors import InputError, SettingsError, UnsupportedError
-from eah_interp.indices import to_float, to_int, to_ints
+from eah_interp.errors import InputError, SettingsError, UnsupportedError, show_value
+from eah_interp.indices import check_choice, to_float, to_int, to_ints
 from eah_interp.interventions.donation import (
     LayerPatch,
     ask_function,
@@ -28,7 +28,6 @@ from eah_interp.interventions.donation import (
 )
 from eah_interp.interventions.intervention import (
     Intervention,
-    check_choice,
     check_indices,
 )
 from eah_interp.interventions.plugins import describe_plugin, find_plugin
@@ -142,8 +141,8 @@ class EAH(Intervention):
         elif donor is None:
             more = ", a head index or a function"
             check_choice("donor", self.donor, DonorRule, more=more)
-        elif donor < 0:
-            msg = f"donor head must be 0 or more, got {donor}"
+        elif not 0 <= donor < 2**63:
+            msg = f"donor head must be 0 or more, got {show_value(donor)}"
             raise SettingsError(msg)
         else:
             object.__setattr__(self, "donor", donor)
@@ -155,14 +154,15 @@ class EAH(Intervention):
         given = DEFAULT_BETA[self.definition] if self.beta is None else self.beta
         beta = to_float(given)
         if beta is None or beta < 0:
-            msg = f"beta must be a number of 0 or more, got {given!r}"
+            msg = f"beta must be a number of 0 or more, got {show_value(given)}"
             raise SettingsError(msg)
         object.__setattr__(self, "beta", beta)
         if self.gamma is None:
             return
         gamma = to_float(self.gamma)
         if gamma is None or not 0 < gamma <= 1:
-            msg = f"gamma is a share of the image columns in (0, 1], got {self.gamma!r}"
+            got = show_value(self.gamma)
+            msg = f"gamma is a share of the image columns in (0, 1], got {got}"
             raise SettingsError(msg)
         object.__setattr__(self, "gamma", gamma)
 
@@ -499,7 +499,7 @@ def _check_seed(seed: object) -> int | tuple[int, ...]:
     if seeds is None or max(map(abs, seeds)) >= 2**53:
         msg = (
             "seed must be an integer, or one for each batch item, below 2**53 in size, "
-            f"got {seed!r}"
+            f"got {show_value(seed)}"
         )
         raise SettingsError(msg)
     return seeds if one is None else one

@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import nn
 
-from eah_interp.errors import EAHError, ModelError, SettingsError
+from eah_interp.errors import EAHError, ModelError, SettingsError, show_value
 from eah_interp.indices import to_int
 from eah_interp.lvlm.spans import image_token_id
 
@@ -302,6 +302,22 @@ def resolve_anatomy(model: nn.Module, *, image_token: int | None = None) -> Anat
     )
 
 
+def check_model(model: Any) -> Any:
+    """Check that a model is a whole one, as `load` and `wrap` make it.
+
+    Raises:
+        ModelError: If it is only a part of one, or something else.
+    """
+    if getattr(model, "anatomy", None) is None:
+        where = getattr(model, "path", type(model).__name__)
+        msg = (
+            f"expected a model of eah_interp.load or eah_interp.wrap, got {where}: "
+            "pass the whole model, not one of its modules"
+        )
+        raise ModelError(msg)
+    return model
+
+
 def check_settings(model: Any, settings: Any) -> list[AttentionSite]:
     """Check that an intervention's settings fit a model, before any forward pass.
 
@@ -314,16 +330,15 @@ def check_settings(model: Any, settings: Any) -> list[AttentionSite]:
 
     Raises:
         ModelError: If the model is only a part of one, or a layer has no attention.
-        SettingsError: If a layer or head does not exist.
+        SettingsError: If a layer or head does not exist, or these are no settings.
     """
-    anatomy = getattr(model, "anatomy", None)
-    if anatomy is None:
-        where = getattr(model, "path", type(model).__name__)
+    anatomy = check_model(model).anatomy
+    if not hasattr(settings, "find_sites"):
         msg = (
-            f"expected a model of eah_interp.load or eah_interp.wrap, got {where}: "
-            "pass the whole model, not one of its modules"
+            "a patch is an intervention's settings, such as eah.EAH() or eah.PAI()"
+            f": got {show_value(settings)}"
         )
-        raise ModelError(msg)
+        raise SettingsError(msg)
     config = model.config.get_text_config(decoder=True)
     settings.check_fits(n_heads=anatomy.n_heads, d_model=config.hidden_size)
     sites: list[AttentionSite] = settings.find_sites(anatomy)

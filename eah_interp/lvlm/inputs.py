@@ -10,7 +10,9 @@ from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from eah_interp.errors import InputError
+from eah_interp.arguments import check_mapping
+from eah_interp.errors import InputError, show_value
+from eah_interp.kernels.patterns import check_sizes, check_tensor
 from eah_interp.lvlm.images import is_images, read_image
 
 DEFAULT_PROMPT = "Describe the image."
@@ -273,15 +275,32 @@ def _as_prompts(prompts: object) -> list[str]:
     if prompts is None:
         return [DEFAULT_PROMPT]
     if isinstance(prompts, str):
-        return [prompts]
+        return [check_unicode("a prompt", prompts)]
     if (
         isinstance(prompts, list | tuple)
         and prompts
         and all(isinstance(p, str) for p in prompts)
     ):
-        return list(prompts)
-    msg = f"expected a prompt or a non-empty list of prompts, got {prompts!r}"
-    raise InputError(msg)
+        return [check_unicode("a prompt", prompt) for prompt in prompts]
+    got = show_value(prompts)
+    raise InputError(f"expected a prompt or a non-empty list of prompts, got {got}")
+
+
+def check_unicode(name: str, text: str) -> str:
+    """Check that a tokenizer can read a text, and make it a plain one.
+
+    Raises:
+        InputError: If it holds half a character, as text of undecodable bytes does.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        msg = (
+            f"{name} holds half a character (a surrogate) at {error.start}: expected "
+            f"text of whole ones, got {show_value(text)}"
+        )
+        raise InputError(msg) from error
+    return str(text)
 
 
 def _as_groups(images: object) -> list[list[object]]:
@@ -434,3 +453,71 @@ def repeat_rows(encoding: Encoding, rows: Sequence[int]) -> Encoding:
         per_row = len(sizes) // n_rows
         sizes = [s for row in rows for s in sizes[row * per_row : (row + 1) * per_row]]
     return Encoding(copies, image_sizes=sizes)
+
+
+# ---- Encodings that were made elsewhere.
+
+
+def check_encoding(encoding: Mapping[Any, Any]) -> None:
+    """Check that a ready-made encoding has token ids, and masks and images that fit.
+
+    What only some families take is theirs to check.
+
+    Raises:
+        InputError: If a key is no text, `input_ids` are no integers of `[batch, key]`,
+            the attention mask is no mask of them, or pixels are no finite numbers.
+
+    Example:
+        >>> check_encoding({"input_ids": [[1, 2]]})
+        Traceback (most recent call last):
+            ...
+        eah_interp.errors.InputError: input_ids must be a (dense) tensor of int \
+[batch, key], got [[1, 2]]
+    """
+    encoding = check_mapping("an encoding", encoding, error=InputError)
+    ids = encoding.get("input_ids")
+    if ids is None:
+        embedded = encoding.get("inputs_embeds")
+        if embedded is None:
+            named = ", ".join(encoding) or "nothing"
+            msg = f"an encoding has input_ids: expected token ids, got {named}"
+            raise InputError(msg)
+        check_tensor("inputs_embeds", embedded, axes="batch key d_model")
+        return
+    if encoding.get("inputs_embeds") is not None:
+        msg = "an encoding has input_ids or inputs_embeds: expected one, got both"
+        raise InputError(msg)
+    check_tensor("input_ids", ids, axes="batch key", kind="int")
+    if not ids.numel() or ids.is_meta:
+        raise InputError(f"input_ids hold no tokens: their shape is {tuple(ids.shape)}")
+    labels = encoding.get("labels")
+    if labels is not None:
+        check_tensor("labels", labels, axes="batch key", kind="int")
+        check_sizes("labels", labels, *ids.shape)
+    _check_mask(encoding.get("attention_mask"), ids)
+    _check_pixels(encoding.get("pixel_values"))
+
+
+def _check_mask(mask: Any, ids: Tensor) -> None:
+    """Check that an attention mask is none, one of the ids, or a mapping of some."""
+    if mask is None or isinstance(mask, Mapping):
+        return
+    if not isinstance(mask, Tensor):
+        got = show_value(mask)
+        raise InputError(f"attention_mask must be a tensor of flags, got {got}")
+    fits = mask.ndim == 4 or (mask.ndim == 2 and len(mask) == len(ids))
+    if not fits or mask.is_complex() or mask.is_meta:
+        msg = (
+            f"the attention mask has shape {tuple(mask.shape)}: expected a flag for "
+            f"each token of input_ids, {tuple(ids.shape)}"
+        )
+        raise InputError(msg)
+
+
+def _check_pixels(pixels: Any) -> None:
+    """Check that pixels are finite numbers; some families take a list of tensors."""
+    listed = pixels if isinstance(pixels, list | tuple) else [pixels]
+    for one in () if pixels is None else listed:
+        check_tensor("pixel_values", one)
+        if one.is_meta or not bool(one.isfinite().all()):
+            raise InputError("pixel_values hold NaN or infinity: expected numbers")

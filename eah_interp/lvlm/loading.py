@@ -12,7 +12,8 @@ import transformers as hf
 from torch import nn
 from transformers import AutoConfig, PreTrainedTokenizerBase, ProcessorMixin
 
-from eah_interp.errors import EAHError, InputError, ModelError
+from eah_interp.arguments import check_path
+from eah_interp.errors import EAHError, InputError, ModelError, show_value
 from eah_interp.lvlm.anatomy import refuse_config
 from eah_interp.lvlm.foreign_code import (
     TRUST,
@@ -177,9 +178,10 @@ def load(
         The model, ready to trace.
 
     Raises:
-        ModelError: If the model cannot be worked on, or the checkpoint lacks weights,
-            or needs code of its own that was not asked for; the message says why.
-        InputError: If a folder was named that does not exist.
+        ModelError: If there is no such model, it cannot be worked on, the checkpoint
+            lacks weights, or it needs code of its own that was not asked for; the
+            message says why.
+        InputError: If a folder was named that does not exist, or the name is none.
         SettingsError: If a toy was named that does not exist, or `trust_remote_code`
             is no boolean.
 
@@ -188,6 +190,7 @@ def load(
         >>> model.n_layers >= 4 and model.n_heads >= 8
         True
     """
+    name_or_path = _check_name(name_or_path)
     kind, _, which = str(name_or_path or _TOY).partition(":")
     knows = ""
     if kind == _TOY and not isinstance(name_or_path, Path):
@@ -214,14 +217,17 @@ def load(
     given = {key: from_pretrained[key] for key in _LOCATE if key in from_pretrained}
     with never_asking(name):
         config = from_pretrained.get("config")
-        config = config or AutoConfig.from_pretrained(name, **given)
+        if config is None:
+            with _refusing(name):
+                config = AutoConfig.from_pretrained(name, **given)
         refuse_kernels_of(config, trusted=trusted)
         kinds = getattr(config, "architectures", None) or [type(config).__name__]
         # By its config, before gigabytes of weights are read.
         refuse_config(config, kinds[0], image_token=image_token_id)
         if from_pretrained.get("processor") is None:
-            from_pretrained["processor"] = load_processor(name, **given)
-    with naming_versions():
+            with _refusing(name):
+                from_pretrained["processor"] = load_processor(name, **given)
+    with naming_versions(), _refusing(name):
         model = LVLM(
             name,
             dispatch=dispatch,
@@ -263,6 +269,10 @@ def wrap(
         >>> wrap(tiny_lvlm("llava"), tiny_processor("llava")).verified
         True
     """
+    if not isinstance(model, nn.Module):
+        got = show_value(model)
+        msg = f"expected a transformers model to wrap, got {got}; eah.load takes names"
+        raise ModelError(msg)
     with naming_versions():
         return LVLM(
             model,
@@ -271,6 +281,28 @@ def wrap(
             image_token_id=image_token_id,
             **options,
         )
+
+
+def _check_name(value: object) -> str | Path | None:
+    if value is None:
+        return None
+    path = check_path("name_or_path", value)
+    if isinstance(value, str) and not value.strip():
+        msg = "name_or_path is empty: expected a Hub id, a folder, or None for the toy"
+        raise InputError(msg)
+    return str(value) if isinstance(value, str) else path
+
+
+@contextlib.contextmanager
+def _refusing(name: str) -> Iterator[None]:
+    """Raise what transformers says of a checkpoint it cannot load as a ModelError."""
+    try:
+        yield
+    except EAHError:
+        raise
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise ModelError(f"cannot load {show_value(name)}: {reason}") from error
 
 
 _LOCATE = ("revision", "trust_remote_code", "token", "cache_dir", "subfolder")

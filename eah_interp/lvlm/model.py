@@ -5,11 +5,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from nnsight import TransformersModel
-from torch import nn
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
-from eah_interp.errors import InputError, SettingsError, UnsupportedError
-from eah_interp.indices import check_integer
+from eah_interp.arguments import check_count
+from eah_interp.errors import InputError, UnsupportedError, show_value
+from eah_interp.indices import check_integer, to_int, to_ints
 from eah_interp.lvlm.anatomy import (
     Anatomy,
     AttentionSite,
@@ -28,6 +29,7 @@ from eah_interp.lvlm.inputs import (
     Row,
     are_prompts,
     cast_floats,
+    check_encoding,
     encode_rows,
     has_images,
     image_placeholder,
@@ -208,6 +210,8 @@ class LVLM(TransformersModel):
         Raises:
             InputError: If the tokens do not add up to the family's layout.
         """
+        if isinstance(encoding, Mapping) and "input_ids" in encoding:
+            check_encoding(encoding)
         return find_spans(
             self._module.config,
             encoding,
@@ -228,12 +232,6 @@ class LVLM(TransformersModel):
             ModelError: If a layer has no attention to patch.
             SettingsError: If a layer or head does not exist, or these are no settings.
         """
-        if not hasattr(settings, "find_sites"):
-            msg = (
-                "a patch is an intervention's settings, such as eah.EAH() or eah.PAI()"
-                f": got {settings!r}"
-            )
-            raise SettingsError(msg)
         return check_settings(self, settings)
 
     # -- running ---------------------------------------------------------------------
@@ -282,7 +280,9 @@ class LVLM(TransformersModel):
         Raises:
             InputError: As for `encode`.
             NumericalError: If the model's logits are NaN.
+            SettingsError: If `max_new_tokens` is no number of 1 or more.
         """
+        max_new_tokens = check_count("max_new_tokens", max_new_tokens)
         encoding = self.encode(images, prompts)
         self._say_what_it_knows(encoding)
         # First, so that a processor of the user's does not see NaN and pass it on.
@@ -327,6 +327,16 @@ class LVLM(TransformersModel):
             raise InputError(msg)
         if has_images(inputs):
             return (), {**self.encode(*inputs), **kwargs}
+        given = [one for one in (*inputs, kwargs) if isinstance(one, Mapping)]
+        for one in given:
+            if "input_ids" in one or one is not kwargs:
+                check_encoding(one)
+        if len(inputs) == 1 and not _is_taken(inputs[0]):
+            got = show_value(inputs[0])
+            msg = (
+                f"expected (images, prompts), text, token ids or an encoding, got {got}"
+            )
+            raise InputError(msg)
         return inputs, kwargs
 
     def _batch_size(self, *inputs: Any, **kwargs: Any) -> int:
@@ -379,3 +389,17 @@ class LVLM(TransformersModel):
         if not is_shipping():
             return super().__reduce_ex__(protocol)
         return object.__new__, (TransformersModel,), self.__getstate__()
+
+
+def _is_taken(value: object) -> bool:
+    """Whether nnsight takes a value in the place of images: text, ids, an encoding."""
+    if isinstance(value, list | tuple):
+        kinds = {str if isinstance(item, str) else type(item) for item in value}
+        return len(kinds) == 1 and all(map(_is_taken_item, value))
+    return isinstance(value, str | Tensor | Mapping)
+
+
+def _is_taken_item(value: object) -> bool:
+    ids = isinstance(value, list | tuple) and to_ints(value) is not None
+    whole = to_int(value) is not None
+    return ids or whole or isinstance(value, str | Tensor | Mapping)

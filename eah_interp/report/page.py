@@ -5,6 +5,7 @@ import shlex
 from importlib.resources import files
 from pathlib import Path
 
+from eah_interp.arguments import check_path
 from eah_interp.errors import SettingsError, UnsupportedError
 from eah_interp.files import name_file, save_bytes
 from eah_interp.report.figures import (
@@ -51,7 +52,7 @@ def write_report(found: Inspection, path: str | Path) -> Path:
         ExtraMissingError: If matplotlib is not installed.
         SettingsError: If the file cannot be written.
     """
-    path = Path(path)
+    path = check_path("path", path, error=SettingsError)
     if not path.parent.is_dir():
         msg = f"cannot write {path}: the folder {path.parent} does not exist; make it"
         raise SettingsError(msg)

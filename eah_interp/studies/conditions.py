@@ -7,7 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from eah_interp.errors import SettingsError
+from eah_interp.arguments import check_kind, check_mapping, check_text
+from eah_interp.errors import SettingsError, show_value
+from eah_interp.indices import to_list
 from eah_interp.interventions import EAH, PAI, VAR, Ablation, Intervention, edit
 from eah_interp.interventions.donation import seed_items
 from eah_interp.interventions.intervention import known_kinds
@@ -43,6 +45,10 @@ class Condition:
     name: str
     patch: Intervention | None = None
 
+    def __post_init__(self) -> None:
+        check_text("a condition's name", self.name, error=SettingsError)
+        check_patch("patch", self.patch)
+
     def to_dict(self) -> dict[str, Any]:
         """Write the condition as a mapping of plain values.
 
@@ -71,9 +77,7 @@ class Condition:
             >>> Condition.from_dict(condition.to_dict()) == condition
             True
         """
-        if not isinstance(values, Mapping):
-            msg = f"a condition is a name and what is done, got {values!r:.60}"
-            raise SettingsError(msg)
+        values = check_mapping("a condition", values)
         found = list_kinds()
         code = values.get("code")
         if isinstance(code, Mapping):
@@ -88,7 +92,10 @@ class Condition:
             raise SettingsError(msg)
         given = values[kinds[0]] if kinds else None
         if given is not None and not isinstance(given, Mapping):
-            msg = f"{kinds[0]} must be settings with their values, got {given!r:.60}"
+            msg = (
+                f"{kinds[0]} must be settings with their values, got "
+                f"{show_value(given)}"
+            )
             raise SettingsError(msg)
         patch = None if given is None else found[kinds[0]].from_dict(given)
         check_name(values.get("name"))
@@ -120,6 +127,21 @@ class Condition:
         return edit(model, patch)
 
 
+def check_patch(name: str, value: object) -> None:
+    """Check that an argument is an intervention's settings, or None.
+
+    Raises:
+        SettingsError: If it is something else.
+    """
+    check_kind(
+        name,
+        value,
+        (Intervention, type(None)),
+        expected="an intervention's settings, such as eah.EAH(), or None",
+        error=SettingsError,
+    )
+
+
 BASELINE = Condition("baseline")
 
 CONTROL_DONORS = ("sparsest", "random", "mean", "uniform", "shuffled")
@@ -135,6 +157,9 @@ def control_conditions(eah: EAH | None = None) -> tuple[Condition, ...]:
         >>> [condition.name for condition in control_conditions()]
         ['baseline', 'EAH', 'sparsest', 'random', 'mean', 'uniform', 'shuffled']
     """
+    check_kind(
+        "eah", eah, (EAH, type(None)), expected="EAH settings", error=SettingsError
+    )
     eah = EAH() if eah is None else eah
     controls = [
         Condition(donor, dataclasses.replace(eah, donor=donor))  # type: ignore[arg-type]
@@ -166,6 +191,13 @@ def sweep(
         >>> [condition.name for condition in sweep({"alpha": [0.2, 0.5]}, eah=PAI())]
         ['PAI alpha=0.2', 'PAI alpha=0.5']
     """
+    check_patch("eah", eah)
+    for name, values in check_mapping("axes", axes).items():
+        if to_list(values) is None:
+            got = show_value(values)
+            raise SettingsError(f"axes must have a list under {name!r}, got {got}")
+    if prefix is not None:
+        check_text("prefix", prefix, error=SettingsError)
     eah = EAH() if eah is None else eah
     kind = type(eah)
     prefix = kind.__name__ if prefix is None else prefix
@@ -215,7 +247,11 @@ def check_conditions(conditions: Sequence[Condition]) -> None:
     Raises:
         SettingsError: If not.
     """
-    names = [condition.name for condition in conditions]
+    listed = to_list(conditions)
+    if listed is None or not all(isinstance(one, Condition) for one in listed):
+        got = show_value(conditions)
+        raise SettingsError(f"conditions must be a list of Conditions, got {got}")
+    names = [condition.name for condition in listed]
     if not names:
         msg = "a study needs at least 1 condition, got none"
         raise SettingsError(msg)

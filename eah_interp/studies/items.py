@@ -11,8 +11,16 @@ from typing import Any, Literal, get_args
 
 import pandas as pd
 
+from eah_interp.arguments import (
+    check_kind,
+    check_limit,
+    check_mapping,
+    check_path,
+    check_text,
+)
 from eah_interp.benchmarks.pope_files import read_pope_questions
-from eah_interp.errors import InputError, SettingsError
+from eah_interp.errors import InputError, SettingsError, show_value
+from eah_interp.indices import to_int, to_list
 
 Task = Literal["yes_no", "caption"]
 """A question to be answered with yes or no, or an image to be described."""
@@ -50,6 +58,24 @@ class Item:
     truth: tuple[str, ...] = field(default=())
     cluster: str = ""
 
+    def __post_init__(self) -> None:
+        for name in ("id", "image", "prompt", "kind", "object", "cluster"):
+            check_text(f"an item's {name}", getattr(self, name))
+        listed = isinstance(self.truth, list | tuple)
+        right = {
+            "task": isinstance(self.task, str) and self.task in get_args(Task),
+            "label": self.label is None or isinstance(self.label, bool),
+            "truth": listed and all(isinstance(name, str) for name in self.truth),
+        }
+        expected = {
+            "task": "yes_no or caption",
+            "label": "True, False or None",
+            "truth": "a list of names",
+        }
+        for name in (name for name, is_right in right.items() if not is_right):
+            got = show_value(getattr(self, name))
+            raise InputError(f"an item's {name} must be {expected[name]}, got {got}")
+
     def to_dict(self) -> dict[str, Any]:
         """Write the item as a mapping of plain values."""
         return asdict(self) | {"truth": list(self.truth)}
@@ -59,34 +85,21 @@ class Item:
         """Make an item from a mapping.
 
         Raises:
-            InputError: If a value is missing, unknown, or of another kind.
-
-        Example:
-            >>> item = Item("1", "caption", "a.png", "Describe the image.")
-            >>> Item.from_dict(item.to_dict()) == item
-            True
+            InputError: If it is none, or a key is missing, unknown or of another kind.
         """
-        if not isinstance(values, dict):
-            raise InputError(f"expected an item with its values, got {values!r:.60}")
-        names = [item.name for item in fields(cls)]
-        unknown = [name for name in values if name not in names]
-        missing = [name for name in names[:4] if name not in values]
-        if unknown or missing:
-            msg = f"expected an item of {', '.join(names)}: unknown {unknown!r:.60}"
-            raise InputError(f"{msg}, missing {missing}")
-        for name, value in values.items():
-            fits = isinstance(value, str)
-            if name == "task":
-                fits = fits and value in get_args(Task)
-            elif name == "label":
-                fits = value is None or isinstance(value, bool)
-            elif name == "truth":
-                fits = isinstance(value, list | tuple) and all(
-                    isinstance(one, str) for one in value
-                )
-            if not fits:
-                raise InputError(f"an item's {name} cannot be {value!r:.60}")
-        return cls(**{**values, "truth": tuple(values.get("truth", ()))})
+        values = dict(check_mapping("an item", values, error=InputError))
+        known = [one.name for one in fields(cls)]
+        needed = ["id", "task", "image", "prompt"]
+        if set(values) - set(known) or set(needed) - set(values):
+            msg = (
+                f"an item has {', '.join(needed)}, and may have "
+                f"{', '.join(n for n in known if n not in needed)}, got "
+                f"{', '.join(values) or 'nothing'}"
+            )
+            raise InputError(msg)
+        truth = values.get("truth", ())
+        listed = tuple(truth) if isinstance(truth, list) else truth
+        return cls(**{**values, "truth": listed})
 
 
 def open_image(image: str) -> Any:
@@ -146,17 +159,23 @@ def toy_items(
     from eah_interp.toy.language import prompt_for, questions_for
     from eah_interp.toy.scenes import draw_scene
 
-    if not 1 <= n_scenes <= MOST_SCENES or not (questions or captions):
+    for name, value in (("questions", questions), ("captions", captions)):
+        check_kind(name, value, bool, expected="True or False", error=SettingsError)
+    number = to_int(n_scenes)
+    if number is None or not 1 <= number <= MOST_SCENES or not (questions or captions):
         msg = (
             f"a study asks something: expected n_scenes of 1 to {MOST_SCENES}, and "
             "questions or "
-            f"captions, got n_scenes={n_scenes}, questions={questions}, "
+            f"captions, got n_scenes={show_value(n_scenes)}, questions={questions}, "
             f"captions={captions}"
         )
         raise SettingsError(msg)
+    if to_list(samplings) is None:
+        got = show_value(samplings)
+        raise SettingsError(f"samplings must be a list of names, got {got}")
     asked: list[Item] = []
     told: list[Item] = []
-    for seed in range(n_scenes):
+    for seed in range(number):
         scene = draw_scene(seed, split=split)
         about = Item(
             id=f"{seed}/caption",
@@ -210,15 +229,19 @@ def pope_items(
     Raises:
         InputError: If the file cannot be read, or a question in it; its line is named.
     """
+    questions = check_path("questions", questions)
+    images = check_path("images", images)
+    check_text("suffix", suffix)
+    check_text("kind", kind)
     table = read_pope_questions(questions, limit=limit, with_images=True)
     keys = table.get("question_id", range(1, len(table) + 1))
-    name = kind or Path(questions).stem
+    name = kind or questions.stem
     asked = zip(keys, table.image, table.text, table.label, strict=True)
     return tuple(
         Item(
             id=f"{name}/{key}",
             task="yes_no",
-            image=str(Path(images) / image),
+            image=str(images / image),
             prompt=text + suffix,
             label=label == "yes",
             kind=name,
@@ -245,16 +268,20 @@ def caption_items(
         The items.
 
     Raises:
-        InputError: If there is no image.
+        InputError: If there is no image, or an argument is no path or text.
+        SettingsError: If the limit is no number of 0 or more.
     """
     kinds = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
-    if isinstance(images, str | Path):
-        folder = Path(images)
+    check_text("prompt", prompt)
+    limit = check_limit("limit", limit)
+    listed = to_list(images)
+    if listed is None:
+        folder = check_path("images", images)
         files = sorted(p for p in folder.glob("*") if p.suffix.lower() in kinds)
     else:
-        files = [Path(image) for image in images]
+        files = [check_path("images", image) for image in listed]
     if not files:
-        msg = f"no images in {images}: expected {', '.join(sorted(kinds))}"
+        msg = f"no images in {show_value(images)}: expected {', '.join(sorted(kinds))}"
         raise InputError(msg)
     return tuple(
         Item(
@@ -329,7 +356,10 @@ def check_items(items: Sequence[Item]) -> None:
     Raises:
         InputError: If not.
     """
-    if not items:
+    listed = to_list(items)
+    if listed is None or not all(isinstance(item, Item) for item in listed):
+        raise InputError(f"items must be a list of Items, got {show_value(items)}")
+    if not listed:
         msg = "a study needs at least 1 item, got none"
         raise InputError(msg)
     seen: set[str] = set()

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from eah_interp.arguments import check_text
 from eah_interp.errors import EAHError, InputError, ModelError, SettingsError
 from eah_interp.files import save_bytes
 from eah_interp.foreign_files import read_json
@@ -433,6 +434,13 @@ class ModelSource:
     device_map: str | None = None
     attn_implementation: str | None = None
     revision: str | None = None
+
+    def __post_init__(self) -> None:
+        check_text("name", self.name, error=SettingsError)
+        for name in ("dtype", "device_map", "attn_implementation", "revision"):
+            value = getattr(self, name)
+            if value is not None:
+                check_text(name, value, error=SettingsError)
 
     def load(self) -> Any:
         """Load the model.

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from eah_interp.arguments import check_path
 from eah_interp.benchmarks.pope import Rule
+from eah_interp.errors import SettingsError
 from eah_interp.files import name_file, save_bytes
 from eah_interp.studies.claims import Claim, answer_claims, density_and_errors
 from eah_interp.studies.contrasts import Draws, Pair
@@ -70,6 +72,7 @@ def report(
         InputError: As for `summarise`.
         ExtraMissingError: If matplotlib or statsmodels is not installed.
     """
+    path = check_path("out", out, error=SettingsError)
     check_sum(run, reference=reference, partial=partial)
     rows = score_rows(run, annotations=annotations, synonyms=synonyms, rule=rule)
     summary = sum_up(run, rows, reference=reference, draws=draws, rule=rule)
@@ -80,7 +83,6 @@ def report(
         drawings=tuple(_draw(run, rows, summary)),
         missing=sum(int(row["missing"]) for row in summary.failures),
     )
-    path = Path(out)
     save_bytes(page.encode(), path)
     return path
 

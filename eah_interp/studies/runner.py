@@ -1,6 +1,7 @@
 """A study in this process: batch by batch, resumable, stopped politely by Ctrl-C."""
 
 import contextlib
+import re
 import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,7 +12,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from eah_interp.errors import SettingsError
+from eah_interp.errors import SettingsError, show_value
 from eah_interp.studies.conditions import Condition
 from eah_interp.studies.store import Store
 from eah_interp.studies.work import Batch, run_batch, score_batch
@@ -44,11 +45,12 @@ class Shard:
             >>> Shard.parse("2/8")
             Shard(index=2, count=8)
         """
-        index, slash, count = text.partition("/")
-        if not (slash and index.isdigit() and count.isdigit()):
-            msg = f"expected a shard such as 2/8, got {text!r}"
+        # No more digits: Python refuses to read them.
+        found = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", str(text))
+        if not isinstance(text, str) or found is None:
+            msg = f"expected a shard such as 2/8, got {show_value(text)}"
             raise SettingsError(msg)
-        return cls(int(index), int(count))
+        return cls(int(found[1]), int(found[2]))
 
     def has(self, batch: Batch) -> bool:
         """Whether a batch is of this share."""

@@ -36,6 +36,10 @@ SINK_KINDS: dict[str, Kind] = {
 }
 
 
+SINK_KEYS = ["item", "layer", "head"]
+"""What a sink density is of."""
+
+
 @dataclass(frozen=True)
 class Store:
     """A study's folder.
@@ -86,7 +90,7 @@ class Store:
             InputError: If a file cannot be read; it is named.
         """
         for path in [self._of(c) / _name(b) for c in conditions for b in batches]:
-            if path.exists() and _read(path)["error"].notna().any():
+            if path.exists() and _read_rows(path)["error"].notna().any():
                 path.unlink(missing_ok=True)
 
     def has_sinks(self, batch: int) -> bool:
@@ -110,7 +114,7 @@ class Store:
         parts = {}
         for name in conditions:
             for path in _files(self._of(name)):
-                part = parts[path] = _read(path)
+                part = parts[path] = _read_rows(path)
                 if not part["condition"].eq(name).all():
                     msg = f"{path} has rows of another condition than {name!r}"
                     raise InputError(f"{msg}: it was copied there; delete it")
@@ -120,9 +124,8 @@ class Store:
 
     def read_sinks(self) -> pd.DataFrame:
         """Read the sink densities; an empty table if there are none."""
-        parts = {path: _read(path) for path in _files(self.folder / SINKS)}
-        keys = ["item", "layer", "head"]
-        return _join(parts, keys=keys) if parts else pd.DataFrame()
+        parts = {path: _read_sinks(path) for path in _files(self.folder / SINKS)}
+        return _join(parts, keys=SINK_KEYS) if parts else pd.DataFrame()
 
     def _of(self, condition: str) -> Path:
         return self.folder / ROWS / slug(condition)
@@ -242,10 +245,10 @@ def list_answered(folder: Path) -> set[str]:
     """List the items that something was measured of: not those that failed."""
     found: set[str] = set()
     for path in (p for place in (folder / ROWS).glob("*") for p in _files(place)):
-        rows = _read(path)
+        rows = _read_rows(path)
         found |= set(rows["item"][rows["error"].isna()])
     for path in _files(folder / SINKS):
-        found |= set(_read(path)["item"])
+        found |= set(_read_sinks(path)["item"])
     return found
 
 
@@ -259,8 +262,28 @@ def _to_parquet(table: pd.DataFrame) -> bytes:
     return buffer.getvalue()
 
 
-def _read(path: Path) -> pd.DataFrame:
-    kinds = KINDS if path.parent.name != SINKS else SINK_KINDS
+def _read_rows(path: Path) -> pd.DataFrame:
+    """Read a file of rows, with the columns and types that were written."""
+    return _read(path, KINDS).astype(COLUMNS)
+
+
+def _read_sinks(path: Path) -> pd.DataFrame:
+    """Read a file of sink densities."""
+    table = _read(path, SINK_KINDS)
+    if table[["layer", "head", "density"]].isna().any(axis=None):
+        raise _changed(path, "a row lacks its layer, head or density")
+    return table
+
+
+def _changed(path: Path, what: str) -> InputError:
+    msg = (
+        f"{path} was changed since it was written: {what}; delete this file and run "
+        "the study again, which makes it anew"
+    )
+    return InputError(msg)
+
+
+def _read(path: Path, kinds: dict[str, Kind]) -> pd.DataFrame:
     try:
         table = read_parquet(path, kinds)
     except InputError as error:
@@ -270,6 +293,5 @@ def _read(path: Path) -> pd.DataFrame:
         )
         raise InputError(msg) from error
     if table[["item"]].isna().any(axis=None):
-        msg = f"cannot read {path}: a row names no item; delete this file"
-        raise InputError(f"{msg} and run the study again, which makes it anew")
-    return table.astype(COLUMNS) if kinds is KINDS else table
+        raise _changed(path, "a row names no item")
+    return table

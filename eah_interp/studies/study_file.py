@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from eah_interp.arguments import check_path
 from eah_interp.errors import EAHError, ExtraMissingError, SettingsError
 from eah_interp.interventions.intervention import Intervention
 from eah_interp.interventions.plugins import find_plugin
@@ -89,6 +90,7 @@ class StudyFile:
             >>> len(study.items), [condition.name for condition in study.conditions]
             (14, ['baseline', 'EAH'])
         """
+        path = check_path("path", path)
         file = YamlFile.read(path)
         values = _with_list(file.values)
         checked = _check(file, values)

@@ -8,12 +8,14 @@ from typing import Any
 
 import pandas as pd
 
+from eah_interp.arguments import check_kind
 from eah_interp.benchmarks.pope import Rule
-from eah_interp.errors import InputError, SettingsError
+from eah_interp.errors import InputError, SettingsError, show_value
 from eah_interp.studies.conditions import BASELINE
 from eah_interp.studies.contrasts import (
     Draws,
     adjust_family,
+    check_drawing,
     contrast_conditions,
     score_conditions,
 )
@@ -67,13 +69,13 @@ def check_sum(run: StudyRun, *, reference: str, partial: bool) -> None:
         UnsupportedError: If rows are missing and `partial` is not set.
         SettingsError: If there is no such reference.
     """
+    check_kind("run", run, StudyRun, expected="a StudyRun")
     if not partial:
         run.check_complete()
-    if reference not in run.conditions:
+    if not isinstance(reference, str) or reference not in run.conditions:
         listed = ", ".join(run.conditions)
-        msg = (
-            f"reference must be a condition of the study ({listed}), got {reference!r}"
-        )
+        got = show_value(reference)
+        msg = f"reference must be a condition of the study ({listed}), got {got}"
         raise SettingsError(msg)
 
 
@@ -86,7 +88,7 @@ def sum_up(
     rule: Rule,
 ) -> StudySummary:
     """Sum up a study whose answers are scored, as `summarise` says."""
-    draws = Draws() if draws is None else draws
+    draws = check_drawing(draws)
     contrasts = [
         contrast
         for name in run.conditions
