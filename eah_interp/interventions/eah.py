@@ -17,6 +17,7 @@ from eah_interp._types import (
     HeadMask,
     Steps,
 )
+from eah_interp.arguments import check_mapping
 from eah_interp.errors import InputError, SettingsError, UnsupportedError, show_value
 from eah_interp.indices import check_choice, to_float, to_int, to_ints
 from eah_interp.interventions.donation import (
@@ -252,6 +253,7 @@ class EAH(Intervention):
         Raises:
             SettingsError: If a key is unknown, or a function was not imported.
         """
+        values = check_mapping("settings of EAH", values)
         donor = values.get("donor")
         if isinstance(donor, Mapping):
             values = {**values, "donor": find_plugin(donor)}

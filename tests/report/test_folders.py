@@ -43,7 +43,7 @@ def test_one_images_page_and_its_figures_name_no_folder(home):
     assert "eah-interp report boat.png" in page
     assert "--out out.html" in page
     record = json.loads(done.stdout)  # JSON holds paths as they were given
-    assert record["title"] == str(image)
+    assert record["picture"]["title"] == str(image)
     assert record["model"]["name"] == str(model)
 
 
