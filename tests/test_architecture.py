@@ -47,6 +47,9 @@ HOME = {
     "typer": {"cli"},
     "rich": {"cli", "studies"},
     "ray": {"studies"},
+    "peft": {"lvlm"},
+    "accelerate": set(),
+    "bitsandbytes": set(),
     "circuitsvis": {"viz"},
     "nltk": {"benchmarks"},
     "matplotlib": {"viz"},
@@ -54,9 +57,11 @@ HOME = {
 }
 KERNELS_MAY = {"torch", "einops", "jaxtyping", "eah_interp", *sys.stdlib_module_names}
 OPTIONAL = {
+    "bitsandbytes",
     "circuitsvis",
     "matplotlib",
     "nltk",
+    "peft",
     "pyarrow",
     "pydantic",
     "ray",
