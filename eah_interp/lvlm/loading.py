@@ -13,6 +13,7 @@ from torch import nn
 from transformers import AutoConfig, PreTrainedTokenizerBase, ProcessorMixin
 
 from eah_interp.errors import EAHError, InputError, ModelError
+from eah_interp.lvlm.adapters import find_adapter, finding_base, has_processor
 from eah_interp.lvlm.anatomy import refuse_config
 from eah_interp.lvlm.model import LVLM
 
@@ -152,7 +153,8 @@ def load(
     Args:
         name_or_path: A Hub id, a folder that `save_pretrained` wrote, `"toy:seed-1"`
             and the like for another of the toys (`eah_interp.toy.TOYS`); `"toy"` or
-            None for the first.
+            None for the first. A folder that holds an adapter of PEFT is loaded with
+            the base model that it names, and with its own processor if it has one.
         verify: Run and check the hook points once (a few tokens, five forwards).
             Switch it off only for a model that was verified before.
         image_token_id: The image token's id, where the config does not name it.
@@ -169,8 +171,9 @@ def load(
         The model, ready to trace.
 
     Raises:
-        ModelError: If the model cannot be worked on, or the checkpoint lacks weights;
-            the message says why.
+        ModelError: If the model cannot be worked on, or the checkpoint or adapter
+            lacks weights; the message says why.
+        ExtraMissingError: If an adapter is to be loaded and PEFT is not installed.
         InputError: If a folder was named that does not exist.
         SettingsError: If a toy was named that does not exist.
 
@@ -186,6 +189,13 @@ def load(
         wanted: Any = which or TOYS[0]
         name_or_path = toy_path(wanted)  # refuses names it does not know
     name = str(name_or_path)
+    adapter = find_adapter(Path(name).expanduser())
+    if adapter is not None:
+        folder = Path(name).expanduser()
+        from_pretrained["peft"] = str(folder)
+        if from_pretrained.get("processor") is None and has_processor(folder):
+            from_pretrained["processor"] = load_processor(folder)
+        name_or_path = name = adapter["base_model_name_or_path"]
     looks_local = isinstance(name_or_path, Path) or name.startswith((".", "/", "~"))
     if looks_local:
         folder = Path(name).expanduser()
@@ -198,7 +208,10 @@ def load(
             raise InputError(msg)
         name = str(folder)
     given = {key: from_pretrained[key] for key in _LOCATE if key in from_pretrained}
-    config = from_pretrained.get("config") or AutoConfig.from_pretrained(name, **given)
+    config = from_pretrained.get("config")
+    if config is None:
+        with finding_base(from_pretrained.get("peft"), name):
+            config = AutoConfig.from_pretrained(name, **given)
     kinds = getattr(config, "architectures", None) or [type(config).__name__]
     # By its config, before gigabytes of weights are read.
     refuse_config(config, kinds[0], image_token=image_token_id)
@@ -226,7 +239,8 @@ def wrap(
     """Wrap a transformers model that is already in memory.
 
     Args:
-        model: A decoder-only `...ForConditionalGeneration`.
+        model: A decoder-only `...ForConditionalGeneration`. Of a `PeftModel` of layers
+            (LoRA and its relatives) the model inside is wrapped, its adapter in place.
         processor: Its processor. Without one, trace ready-made inputs
             (`input_ids=..., pixel_values=...`).
         verify: As for `load`.
