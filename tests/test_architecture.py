@@ -50,6 +50,9 @@ HOME = {
     "typer": {"cli"},
     "rich": {"cli", "studies"},
     "ray": {"studies"},
+    "peft": {"lvlm"},
+    "accelerate": set(),
+    "bitsandbytes": set(),
     "circuitsvis": {"viz"},
     "nltk": {"benchmarks"},
     "matplotlib": {"viz"},
@@ -57,9 +60,11 @@ HOME = {
 }
 KERNELS_MAY = {"torch", "einops", "jaxtyping", "eah_interp", *sys.stdlib_module_names}
 OPTIONAL = {
+    "bitsandbytes",
     "circuitsvis",
     "matplotlib",
     "nltk",
+    "peft",
     "pyarrow",
     "pydantic",
     "ray",

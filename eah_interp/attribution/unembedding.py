@@ -19,6 +19,7 @@ from eah_interp.errors import ModelError
 from eah_interp.interventions.donation import donors_by_layer
 from eah_interp.interventions.intervene import attention_calls
 from eah_interp.interventions.intervention import Intervention
+from eah_interp.lvlm.weights import find_device
 
 Logits = Float[Tensor, "place vocab"]
 
@@ -53,8 +54,7 @@ class Unembedding:
     @torch.no_grad()
     def read(self, streams: Streams) -> Logits:
         """Turn residual streams into logits, float32; -inf where switched off."""
-        weight = next(self.projection.parameters())
-        normed = self.norm(streams.to(weight.device)[None])
+        normed = self.norm(streams.to(find_device(self.projection))[None])
         logits = self.projection(normed)[0, :, : len(self.off)].float()
         logits = _finish(logits, self.scale, self.cap)
         return logits.masked_fill(self.off.to(logits.device), -math.inf)

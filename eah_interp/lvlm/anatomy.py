@@ -18,6 +18,7 @@ from torch import nn
 
 from eah_interp.errors import EAHError, ModelError, SettingsError, show_value
 from eah_interp.indices import to_int
+from eah_interp.lvlm.adapters import is_adapted
 from eah_interp.lvlm.spans import image_token_id
 
 # ---- Finding the attention call in a forward's source, by what it is.
@@ -498,5 +499,7 @@ def _layer_paths(model: nn.Module, anatomy: Anatomy) -> list[str]:
 
 
 def _is_norm(module: nn.Module) -> bool:
+    if is_adapted(module):  # by a trained copy, or by layers of its own
+        return any(_is_norm(child) for child in module.children())
     named = "norm" in type(module).__name__.lower()
     return named and not isinstance(module, nn.Embedding)

@@ -14,6 +14,7 @@ from transformers import AutoConfig, PreTrainedTokenizerBase, ProcessorMixin
 
 from eah_interp.arguments import check_path
 from eah_interp.errors import EAHError, InputError, ModelError, show_value
+from eah_interp.lvlm.adapters import find_adapter, finding_base, has_processor
 from eah_interp.lvlm.anatomy import refuse_config
 from eah_interp.lvlm.foreign_code import (
     TRUST,
@@ -161,7 +162,8 @@ def load(
     Args:
         name_or_path: A Hub id, a folder that `save_pretrained` wrote, `"toy:seed-1"`
             and the like for another of the toys (`eah_interp.toy.TOYS`); `"toy"` or
-            None for the first.
+            None for the first. A folder that holds an adapter of PEFT is loaded with
+            the base model that it names, and with its own processor if it has one.
         verify: Run and check the hook points once (a few tokens, five forwards).
             Switch it off only for a model that was verified before.
         image_token_id: The image token's id, where the config does not name it.
@@ -179,8 +181,9 @@ def load(
 
     Raises:
         ModelError: If there is no such model, it cannot be worked on, the checkpoint
-            lacks weights, or it needs code of its own that was not asked for; the
-            message says why.
+            or adapter lacks weights, or it needs code of its own that was not asked
+            for; the message says why.
+        ExtraMissingError: If an adapter is to be loaded and PEFT is not installed.
         InputError: If a folder was named that does not exist, or the name is none.
         SettingsError: If a toy was named that does not exist, or `trust_remote_code`
             is no boolean.
@@ -201,6 +204,16 @@ def load(
         wanted: Any = which or TOYS[0]
         name_or_path = toy_path(wanted)  # refuses names it does not know
     name = str(name_or_path)
+    adapter = find_adapter(Path(name).expanduser())
+    if adapter is not None:
+        folder = Path(name).expanduser()
+        from_pretrained["peft"] = str(folder)
+        if from_pretrained.get("processor") is None and has_processor(folder):
+            trusted = check_trust(from_pretrained.get(TRUST))
+            with never_asking(str(folder)), _refusing(str(folder)):
+                found = load_processor(folder, **{TRUST: trusted})
+            from_pretrained["processor"] = found
+        name_or_path = name = adapter["base_model_name_or_path"]
     looks_local = isinstance(name_or_path, Path) or name.startswith((".", "/", "~"))
     if looks_local:
         folder = Path(name).expanduser()
@@ -218,7 +231,7 @@ def load(
     with never_asking(name):
         config = from_pretrained.get("config")
         if config is None:
-            with _refusing(name):
+            with _refusing(name), finding_base(from_pretrained.get("peft"), name):
                 config = AutoConfig.from_pretrained(name, **given)
         refuse_kernels_of(config, trusted=trusted)
         kinds = getattr(config, "architectures", None) or [type(config).__name__]
@@ -251,7 +264,8 @@ def wrap(
     """Wrap a transformers model that is already in memory.
 
     Args:
-        model: A decoder-only `...ForConditionalGeneration`.
+        model: A decoder-only `...ForConditionalGeneration`. Of a `PeftModel` of layers
+            (LoRA and its relatives) the model inside is wrapped, its adapter in place.
         processor: Its processor. Without one, trace ready-made inputs
             (`input_ids=..., pixel_values=...`).
         verify: As for `load`.

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from nnsight import TransformersModel
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import unset_fake_temporarily
@@ -11,6 +12,7 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 from eah_interp.arguments import check_count
 from eah_interp.errors import InputError, UnsupportedError, show_value
 from eah_interp.indices import check_integer, to_int, to_ints
+from eah_interp.lvlm.adapters import attaching, take_out
 from eah_interp.lvlm.anatomy import (
     Anatomy,
     AttentionSite,
@@ -40,7 +42,7 @@ from eah_interp.lvlm.remote import is_shipping, ship_package
 from eah_interp.lvlm.runs import refuse_nan, stoppable, watched_run
 from eah_interp.lvlm.spans import ImageSpan, find_spans
 from eah_interp.lvlm.verify import verify_hook_points
-from eah_interp.lvlm.weights import checking_weights
+from eah_interp.lvlm.weights import as_dispatched, checking_weights, find_device
 
 logger = logging.getLogger("eah_interp")
 
@@ -86,6 +88,7 @@ class LVLM(TransformersModel):
         self._allow_missing = allow_missing
         self.verified = False
         if not isinstance(model, str):
+            model = take_out(model)
             # Refuse an unfit model before nnsight builds anything on it.
             resolve_anatomy(model, image_token=image_token_id)
         kwargs.setdefault("task", TASK)
@@ -118,6 +121,11 @@ class LVLM(TransformersModel):
     def d_head(self) -> int:
         """Width of a head's queries and keys."""
         return self.anatomy.d_head
+
+    @property
+    def device(self) -> torch.device:
+        """The device that inputs go to, also where weights are kept on another."""
+        return find_device(self._module)
 
     def __repr__(self) -> str:
         """Show which interventions a patched twin carries, then the modules."""
@@ -154,7 +162,22 @@ class LVLM(TransformersModel):
         # the class's name instead, so it would find none.
         return {"processor"}
 
+    def _load_meta(self, repo_id: str, *args: Any, **kwargs: Any) -> nn.Module:
+        with attaching(self.peft):
+            built: nn.Module = super()._load_meta(repo_id, *args, **kwargs)
+        return built
+
+    def _finalize_pipeline(self) -> nn.Module:
+        with attaching(self.peft):
+            module: nn.Module = super()._finalize_pipeline()
+        # PEFT's new layers begin in training mode, dropout included.
+        return module if self.peft is None else module.eval()
+
     def _wrap(self, module: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:
+        with as_dispatched(module):
+            return self._wrap_whole(module, *args, **kwargs)
+
+    def _wrap_whole(self, module: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:
         if self.processor is not None or self.repo_id:
             wrapped: nn.Module = super()._wrap(module, *args, **kwargs)
             return wrapped

@@ -260,9 +260,23 @@ def check_mode(model: Any) -> None:
         UnsupportedError: If dropout would draw, or layers would be computed a second
             time, outside the patch.
     """
-    root: nn.Module = model._module
-    if not root.training:
-        return
+    found = name_training(model._module)
+    if found:
+        msg = (
+            f"{found}; call eval() on the model, or gradient_checkpointing_disable() "
+            "if it is that"
+        )
+        raise UnsupportedError(msg)
+
+
+def name_training(root: nn.Module) -> str:
+    """Name what in training mode makes a model's passes differ.
+
+    The model itself may be in evaluation mode: PEFT's new layers begin in training.
+
+    Returns:
+        A sentence; empty if there is nothing of the kind.
+    """
     for name, module in root.named_modules():
         if not module.training:
             continue
@@ -271,13 +285,13 @@ def check_mode(model: Any) -> None:
         drops = drops or (isinstance(module, nn.Dropout) and module.p > 0)
         if again or drops:
             what = (
-                "gradient checkpointing computes layers a second time, without the "
-                "patch; call gradient_checkpointing_disable() or eval()"
+                "gradient checkpointing computes layers a second time, unpatched"
                 if again
-                else "dropout draws anew in every pass; call eval()"
+                else "dropout draws anew in every pass"
             )
-            msg = f"the model is in training mode, and in {name or 'it'} {what} on it"
-            raise UnsupportedError(msg)
+            whose = "the model is" if root.training else "a part of the model is"
+            return f"{whose} in training mode, and in {name or 'it'} {what}"
+    return ""
 
 
 def patches_of_run(model: Any) -> tuple[Memory, ...]:

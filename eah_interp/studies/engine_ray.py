@@ -17,6 +17,7 @@ from eah_interp.errors import (
     SettingsError,
     UnsupportedError,
 )
+from eah_interp.lvlm.weights import check_plain
 from eah_interp.studies.conditions import Condition
 from eah_interp.studies.manifest import (
     Manifest,
@@ -236,10 +237,16 @@ class Shipment:
 
     @classmethod
     def of(cls, model: Any) -> "Shipment":
-        """Pack an LVLM that is in memory."""
+        """Pack an LVLM that is in memory.
+
+        Raises:
+            UnsupportedError: If its weights are quantised, hold an adapter, or are
+                kept off the device.
+        """
         from safetensors.torch import save
 
         module = model._module
+        check_plain(module, for_what="shipping a model in memory to Ray's workers")
         state = {
             # A clone: safetensors refuses weights that are tied to each other.
             name: tensor.detach().cpu().contiguous().clone()

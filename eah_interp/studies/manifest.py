@@ -17,6 +17,7 @@ from eah_interp.arguments import check_text
 from eah_interp.errors import EAHError, InputError, ModelError, SettingsError
 from eah_interp.files import save_bytes
 from eah_interp.foreign_files import read_json
+from eah_interp.lvlm.weights import list_state
 from eah_interp.studies.conditions import Condition
 from eah_interp.studies.items import Item, check_items, hash_image, list_images
 from eah_interp.studies.store import check_folders, has_rows, list_answered
@@ -291,7 +292,7 @@ def hash_weights(hf_model: torch.nn.Module) -> str:
     """
     total = hashlib.sha256()
     # By name: two versions of a class may list the same weights in another order.
-    for name, tensor in sorted(hf_model.state_dict().items()):
+    for name, tensor in list_state(hf_model):
         total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         whole = tensor.detach().cpu().contiguous().view(-1)
         total.update(whole.view(torch.uint8).numpy().data)
