@@ -69,6 +69,7 @@ newest: $(NEWEST)/bin/python
 
 bench: $(VENV)/.demo
 	$(BIN)/python docs/bench/prefill.py
+	$(BIN)/python docs/bench/generation.py
 	$(BIN)/python docs/bench/attribution.py
 
 bench-attribution: $(VENV)/.demo
@@ -82,6 +83,7 @@ support-table: $(VENV)/.dev
 
 bench-quick: $(VENV)/.demo
 	$(BIN)/python docs/bench/prefill.py --quick
+	$(BIN)/python docs/bench/generation.py --quick
 	$(BIN)/python docs/bench/attribution.py --smoke
 
 clean:
