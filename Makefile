@@ -81,6 +81,7 @@ newest: $(NEWEST)/bin/python
 
 bench: $(VENV)/.demo
 	$(BIN)/python docs/bench/prefill.py
+	$(BIN)/python docs/bench/generation.py
 	$(BIN)/python docs/bench/attribution.py
 
 bench-attribution: $(VENV)/.demo
@@ -94,6 +95,7 @@ support-table: $(VENV)/.dev
 
 bench-quick: $(VENV)/.demo
 	$(BIN)/python docs/bench/prefill.py --quick
+	$(BIN)/python docs/bench/generation.py --quick
 	$(BIN)/python docs/bench/attribution.py --smoke
 
 # Both distributions, as they are uploaded: docs/releasing.md.

@@ -39,7 +39,7 @@ from eah_interp.lvlm.inputs import (
 )
 from eah_interp.lvlm.prompt import INPUTS
 from eah_interp.lvlm.remote import is_shipping, ship_package
-from eah_interp.lvlm.runs import refuse_nan, stoppable, watched_run
+from eah_interp.lvlm.runs import plain_passes, refuse_nan, stoppable, watched_run
 from eah_interp.lvlm.spans import ImageSpan, find_spans
 from eah_interp.lvlm.verify import verify_hook_points
 from eah_interp.lvlm.weights import as_dispatched, checking_weights, find_device
@@ -337,7 +337,7 @@ class LVLM(TransformersModel):
     def interleave(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Run the model with its workers, then see that promised patches happened."""
         refuse_custom_generate(kwargs)
-        with watched_run(self):
+        with watched_run(self), plain_passes(self):
             return super().interleave(stoppable(self, fn), *args, **kwargs)
 
     def _take_images(
