@@ -21,7 +21,7 @@ from eah_interp.attribution.objects import (
 )
 from eah_interp.attribution.readouts import MetricName, Readout, Term, read_tokens
 from eah_interp.errors import InputError, SettingsError
-from eah_interp.lvlm.inputs import Encoding, append_tokens, repeat_rows
+from eah_interp.lvlm.inputs import Encoding, append_tokens, is_encoding, repeat_rows
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -265,7 +265,7 @@ def pose(
     words = _check_objects(objects, metric, captioned=caption is not None)
     if isinstance(images, Encoding):  # it may know how large the images were
         encoding = images
-    elif isinstance(images, Mapping):
+    elif is_encoding(images):
         encoding = Encoding(images)
     else:
         encoding = model.encode(images, prompts)

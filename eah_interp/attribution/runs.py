@@ -20,7 +20,7 @@ from eah_interp.kernels.patterns import pattern_blocks
 from eah_interp.kernels.sinks import ColumnScores, stream_column_scores
 from eah_interp.lvlm.anatomy import block_paths
 from eah_interp.lvlm.attention import AttentionCall
-from eah_interp.lvlm.inputs import Encoding
+from eah_interp.lvlm.inputs import Encoding, is_encoding
 from eah_interp.lvlm.prompt import Prompt, prompt_of_worker
 
 
@@ -283,7 +283,7 @@ def open_question(
         return images.encoding, images.prompt_mask
     if isinstance(images, Encoding):
         return images, None
-    if isinstance(images, Mapping):
+    if is_encoding(images):
         return Encoding(images), None
     return model.encode(images, prompts), None
 

@@ -17,6 +17,7 @@ from eah_interp.interventions.eah import EAH
 from eah_interp.interventions.intervene import attention_calls
 from eah_interp.interventions.intervention import list_layers
 from eah_interp.kernels.sinks import choose_donors, dense_heads
+from eah_interp.lvlm.inputs import is_encoding
 from eah_interp.lvlm.spans import ImageSpan
 
 if TYPE_CHECKING:
@@ -174,7 +175,7 @@ def score_sinks(
     for layer in wanted:
         model.anatomy.site(layer)
     encoding: Mapping[str, Any]
-    encoding = images if isinstance(images, Mapping) else model.encode(images, prompts)
+    encoding = images if is_encoding(images) else model.encode(images, prompts)
     scored: list[Any] = []
     with torch.no_grad(), model.trace(**encoding) as tracer:
         scored = nnsight.save([])

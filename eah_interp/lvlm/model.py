@@ -16,14 +16,15 @@ from eah_interp.lvlm.anatomy import (
     resolve_anatomy,
 )
 from eah_interp.lvlm.inputs import (
-    DEFAULT_PROMPT,
     Encoding,
     Row,
+    are_many,
     are_prompts,
     cast_floats,
     encode_rows,
     has_images,
     image_placeholder,
+    join_images,
     pair_rows,
 )
 from eah_interp.lvlm.prompt import INPUTS
@@ -156,8 +157,10 @@ class LVLM(TransformersModel):
         """Encode images and prompts as one left-padded batch of model inputs.
 
         Args:
-            images: An image, a list of images (a row each), or a list of lists.
-            prompts: A prompt or a list of prompts; "Describe the image." when None.
+            images: An image, a list of images (a row each), or a list of lists; None,
+                or left out, where the messages hold them.
+            prompts: A prompt or a list of prompts; "Describe the image." when None. A
+                prompt is a text, or a list of Hugging Face messages.
 
         Returns:
             The model's inputs, on the CPU, floating-point ones in the model's dtype.
@@ -248,7 +251,7 @@ class LVLM(TransformersModel):
     def describe(
         self,
         images: object,
-        prompts: object = DEFAULT_PROMPT,
+        prompts: object = None,
         *,
         max_new_tokens: int = 64,
         **generate: Any,
@@ -283,8 +286,7 @@ class LVLM(TransformersModel):
             text.strip()
             for text in self.processor.batch_decode(new, skip_special_tokens=True)
         ]
-        many = isinstance(images, list | tuple) or isinstance(prompts, list | tuple)
-        return answers if many else answers[0]
+        return answers if are_many(images, prompts) else answers[0]
 
     def interleave(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Run the model with its workers, then see that promised patches happened."""
@@ -295,6 +297,7 @@ class LVLM(TransformersModel):
         self, inputs: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Encode `(images, prompts)` where that is what was given."""
+        inputs, kwargs = join_images(inputs, kwargs)
         if len(inputs) > 2 or (len(inputs) == 2 and not are_prompts(inputs[1])):
             kinds = ", ".join(type(value).__name__ for value in inputs)
             msg = f"expected (images, prompts), got {len(inputs)} arguments: {kinds}"
@@ -304,12 +307,14 @@ class LVLM(TransformersModel):
         return inputs, kwargs
 
     def _batch_size(self, *inputs: Any, **kwargs: Any) -> int:
+        inputs, kwargs = join_images(inputs, kwargs)
         if has_images(inputs):
             return len(self._rows(inputs))
         size: int = super()._batch_size(*inputs, **kwargs)
         return size
 
     def _batch(self, invokes: list[Any], fn: Any) -> tuple[Any, Any]:
+        invokes = [join_images(inputs, kwargs) for inputs, kwargs in invokes]
         pictured = [has_images(inputs) for inputs, _ in invokes]
         if any(pictured):
             args, kwargs = self._batch_images(invokes, pictured)

@@ -2,8 +2,9 @@
 
 import functools
 import hashlib
+import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -27,7 +28,9 @@ class Item:
         id: Its name in the results; no two items share one.
         task: What is asked.
         image: A file; or `toy:test:17`, a scene of the toy world.
-        prompt: The prompt, suffixes and all, as the model gets it.
+        prompt: The prompt, suffixes and all, as the model gets it: a text, or the
+            messages of a chat, kept as a tuple. The image goes to their one place
+            `{"type": "image"}`, or before what the user says first.
         label: What a yes/no question's answer should be.
         kind: How the question was chosen: POPE's `random`, `popular`, `adversarial`.
         object: The object that is asked for.
@@ -39,16 +42,60 @@ class Item:
     id: str
     task: Task
     image: str
-    prompt: str
+    prompt: str | Sequence[Mapping[str, Any]]
     label: bool | None = None
     kind: str = ""
     object: str = ""
     truth: tuple[str, ...] = field(default=())
     cluster: str = ""
 
+    def __post_init__(self) -> None:
+        """Check messages, and keep them as JSON would give them back."""
+        if isinstance(self.prompt, str):
+            return
+        from eah_interp.lvlm.messages import EMPTY, check_messages, list_places
+
+        chat = check_messages(self.prompt)
+        places = list_places(chat, None)
+        if len(places) > 1 or any(place is not EMPTY for place in places):
+            msg = (
+                f"the messages of item {self.id!r} have {len(places)} images: expected "
+                "one {'type': 'image'} without an image, or none; the item's own image "
+                "is shown there"
+            )
+            raise InputError(msg)
+        try:
+            plain = json.loads(json.dumps(chat))
+        except TypeError as error:
+            msg = f"the messages of item {self.id!r} cannot be saved: {error}"
+            raise InputError(msg) from error
+        object.__setattr__(self, "prompt", tuple(plain))
+
+    def __hash__(self) -> int:
+        """Hash the item by its name: messages are dicts."""
+        return hash((self.id, self.image))
+
+    @property
+    def prompt_text(self) -> str:
+        """The prompt in one string: messages as a line each, after their roles.
+
+        Example:
+            >>> chat = [{"role": "user", "content": "Is there a dog?"}]
+            >>> Item("1", "yes_no", "a.png", chat).prompt_text
+            'user: Is there a dog?'
+        """
+        if isinstance(self.prompt, str):
+            return self.prompt
+        from eah_interp.lvlm.messages import text_of
+
+        return "\n".join(f"{one['role']}: {text_of(one)}" for one in self.prompt)
+
     def to_dict(self) -> dict[str, Any]:
         """Write the item as a mapping of plain values."""
-        return asdict(self) | {"truth": list(self.truth)}
+        values = asdict(self) | {"truth": list(self.truth)}
+        if not isinstance(self.prompt, str):
+            values["prompt"] = list(values["prompt"])
+        return values
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Item":
@@ -193,14 +240,14 @@ def pope_items(
 def caption_items(
     images: str | Path | Sequence[str | Path],
     *,
-    prompt: str = "Describe the image.",
+    prompt: str | Sequence[Mapping[str, Any]] = "Describe the image.",
     limit: int | None = None,
 ) -> tuple[Item, ...]:
     """List images to be described.
 
     Args:
         images: A folder, or files.
-        prompt: What is asked.
+        prompt: What is asked: a text, or messages.
         limit: Only so many first images, by name in a folder.
 
     Returns:
