@@ -31,6 +31,7 @@ from eah_interp.lvlm.prompt import INPUTS
 from eah_interp.lvlm.remote import is_shipping, ship_package
 from eah_interp.lvlm.runs import refuse_nan, stoppable, watched_run
 from eah_interp.lvlm.spans import ImageSpan, find_spans
+from eah_interp.lvlm.threads import LockedBackend, OneRunAtATime
 from eah_interp.lvlm.verify import verify_hook_points
 from eah_interp.lvlm.weights import checking_weights
 
@@ -77,6 +78,7 @@ class LVLM(TransformersModel):
             # Refuse an unfit model before nnsight builds anything on it.
             resolve_anatomy(model, image_token=image_token_id)
         kwargs.setdefault("task", TASK)
+        kwargs.setdefault("interleaver", OneRunAtATime())
         super().__init__(model, *args, **kwargs)
         self.anatomy = resolve_anatomy(self._module, image_token=image_token_id)
         if self.dispatched:
@@ -120,8 +122,10 @@ class LVLM(TransformersModel):
         """Load the real weights, then verify the hook points on them."""
         if self.dispatched:
             return
-        super().dispatch()
-        self._check()
+        with self.alone():
+            if not self.dispatched:
+                super().dispatch()
+                self._check()
 
     def _load(self, repo_id: str, *args: Any, **kwargs: Any) -> nn.Module:
         with checking_weights(allow_missing=self._allow_missing):
@@ -178,7 +182,8 @@ class LVLM(TransformersModel):
 
     def _encode_rows(self, rows: list[Row]) -> Encoding:
         placeholder = image_placeholder(self.processor)
-        with unset_fake_temporarily():
+        # A tokenizer keeps its padding on itself, so two threads cannot share it.
+        with self.alone(), unset_fake_temporarily():
             encoding = encode_rows(rows, self.processor, placeholder=placeholder)
         return cast_floats(encoding, self._module.dtype)
 
@@ -226,6 +231,14 @@ class LVLM(TransformersModel):
 
     # -- running ---------------------------------------------------------------------
 
+    def alone(self) -> Any:
+        """Return the lock that keeps other threads from running the model meanwhile.
+
+        Every run takes it by itself, in its twins too. Take it where hooks of your own
+        are on the model: `with model.alone(): ...`.
+        """
+        return self.interleaver.lock
+
     def trace(self, *inputs: Any, **kwargs: Any) -> Any:
         """Open a trace of one forward pass.
 
@@ -241,11 +254,13 @@ class LVLM(TransformersModel):
         if not kwargs.get("remote"):
             # Before the workers are set up, so that verification has its own run.
             self.dispatch()
+            kwargs.setdefault("backend", LockedBackend(self.alone()))
         return super().trace(*inputs, **kwargs)
 
     def scan(self, *inputs: Any, **kwargs: Any) -> Any:
         """Open a trace that computes shapes only; arguments as for `trace`."""
         inputs, kwargs = self._take_images(inputs, kwargs)
+        kwargs.setdefault("backend", LockedBackend(self.alone()))
         return super().scan(*inputs, **kwargs)
 
     def describe(
@@ -290,7 +305,7 @@ class LVLM(TransformersModel):
 
     def interleave(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Run the model with its workers, then see that promised patches happened."""
-        with watched_run(self):
+        with self.alone(), watched_run(self):
             return super().interleave(stoppable(self, fn), *args, **kwargs)
 
     def _take_images(
