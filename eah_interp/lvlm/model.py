@@ -27,6 +27,7 @@ from eah_interp.lvlm.inputs import (
     join_images,
     pair_rows,
 )
+from eah_interp.lvlm.positions import check_positions
 from eah_interp.lvlm.prompt import INPUTS
 from eah_interp.lvlm.remote import is_shipping, ship_package
 from eah_interp.lvlm.runs import refuse_nan, stoppable, watched_run
@@ -342,6 +343,8 @@ class LVLM(TransformersModel):
                     "(images, prompts), or encode all rows and give them to trace"
                 )
                 raise UnsupportedError(msg) from error
+        name = fn if isinstance(fn, str) else getattr(fn, "__name__", "")
+        check_positions(self, kwargs, generates=name == "generate")
         setattr(self.interleaver, INPUTS, kwargs)
         return args, kwargs
 
