@@ -24,6 +24,7 @@ from eah_interp.lvlm.messages import (
     read_place,
     text_of,
 )
+from eah_interp.lvlm.processors import check_counting
 
 DEFAULT_PROMPT = "Describe the image."
 """What a model is asked when an image comes without a prompt."""
@@ -371,7 +372,8 @@ def encode_rows(
         the sizes of the images.
 
     Raises:
-        InputError: If there is no processor, or a tokenizer in its place.
+        InputError: If there is no processor, or a tokenizer in its place, or it
+            cannot count image tokens.
     """
     if processor is None or isinstance(processor, PreTrainedTokenizerBase):
         given = "no processor" if processor is None else "a tokenizer for a processor"
@@ -381,6 +383,7 @@ def encode_rows(
             "(input_ids=..., pixel_values=...)"
         )
         raise InputError(msg)
+    check_counting(processor)
     texts = [write_prompt(row, processor, placeholder=placeholder) for row in rows]
     texts, options = _start_once(texts, processor)
     nested = [list(row.images) for row in rows]

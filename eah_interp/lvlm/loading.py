@@ -15,6 +15,7 @@ from transformers import AutoConfig, PreTrainedTokenizerBase, ProcessorMixin
 from eah_interp.errors import EAHError, InputError, ModelError
 from eah_interp.lvlm.anatomy import refuse_config
 from eah_interp.lvlm.model import LVLM
+from eah_interp.lvlm.processors import fit_processor
 
 # ---- Which nnsight and transformers the hook points were tested with.
 
@@ -163,7 +164,8 @@ def load(
         **from_pretrained: `dtype`, `device_map`, `attn_implementation`, `revision`,
             `quantization_config`, `trust_remote_code`, ... Where the checkpoint's
             processor cannot be loaded, `processor` takes another, or a tokenizer:
-            then trace ready-made inputs (`input_ids=..., pixel_values=...`).
+            then trace ready-made inputs (`input_ids=..., pixel_values=...`). Settings
+            by which it counts image tokens are the model's own, as for `wrap`.
 
     Returns:
         The model, ready to trace.
@@ -202,8 +204,10 @@ def load(
     kinds = getattr(config, "architectures", None) or [type(config).__name__]
     # By its config, before gigabytes of weights are read.
     refuse_config(config, kinds[0], image_token=image_token_id)
-    if from_pretrained.get("processor") is None:
-        from_pretrained["processor"] = load_processor(name, **given)
+    processor = from_pretrained.get("processor")
+    if processor is None:
+        processor = load_processor(name, **given)
+    from_pretrained["processor"] = fit_processor(processor, config)
     with naming_versions():
         return LVLM(
             name,
@@ -228,7 +232,9 @@ def wrap(
     Args:
         model: A decoder-only `...ForConditionalGeneration`.
         processor: Its processor. Without one, trace ready-made inputs
-            (`input_ids=..., pixel_values=...`).
+            (`input_ids=..., pixel_values=...`). Where it counts image tokens by other
+            settings than the model's (LLaVA and its like: `patch_size`,
+            `vision_feature_select_strategy`), a copy with the model's is used.
         verify: As for `load`.
         image_token_id: The image token's id, where the config does not name it.
         **options: Passed on to `LVLM`, such as `tokenizer`.
@@ -247,7 +253,7 @@ def wrap(
     with naming_versions():
         return LVLM(
             model,
-            processor=processor,
+            processor=fit_processor(processor, getattr(model, "config", None)),
             verify=verify,
             image_token_id=image_token_id,
             **options,

@@ -28,6 +28,7 @@ from eah_interp.lvlm.inputs import (
     pair_rows,
 )
 from eah_interp.lvlm.positions import check_positions
+from eah_interp.lvlm.processors import name_miscount
 from eah_interp.lvlm.prompt import INPUTS
 from eah_interp.lvlm.remote import is_shipping, ship_package
 from eah_interp.lvlm.runs import refuse_nan, stoppable, watched_run
@@ -307,7 +308,13 @@ class LVLM(TransformersModel):
     def interleave(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Run the model with its workers, then see that promised patches happened."""
         with self.alone(), watched_run(self):
-            return super().interleave(stoppable(self, fn), *args, **kwargs)
+            try:
+                return super().interleave(stoppable(self, fn), *args, **kwargs)
+            except (ValueError, RuntimeError) as error:
+                # Raised by the model, which knows how many features an image has.
+                if (miscount := name_miscount(error, self.processor)) is None:
+                    raise
+                raise miscount from error
 
     def _take_images(
         self, inputs: tuple[Any, ...], kwargs: dict[str, Any]
