@@ -3,6 +3,7 @@
 import threading
 from typing import Any
 
+import torch
 from nnsight.intervention.interleaver import Interleaver
 from nnsight.modeling.tp import TPFragments
 from nnsight.tracing.backend import Backend
@@ -51,17 +52,22 @@ class OneRunAtATime(Interleaver):
     eah_promises = _own("promises")
     eah_passes = _own("passes")
 
-    # Which thread runs: no other is interleaving.
-    _runs: int | None = None
+    # Whether some thread runs, and which: no other is interleaving.
+    _running = False
+    _runner = 0
 
     @property
     def interleaving(self) -> bool:
         """Whether this thread is inside a run."""
-        return self._runs is not None and self._runs == threading.get_ident()
+        if not self._running:
+            return False
+        if torch.compiler.is_compiling():  # which cannot ask for the thread
+            return True
+        return self._runner == threading.get_ident()
 
     @interleaving.setter
     def interleaving(self, value: bool) -> None:
-        self._runs = threading.get_ident() if value else None
+        self._running, self._runner = value, threading.get_ident()
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the locks here: a copy has its own."""
