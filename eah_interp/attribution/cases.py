@@ -29,6 +29,7 @@ from eah_interp.lvlm.inputs import (
     append_tokens,
     check_encoding,
     check_unicode,
+    is_encoding,
     repeat_rows,
 )
 
@@ -276,11 +277,11 @@ def pose(
     check_model(model)
     words = _check_objects(objects, metric, captioned=caption is not None)
     synonyms = _check_synonyms(synonyms)
-    if isinstance(images, Mapping):
+    if is_encoding(images):
         check_encoding(images)
     if isinstance(images, Encoding):  # it may know how large the images were
         encoding = images
-    elif isinstance(images, Mapping):
+    elif is_encoding(images):
         encoding = Encoding(images)
     else:
         encoding = model.encode(images, prompts)

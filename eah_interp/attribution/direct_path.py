@@ -372,6 +372,7 @@ def run_direct(
     head_values: dict[int, Tensor] = {}
     learned: dict[int, Any] = {}
     with (
+        model.alone(),
         open_direct_path(model) as path,
         model.trace(**case.inputs, **kept, use_cache=False),
     ):

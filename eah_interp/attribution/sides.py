@@ -11,6 +11,7 @@ from eah_interp.errors import InputError, SettingsError, show_value
 from eah_interp.interventions.eah import EAH
 from eah_interp.interventions.intervention import Intervention
 from eah_interp.lvlm.anatomy import check_model
+from eah_interp.lvlm.messages import hold_messages
 from eah_interp.lvlm.spans import image_mask
 
 Side = Intervention | Literal["plain"]
@@ -110,7 +111,11 @@ def pose_source(
     """
     if source_images is None and source_prompts is None:
         return case
+    if hold_messages(images):  # the question, which other images are to be shown with
+        images, prompts = None, images
     images = images if source_images is None else source_images
+    if hold_messages(images):
+        images, prompts = None, images
     prompts = prompts if source_prompts is None else source_prompts
     if isinstance(images, Case):
         other = images

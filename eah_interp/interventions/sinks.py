@@ -19,7 +19,7 @@ from eah_interp.interventions.intervene import attention_calls
 from eah_interp.interventions.intervention import list_layers
 from eah_interp.kernels.sinks import choose_donors, dense_heads
 from eah_interp.lvlm.anatomy import check_model
-from eah_interp.lvlm.inputs import check_encoding
+from eah_interp.lvlm.inputs import check_encoding, is_encoding
 from eah_interp.lvlm.spans import ImageSpan
 
 if TYPE_CHECKING:
@@ -181,7 +181,7 @@ def score_sinks(
     for layer in wanted:
         model.anatomy.site(layer)
     encoding: Mapping[str, Any]
-    encoding = images if isinstance(images, Mapping) else model.encode(images, prompts)
+    encoding = images if is_encoding(images) else model.encode(images, prompts)
     check_encoding(encoding)
     scored: list[Any] = []
     with torch.no_grad(), model.trace(**encoding) as tracer:

@@ -24,6 +24,7 @@ from eah_interp.lvlm.foreign_code import (
     refuse_kernels_of,
 )
 from eah_interp.lvlm.model import LVLM
+from eah_interp.lvlm.processors import fit_processor
 
 # ---- Which nnsight and transformers the hook points were tested with.
 
@@ -174,7 +175,8 @@ def load(
         **from_pretrained: `dtype`, `device_map`, `attn_implementation`, `revision`,
             `quantization_config`, `trust_remote_code`, ... Where the checkpoint's
             processor cannot be loaded, `processor` takes another, or a tokenizer:
-            then trace ready-made inputs (`input_ids=..., pixel_values=...`).
+            then trace ready-made inputs (`input_ids=..., pixel_values=...`). Settings
+            by which it counts image tokens are the model's own, as for `wrap`.
 
     Returns:
         The model, ready to trace.
@@ -237,9 +239,11 @@ def load(
         kinds = getattr(config, "architectures", None) or [type(config).__name__]
         # By its config, before gigabytes of weights are read.
         refuse_config(config, kinds[0], image_token=image_token_id)
-        if from_pretrained.get("processor") is None:
+        processor = from_pretrained.get("processor")
+        if processor is None:
             with _refusing(name):
-                from_pretrained["processor"] = load_processor(name, **given)
+                processor = load_processor(name, **given)
+    from_pretrained["processor"] = fit_processor(processor, config)
     with naming_versions(), _refusing(name):
         model = LVLM(
             name,
@@ -267,7 +271,9 @@ def wrap(
         model: A decoder-only `...ForConditionalGeneration`. Of a `PeftModel` of layers
             (LoRA and its relatives) the model inside is wrapped, its adapter in place.
         processor: Its processor. Without one, trace ready-made inputs
-            (`input_ids=..., pixel_values=...`).
+            (`input_ids=..., pixel_values=...`). Where it counts image tokens by other
+            settings than the model's (LLaVA and its like: `patch_size`,
+            `vision_feature_select_strategy`), a copy with the model's is used.
         verify: As for `load`.
         image_token_id: The image token's id, where the config does not name it.
         **options: Passed on to `LVLM`, such as `tokenizer`.
@@ -290,7 +296,7 @@ def wrap(
     with naming_versions():
         return LVLM(
             model,
-            processor=processor,
+            processor=fit_processor(processor, getattr(model, "config", None)),
             verify=verify,
             image_token_id=image_token_id,
             **options,

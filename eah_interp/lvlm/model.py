@@ -26,21 +26,25 @@ from eah_interp.lvlm.foreign_code import (
     refuse_custom_generate,
 )
 from eah_interp.lvlm.inputs import (
-    DEFAULT_PROMPT,
     Encoding,
     Row,
+    are_many,
     are_prompts,
     cast_floats,
     check_encoding,
     encode_rows,
     has_images,
     image_placeholder,
+    join_images,
     pair_rows,
 )
+from eah_interp.lvlm.positions import check_positions
+from eah_interp.lvlm.processors import name_miscount
 from eah_interp.lvlm.prompt import INPUTS
 from eah_interp.lvlm.remote import is_shipping, ship_package
 from eah_interp.lvlm.runs import plain_passes, refuse_nan, stoppable, watched_run
 from eah_interp.lvlm.spans import ImageSpan, find_spans
+from eah_interp.lvlm.threads import LockedBackend, OneRunAtATime
 from eah_interp.lvlm.verify import verify_hook_points
 from eah_interp.lvlm.weights import as_dispatched, checking_weights, find_device
 
@@ -92,6 +96,7 @@ class LVLM(TransformersModel):
             # Refuse an unfit model before nnsight builds anything on it.
             resolve_anatomy(model, image_token=image_token_id)
         kwargs.setdefault("task", TASK)
+        kwargs.setdefault("interleaver", OneRunAtATime())
         # A wrapped model's too: its processor may be loaded from where it came from.
         kwargs[TRUST] = check_trust(kwargs.get(TRUST))
         with never_asking(str(model) if isinstance(model, str) else "the processor"):
@@ -143,9 +148,11 @@ class LVLM(TransformersModel):
         """Load the real weights, then verify the hook points on them."""
         if self.dispatched:
             return
-        with never_asking(str(self.repo_id)):
-            super().dispatch()
-        self._check()
+        with self.alone():
+            if not self.dispatched:
+                with never_asking(str(self.repo_id)):
+                    super().dispatch()
+                self._check()
 
     def _load(self, repo_id: str, *args: Any, **kwargs: Any) -> nn.Module:
         with checking_weights(allow_missing=self._allow_missing):
@@ -196,8 +203,10 @@ class LVLM(TransformersModel):
         """Encode images and prompts as one left-padded batch of model inputs.
 
         Args:
-            images: An image, a list of images (a row each), or a list of lists.
-            prompts: A prompt or a list of prompts; "Describe the image." when None.
+            images: An image, a list of images (a row each), or a list of lists; None,
+                or left out, where the messages hold them.
+            prompts: A prompt or a list of prompts; "Describe the image." when None. A
+                prompt is a text, or a list of Hugging Face messages.
 
         Returns:
             The model's inputs, on the CPU, floating-point ones in the model's dtype.
@@ -215,7 +224,8 @@ class LVLM(TransformersModel):
 
     def _encode_rows(self, rows: list[Row]) -> Encoding:
         placeholder = image_placeholder(self.processor)
-        with unset_fake_temporarily():
+        # A tokenizer keeps its padding on itself, so two threads cannot share it.
+        with self.alone(), unset_fake_temporarily():
             encoding = encode_rows(rows, self.processor, placeholder=placeholder)
         return cast_floats(encoding, self._module.dtype)
 
@@ -259,6 +269,14 @@ class LVLM(TransformersModel):
 
     # -- running ---------------------------------------------------------------------
 
+    def alone(self) -> Any:
+        """Return the lock that keeps other threads from running the model meanwhile.
+
+        Every run takes it by itself, in its twins too. Take it where hooks of your own
+        are on the model: `with model.alone(): ...`.
+        """
+        return self.interleaver.lock
+
     def trace(self, *inputs: Any, **kwargs: Any) -> Any:
         """Open a trace of one forward pass.
 
@@ -274,17 +292,19 @@ class LVLM(TransformersModel):
         if not kwargs.get("remote"):
             # Before the workers are set up, so that verification has its own run.
             self.dispatch()
+            kwargs.setdefault("backend", LockedBackend(self.alone()))
         return super().trace(*inputs, **kwargs)
 
     def scan(self, *inputs: Any, **kwargs: Any) -> Any:
         """Open a trace that computes shapes only; arguments as for `trace`."""
         inputs, kwargs = self._take_images(inputs, kwargs)
+        kwargs.setdefault("backend", LockedBackend(self.alone()))
         return super().scan(*inputs, **kwargs)
 
     def describe(
         self,
         images: object,
-        prompts: object = DEFAULT_PROMPT,
+        prompts: object = None,
         *,
         max_new_tokens: int = 64,
         **generate: Any,
@@ -322,8 +342,7 @@ class LVLM(TransformersModel):
             text.strip()
             for text in self.processor.batch_decode(new, skip_special_tokens=True)
         ]
-        many = isinstance(images, list | tuple) or isinstance(prompts, list | tuple)
-        return answers if many else answers[0]
+        return answers if are_many(images, prompts) else answers[0]
 
     def _say_what_it_knows(self, encoding: Encoding) -> None:
         """Log, once, that words about images of another size mean nothing."""
@@ -337,13 +356,20 @@ class LVLM(TransformersModel):
     def interleave(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Run the model with its workers, then see that promised patches happened."""
         refuse_custom_generate(kwargs)
-        with watched_run(self), plain_passes(self):
-            return super().interleave(stoppable(self, fn), *args, **kwargs)
+        with self.alone(), watched_run(self), plain_passes(self):
+            try:
+                return super().interleave(stoppable(self, fn), *args, **kwargs)
+            except (ValueError, RuntimeError) as error:
+                # Raised by the model, which knows how many features an image has.
+                if (miscount := name_miscount(error, self.processor)) is None:
+                    raise
+                raise miscount from error
 
     def _take_images(
         self, inputs: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Encode `(images, prompts)` where that is what was given."""
+        inputs, kwargs = join_images(inputs, kwargs)
         if len(inputs) > 2 or (len(inputs) == 2 and not are_prompts(inputs[1])):
             kinds = ", ".join(type(value).__name__ for value in inputs)
             msg = f"expected (images, prompts), got {len(inputs)} arguments: {kinds}"
@@ -363,12 +389,14 @@ class LVLM(TransformersModel):
         return inputs, kwargs
 
     def _batch_size(self, *inputs: Any, **kwargs: Any) -> int:
+        inputs, kwargs = join_images(inputs, kwargs)
         if has_images(inputs):
             return len(self._rows(inputs))
         size: int = super()._batch_size(*inputs, **kwargs)
         return size
 
     def _batch(self, invokes: list[Any], fn: Any) -> tuple[Any, Any]:
+        invokes = [join_images(inputs, kwargs) for inputs, kwargs in invokes]
         pictured = [has_images(inputs) for inputs, _ in invokes]
         if any(pictured):
             args, kwargs = self._batch_images(invokes, pictured)
@@ -381,6 +409,8 @@ class LVLM(TransformersModel):
                     "(images, prompts), or encode all rows and give them to trace"
                 )
                 raise UnsupportedError(msg) from error
+        name = fn if isinstance(fn, str) else getattr(fn, "__name__", "")
+        check_positions(self, kwargs, generates=name == "generate")
         setattr(self.interleaver, INPUTS, kwargs)
         return args, kwargs
 

@@ -1,6 +1,7 @@
 """One run of a model: who patches what in it, and what it must have done by its end."""
 
 import contextlib
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -191,10 +192,13 @@ def _noted_passes(model: Any) -> Iterator[None]:
     its cache, and without a cache each pass reads everything.
     """
     passes: list[ForwardPass] = []
+    ours = threading.get_ident()
     setattr(model.interleaver, PASSES, passes)
 
     def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         del module
+        if threading.get_ident() != ours:  # who calls the bare model meanwhile
+            return
         given = [kwargs.get("inputs_embeds"), kwargs.get("input_ids"), *args[:1]]
         read = next((tensor for tensor in given if isinstance(tensor, Tensor)), None)
         cache = kwargs.get("past_key_values")

@@ -2,9 +2,10 @@
 
 import functools
 import hashlib
+import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -39,7 +40,9 @@ class Item:
         id: Its name in the results; no two items share one.
         task: What is asked.
         image: A file; or `toy:test:17`, a scene of the toy world.
-        prompt: The prompt, suffixes and all, as the model gets it.
+        prompt: The prompt, suffixes and all, as the model gets it: a text, or the
+            messages of a chat, kept as a tuple. The image goes to their one place
+            `{"type": "image"}`, or before what the user says first.
         label: What a yes/no question's answer should be.
         kind: How the question was chosen: POPE's `random`, `popular`, `adversarial`.
         object: The object that is asked for.
@@ -51,7 +54,7 @@ class Item:
     id: str
     task: Task
     image: str
-    prompt: str
+    prompt: str | Sequence[Mapping[str, Any]]
     label: bool | None = None
     kind: str = ""
     object: str = ""
@@ -59,7 +62,10 @@ class Item:
     cluster: str = ""
 
     def __post_init__(self) -> None:
-        for name in ("id", "image", "prompt", "kind", "object", "cluster"):
+        """Check every value; messages are kept as JSON would give them back."""
+        is_text = isinstance(self.prompt, str)
+        texts = ("id", "image", "prompt", "kind", "object", "cluster")
+        for name in texts if is_text else (t for t in texts if t != "prompt"):
             check_text(f"an item's {name}", getattr(self, name))
         listed = isinstance(self.truth, list | tuple)
         right = {
@@ -75,10 +81,62 @@ class Item:
         for name in (name for name, is_right in right.items() if not is_right):
             got = show_value(getattr(self, name))
             raise InputError(f"an item's {name} must be {expected[name]}, got {got}")
+        if not is_text:
+            object.__setattr__(self, "prompt", self._check_chat())
+
+    def _check_chat(self) -> tuple[Any, ...]:
+        """Check a prompt of messages, and copy it as JSON would give it back."""
+        from eah_interp.lvlm.messages import (
+            EMPTY,
+            are_messages,
+            check_messages,
+            list_places,
+        )
+
+        if not are_messages(self.prompt):
+            got = show_value(self.prompt)
+            raise InputError(f"an item's prompt must be a text or messages, got {got}")
+        chat = check_messages(self.prompt)  # type: ignore[arg-type]
+        places = list_places(chat, None)
+        if len(places) > 1 or any(place is not EMPTY for place in places):
+            msg = (
+                f"the messages of item {self.id!r} have {len(places)} images: expected "
+                "one {'type': 'image'} without an image, or none; the item's own image "
+                "is shown there"
+            )
+            raise InputError(msg)
+        try:
+            plain = json.loads(json.dumps(chat))
+        except TypeError as error:
+            msg = f"the messages of item {self.id!r} cannot be saved: {error}"
+            raise InputError(msg) from error
+        return tuple(plain)
+
+    def __hash__(self) -> int:
+        """Hash the item by its name: messages are dicts."""
+        return hash((self.id, self.image))
+
+    @property
+    def prompt_text(self) -> str:
+        """The prompt in one string: messages as a line each, after their roles.
+
+        Example:
+            >>> chat = [{"role": "user", "content": "Is there a dog?"}]
+            >>> Item("1", "yes_no", "a.png", chat).prompt_text
+            'user: Is there a dog?'
+        """
+        if isinstance(self.prompt, str):
+            return self.prompt
+        from eah_interp.lvlm.messages import text_of
+
+        return "\n".join(f"{one['role']}: {text_of(one)}" for one in self.prompt)
 
     def to_dict(self) -> dict[str, Any]:
         """Write the item as a mapping of plain values."""
-        return asdict(self) | {"truth": list(self.truth)}
+        values = asdict(self) | {"truth": list(self.truth)}
+        if not isinstance(self.prompt, str):
+            values["prompt"] = list(values["prompt"])
+        return values
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Item":
@@ -254,14 +312,14 @@ def pope_items(
 def caption_items(
     images: str | Path | Sequence[str | Path],
     *,
-    prompt: str = "Describe the image.",
+    prompt: str | Sequence[Mapping[str, Any]] = "Describe the image.",
     limit: int | None = None,
 ) -> tuple[Item, ...]:
     """List images to be described.
 
     Args:
         images: A folder, or files.
-        prompt: What is asked.
+        prompt: What is asked: a text, or messages.
         limit: Only so many first images, by name in a folder.
 
     Returns:

@@ -307,7 +307,7 @@ def make_study_schema() -> Any:
         __base__=base,
         source=(Literal["captions"], ...),
         images=(str | list[str], ...),
-        prompt=(str, "Describe the image."),
+        prompt=(str | list[dict[str, Any]], "Describe the image."),
         limit=limit,
     )
     decoding = create_model(

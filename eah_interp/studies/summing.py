@@ -1,6 +1,7 @@
 """A study summed up, or two compared: answers scored, then values and changes."""
 
 import dataclasses
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -217,7 +218,8 @@ def _list_asked(run: StudyRun, *, known: bool) -> Iterator[tuple[Any, ...]]:
     for item, image in zip(
         items, name_images(items, manifest) if known else images, strict=True
     ):
-        yield item.id, item.task, image, item.prompt, item.label
+        prompt = json.dumps(item.prompt)  # messages are dicts, which have no hash
+        yield item.id, item.task, image, prompt, item.label
 
 
 def _only(rows: ScoredRows, items: set[str]) -> ScoredRows:
