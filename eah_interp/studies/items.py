@@ -2,15 +2,19 @@
 
 import functools
 import hashlib
+import io
 import json
 import os
 import re
+import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import pandas as pd
+from PIL import Image
 
 from eah_interp.arguments import (
     check_kind,
@@ -39,7 +43,8 @@ class Item:
     Attributes:
         id: Its name in the results; no two items share one.
         task: What is asked.
-        image: A file; or `toy:test:17`, a scene of the toy world.
+        image: A file; a file in an archive, `photos.zip/a.jpg`; or `toy:test:17`, a
+            scene of the toy world.
         prompt: The prompt, suffixes and all, as the model gets it: a text, or the
             messages of a chat, kept as a tuple. The image goes to their one place
             `{"type": "image"}`, or before what the user says first.
@@ -49,6 +54,7 @@ class Item:
         truth: The objects that are in the image, where that is known.
         cluster: Items of one image share it; intervals resample images. Where it is
             empty, items of the same image are one cluster.
+        columns: What else a user's table says of it; results are joined to it.
     """
 
     id: str
@@ -60,6 +66,7 @@ class Item:
     object: str = ""
     truth: tuple[str, ...] = field(default=())
     cluster: str = ""
+    columns: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Check every value; messages are kept as JSON would give them back."""
@@ -81,6 +88,7 @@ class Item:
         for name in (name for name, is_right in right.items() if not is_right):
             got = show_value(getattr(self, name))
             raise InputError(f"an item's {name} must be {expected[name]}, got {got}")
+        check_mapping("an item's columns", self.columns, error=InputError)
         if not is_text:
             object.__setattr__(self, "prompt", self._check_chat())
 
@@ -136,6 +144,8 @@ class Item:
         values = asdict(self) | {"truth": list(self.truth)}
         if not isinstance(self.prompt, str):
             values["prompt"] = list(values["prompt"])
+        if not self.columns:  # as items were written before they had any
+            del values["columns"]
         return values
 
     @classmethod
@@ -183,7 +193,56 @@ def open_image(image: str) -> Any:
         return draw_scene(int(seed), split=split).pil()  # type: ignore[arg-type]
     from eah_interp.lvlm.images import read_image
 
-    return read_image(Path(image))
+    found_in = find_archive(image)
+    if found_in is None:
+        return read_image(Path(image))
+    content = io.BytesIO(_read_member(*found_in))
+    try:
+        opened = Image.open(content)
+    except (OSError, ValueError) as error:
+        msg = f"{image} is no image that can be read: {error}"
+        raise InputError(msg) from error
+    return read_image(opened)
+
+
+MOST_BYTES = 200_000_000
+"""How large a file in an archive may say that it is."""
+
+
+def find_archive(image: str) -> tuple[Path, str] | None:
+    """Find the archive that an image's path leads into, and its name there.
+
+    Example:
+        >>> find_archive("photos/a.jpg") is None
+        True
+    """
+    path = Path(image)
+    for parent in path.parents if ".zip" in image.lower() else ():
+        if parent.suffix.lower() == ".zip" and parent.is_file():
+            return parent, path.relative_to(parent).as_posix()
+    return None
+
+
+def _read_member(archive: Path, name: str) -> bytes:
+    """Read a file of an archive.
+
+    Raises:
+        InputError: If it is not there, too large, or the archive cannot be read.
+    """
+    try:
+        with zipfile.ZipFile(archive) as opened:
+            size = opened.getinfo(name).file_size
+            if size > MOST_BYTES:
+                msg = (
+                    f"{archive}: {name} has {size} bytes, expected {MOST_BYTES} at most"
+                )
+                raise InputError(msg)
+            with opened.open(name) as file:
+                return file.read(MOST_BYTES)
+    except KeyError as error:
+        raise InputError(f"{archive} has no file {name!r}") from error
+    except (OSError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+        raise InputError(f"cannot read {name} in {archive}: {error}") from error
 
 
 def toy_items(
@@ -318,7 +377,7 @@ def caption_items(
     """List images to be described.
 
     Args:
-        images: A folder, or files.
+        images: A folder, a pattern such as `photos/*.jpg`, an archive (.zip), or files.
         prompt: What is asked: a text, or messages.
         limit: Only so many first images, by name in a folder.
 
@@ -330,12 +389,11 @@ def caption_items(
         SettingsError: If the limit is no number of 0 or more.
     """
     kinds = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
-    check_text("prompt", prompt)
     limit = check_limit("limit", limit)
     listed = to_list(images)
     if listed is None:
-        folder = check_path("images", images)
-        files = sorted(p for p in folder.glob("*") if p.suffix.lower() in kinds)
+        found = list_files(check_path("images", images))
+        files = [path for path in found if path.suffix.lower() in kinds]
     else:
         files = [check_path("images", image) for image in listed]
     if not files:
@@ -353,6 +411,29 @@ def caption_items(
     )
 
 
+def list_files(place: Path) -> list[Path]:
+    """List the files of a folder, of an archive, or that a pattern matches, by name.
+
+    Raises:
+        InputError: If an archive cannot be read.
+    """
+    wild = [n for n, part in enumerate(place.parts) if any(c in part for c in "*?[")]
+    if wild:
+        base = Path(*place.parts[: wild[0]])
+        try:
+            return sorted(base.glob("/".join(place.parts[wild[0] :])))
+        except ValueError as error:
+            raise InputError(f"{place} is no pattern of files: {error}") from error
+    if place.suffix.lower() == ".zip":
+        try:
+            with zipfile.ZipFile(place) as opened:
+                names = [one.filename for one in opened.infolist() if not one.is_dir()]
+        except (OSError, zipfile.BadZipFile) as error:
+            raise InputError(f"cannot read the archive {place}: {error}") from error
+        return sorted(place / name for name in names)
+    return sorted(place.glob("*"))
+
+
 def list_images(items: Sequence[Item]) -> tuple[str, ...]:
     """List the image files that items name, each once; toy scenes are none.
 
@@ -368,12 +449,15 @@ def list_images(items: Sequence[Item]) -> tuple[str, ...]:
 def hash_image(image: str) -> str | None:
     """Hash an image file's bytes (SHA-256); None if it cannot be read."""
     try:
+        found_in = find_archive(image)
+        if found_in is not None:
+            return hashlib.sha256(_read_member(*found_in)).hexdigest()
         path = Path(image).resolve()
         stat = path.stat()
         # A clock that went back can give a new file an old one's time of change.
         changed = (stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
         return _hash_bytes(path, stat.st_size, changed)
-    except (OSError, ValueError):  # ValueError: no name that a file can have
+    except (OSError, ValueError, InputError):  # ValueError: no name of a file
         return None
 
 

@@ -207,7 +207,11 @@ class StudyRun:
     def items(self) -> pd.DataFrame:
         """List the items, by `item`."""
         items = load_items(self.folder, self.manifest)
-        listed = [item.to_dict() | {"prompt": item.prompt_text} for item in items]
+        listed = [
+            {k: v for k, v in item.to_dict().items() if k != "columns"}
+            | {"prompt": item.prompt_text, **item.columns}
+            for item in items
+        ]
         return pd.DataFrame(listed).rename(columns={"id": "item"})
 
     def rows(self) -> pd.DataFrame:

@@ -34,6 +34,7 @@ from eah_interp.studies.items import (
     toy_items,
 )
 from eah_interp.studies.manifest import ModelSource
+from eah_interp.studies.own_data import table_items
 from eah_interp.studies.store import check_name
 from eah_interp.studies.study import Study, complete_decoding
 from eah_interp.studies.work import Batch, split_batches
@@ -206,7 +207,8 @@ def _read_conditions(
 
 def _list_items(entry: dict[str, Any], *, folder: Path) -> tuple[Item, ...]:
     source = entry.pop("source")
-    paths = [key for key in ("questions", "images") if source != "toy" and key in entry]
+    kinds = ("questions", "images", "file", "download")
+    paths = [key for key in kinds if source != "toy" and entry.get(key) is not None]
     for key in paths:
         given = entry[key]
         entry[key] = (
@@ -219,6 +221,8 @@ def _list_items(entry: dict[str, Any], *, folder: Path) -> tuple[Item, ...]:
             return toy_items(entry.pop("n_scenes"), **entry)
         if source == "pope":
             return pope_items(entry.pop("questions"), entry.pop("images"), **entry)
+        if source == "table":
+            return table_items(entry.pop("file"), **entry)
         return caption_items(entry.pop("images"), **entry)
     except EAHError as error:
         msg = f"items from {source}: {error}"
@@ -310,6 +314,26 @@ def make_study_schema() -> Any:
         prompt=(str | list[dict[str, Any]], "Describe the image."),
         limit=limit,
     )
+    column: Any = (str | None, None)
+    own = create_model(
+        "Table",
+        __base__=base,
+        source=(Literal["table"], ...),
+        file=(str, ...),
+        task=(Literal["yes_no", "caption"], "yes_no"),
+        image=(str, "image"),
+        question=(str, "question"),
+        label=(str, "label"),
+        objects=(str, "objects"),
+        name=column,
+        kind=column,
+        cluster=column,
+        images=column,
+        prompt=(str | list[dict[str, Any]], "Describe the image."),
+        suffix=(str, ""),
+        download=column,
+        limit=limit,
+    )
     decoding = create_model(
         "Decoding",
         __base__=base,
@@ -317,11 +341,15 @@ def make_study_schema() -> Any:
         caption=(dict[str, Any], {}),
     )
     source: Any = Field(discriminator="source")
+    kinds: Any = toy | pope | captions | own
     return create_model(
         "StudyFile",
         __base__=base,
         model=(model, Field(default_factory=model)),
-        items=(_list_of(Annotated[toy | pope | captions, source]), Field(min_length=1)),
+        items=(
+            _list_of(Annotated[toy | pope | captions | own, source]),
+            Field(min_length=1),
+        ),
         conditions=(list[Any], Field(min_length=1)),
         decoding=(decoding, Field(default_factory=decoding)),
         batch_size=(PositiveInt, 32),
