@@ -42,9 +42,15 @@ from eah_interp.lvlm.positions import check_positions
 from eah_interp.lvlm.processors import name_miscount
 from eah_interp.lvlm.prompt import INPUTS
 from eah_interp.lvlm.remote import is_shipping, ship_package
-from eah_interp.lvlm.runs import plain_passes, refuse_nan, stoppable, watched_run
+from eah_interp.lvlm.runs import (
+    LockedBackend,
+    OneRunAtATime,
+    plain_passes,
+    refuse_nan,
+    stoppable,
+    watched_run,
+)
 from eah_interp.lvlm.spans import ImageSpan, find_spans
-from eah_interp.lvlm.threads import LockedBackend, OneRunAtATime
 from eah_interp.lvlm.verify import verify_hook_points
 from eah_interp.lvlm.weights import as_dispatched, checking_weights, find_device
 

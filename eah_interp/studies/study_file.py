@@ -347,7 +347,7 @@ def make_study_schema() -> Any:
         __base__=base,
         model=(model, Field(default_factory=model)),
         items=(
-            _list_of(Annotated[toy | pope | captions | own, source]),
+            _list_of(Annotated[kinds, source]),
             Field(min_length=1),
         ),
         conditions=(list[Any], Field(min_length=1)),
