@@ -89,4 +89,6 @@ STUDIES = [
 @pytest.mark.parametrize(("name", "block"), STUDIES)
 def test_a_study_file_on_a_page_is_valid(name, block, tmp_path):
     (tmp_path / "study.yaml").write_text(block.text)
+    own = "file,asked,right\na.png,Is there a cup?,yes\n"  # what a reader brings
+    (tmp_path / "questions.csv").write_text(own)
     assert StudyFile.load(tmp_path / "study.yaml").study().conditions, name

@@ -22,15 +22,7 @@ RAISED, NOT_FINITE, SLOW, NOT_MADE = "raised", "not finite", "slow", "not made"
 KNOWN = "known"
 RIGHT = (RESULT, REFUSED, KNOWN)
 
-KNOWN_FAULTS: Mapping[str, tuple[str, ...]] = {
-    # Entries of COCO's annotations that lack a key, or hold something else under it.
-    "readers": ("chair_files.py",),
-    "cli.score": ("chair_files.py",),
-    # A ready-made encoding whose image tokens do not match its images: transformers
-    # says so itself, as a ValueError.
-    "attribution": ("runs.py",),
-    "trace": ("runs.py",),
-}
+KNOWN_FAULTS: Mapping[str, tuple[str, ...]] = {}
 """Faults that are found and not mended yet: by target, files that raise them."""
 
 SECONDS = 60
