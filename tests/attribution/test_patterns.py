@@ -280,7 +280,7 @@ def test_what_is_not_there_is_refused(changes, message):
 
 
 def test_what_was_not_read_is_refused(found):
-    with pytest.raises(SettingsError, match="L1H1 was not read: expected one of L1H3"):
+    with pytest.raises(SettingsError, match="'L1H1' was not read: expected one of L1H3"):
         found.row("L1H1")
     with pytest.raises(SettingsError, match="row -2 was not read"):
         found.row("L1H3", query=-2)
