@@ -95,7 +95,6 @@ def reads(
             ),
             (SYNONYMS, benchmarks.read_synonyms, {}),
             (ANSWERS, records.read_records, {}),
-            (LISTS, records.read_json, {}),
             ("coco", benchmarks.read_ground_truth, {"vocabulary": VOCABULARY}),
         ],
     )
