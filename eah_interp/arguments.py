@@ -51,6 +51,23 @@ def check_text(name: str, value: object, *, error: type[EAHError] = InputError) 
     return str(check_kind(name, value, str, expected="a text", error=error))
 
 
+def check_unicode(name: str, text: str) -> str:
+    """Check that a tokenizer can read a text, and make it a plain one.
+
+    Raises:
+        InputError: If it holds half a character, as text of undecodable bytes does.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        msg = (
+            f"{name} holds half a character (a surrogate) at {error.start}: expected "
+            f"text of whole ones, got {show_value(text)}"
+        )
+        raise InputError(msg) from error
+    return str(text)
+
+
 def check_path(name: str, value: object, *, error: type[EAHError] = InputError) -> Path:
     """Check that an argument is a path.
 

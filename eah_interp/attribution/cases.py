@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from eah_interp._types import ColumnMask
-from eah_interp.arguments import check_mapping
+from eah_interp.arguments import check_mapping, check_unicode
 from eah_interp.attribution.mentions import find_mentions
 from eah_interp.attribution.objects import (
     ObjectWord,
@@ -28,7 +28,6 @@ from eah_interp.lvlm.inputs import (
     Encoding,
     append_tokens,
     check_encoding,
-    check_unicode,
     is_encoding,
     repeat_rows,
 )
@@ -122,6 +121,9 @@ def read_captions(
     if len(captions) != n_rows:
         msg = f"expected a caption for each of {n_rows} rows, got {len(captions)}"
         raise InputError(msg)
+    for text in captions:
+        if isinstance(text, str):
+            check_unicode("a caption", text)
     written = [
         tokenizer(text, add_special_tokens=False)["input_ids"]
         if isinstance(text, str)

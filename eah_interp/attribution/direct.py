@@ -382,7 +382,8 @@ def attribute_heads(
     """
     if patch is not None:
         model.check(patch)
-    if asked.get("metric") == "log_prob":
+    metric = asked.get("metric")
+    if isinstance(metric, str) and metric == "log_prob":
         msg = (
             "a log-probability is not a sum of direct effects: expected metric="
             '"logit", "logit_diff" or "yes_no" here; exact patching takes "log_prob"'

@@ -280,7 +280,8 @@ def logit_lens(
     """
     if patch is not None:
         model.check(patch)
-    if asked.get("metric") == "log_prob":
+    metric = asked.get("metric")
+    if isinstance(metric, str) and metric == "log_prob":
         msg = (
             "the lens reads one position at a time, and a log-probability of a whole "
             'word several: expected metric="logit", "logit_diff" or "yes_no"; the '

@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from eah_interp.arguments import check_mapping
+from eah_interp.arguments import check_mapping, check_unicode
 from eah_interp.errors import InputError, show_value
 from eah_interp.kernels.patterns import check_sizes, check_tensor
 from eah_interp.lvlm.images import is_images, read_image
@@ -473,23 +473,6 @@ def _as_prompts(prompts: object) -> list[str | list[dict[str, Any]]]:
         f"messages, got {show_value(prompts)}"
     )
     raise InputError(msg)
-
-
-def check_unicode(name: str, text: str) -> str:
-    """Check that a tokenizer can read a text, and make it a plain one.
-
-    Raises:
-        InputError: If it holds half a character, as text of undecodable bytes does.
-    """
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        msg = (
-            f"{name} holds half a character (a surrogate) at {error.start}: expected "
-            f"text of whole ones, got {show_value(text)}"
-        )
-        raise InputError(msg) from error
-    return str(text)
 
 
 def are_many(images: object, prompts: object) -> bool:

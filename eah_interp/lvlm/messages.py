@@ -8,6 +8,7 @@ from typing import Any
 
 from PIL import Image
 
+from eah_interp.arguments import check_unicode
 from eah_interp.errors import InputError
 from eah_interp.lvlm.images import read_image
 
@@ -87,7 +88,9 @@ def check_messages(messages: Messages) -> list[dict[str, Any]]:
         if isinstance(content, list | tuple):
             parts = enumerate(content)
             known["content"] = [_check_part(part, place, at) for at, part in parts]
-        elif not isinstance(content, str):
+        elif isinstance(content, str):
+            check_unicode(f"the content of message {place}", content)
+        else:
             msg = (
                 f"the content of message {place} ({known['role']}) is {content!r:.80}: "
                 "expected a text, or a list of parts of type text and image"
@@ -114,6 +117,7 @@ def _check_part(part: object, place: int, at: int) -> dict[str, Any]:
         if not isinstance(known.get("text"), str):
             msg = f"{where} is text without a text: expected a string under 'text'"
             raise InputError(msg)
+        check_unicode(where, known["text"])
     elif known["type"] == "image":
         keys = [key for key in IMAGE_KEYS if key in known]
         if len(keys) > 1:

@@ -6,11 +6,12 @@ from pathlib import Path
 
 from PIL import Image
 
+from eah_interp.arguments import check_unicode
 from eah_interp.errors import InputError, show_value
 from eah_interp.indices import to_list
 from eah_interp.lvlm import LVLM
 from eah_interp.lvlm.images import read_image
-from eah_interp.lvlm.inputs import DEFAULT_PROMPT, check_unicode
+from eah_interp.lvlm.inputs import DEFAULT_PROMPT
 from eah_interp.report.reading import first_token, write_text
 from eah_interp.toy.language import questions_for
 from eah_interp.toy.scenes import draw_scene
