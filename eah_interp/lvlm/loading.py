@@ -212,7 +212,7 @@ def load(
         from_pretrained["peft"] = str(folder)
         if from_pretrained.get("processor") is None and has_processor(folder):
             trusted = check_trust(from_pretrained.get(TRUST))
-            with never_asking(str(folder)), _refusing(str(folder)):
+            with _refusing(str(folder)), never_asking(str(folder)):
                 found = load_processor(folder, **{TRUST: trusted})
             from_pretrained["processor"] = found
         name_or_path = name = adapter["base_model_name_or_path"]
@@ -230,10 +230,11 @@ def load(
     trusted = from_pretrained[TRUST] = check_trust(from_pretrained.get(TRUST))
     refuse_kernel(from_pretrained.get("attn_implementation"), trusted=trusted)
     given = {key: from_pretrained[key] for key in _LOCATE if key in from_pretrained}
-    with never_asking(name):
+    # never_asking inside: it knows why code was refused.
+    with _refusing(name), never_asking(name):
         config = from_pretrained.get("config")
         if config is None:
-            with _refusing(name), finding_base(from_pretrained.get("peft"), name):
+            with finding_base(from_pretrained.get("peft"), name):
                 config = AutoConfig.from_pretrained(name, **given)
         refuse_kernels_of(config, trusted=trusted)
         kinds = getattr(config, "architectures", None) or [type(config).__name__]
@@ -241,8 +242,7 @@ def load(
         refuse_config(config, kinds[0], image_token=image_token_id)
         processor = from_pretrained.get("processor")
         if processor is None:
-            with _refusing(name):
-                processor = load_processor(name, **given)
+            processor = load_processor(name, **given)
     from_pretrained["processor"] = fit_processor(processor, config)
     with naming_versions(), _refusing(name):
         model = LVLM(
