@@ -41,7 +41,7 @@ def show_value(value: object) -> str:
 
     Example:
         >>> show_value("a" * 500)[-30:]
-        "aaaaaaaaaaaaaaaaaaaaaaaaaa..."
+        'aaaaaaaaaaaaaaaaaaaaaaaaaaa...'
         >>> show_value(-(10**5000)), show_value([1, 2])
         ('an integer of 16610 bits', '[1, 2]')
     """

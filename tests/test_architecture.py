@@ -56,7 +56,7 @@ HOME = {
     "circuitsvis": {"viz"},
     "nltk": {"benchmarks"},
     "matplotlib": {"viz"},
-    "PIL": {"lvlm", "toy", "testing", "viz", "report", "cli", "benchmarks"},
+    "PIL": {"lvlm", "toy", "testing", "viz", "report", "cli", "benchmarks", "studies"},
 }
 KERNELS_MAY = {"torch", "einops", "jaxtyping", "eah_interp", *sys.stdlib_module_names}
 OPTIONAL = {

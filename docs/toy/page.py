@@ -28,7 +28,7 @@ _METRICS = (
     "false positives",
     "recall",
     "mentions per 100 captions",
-    "repeated 4-grams per 100 captions",
+    "repeats per 100 captions",
 )
 
 

@@ -271,11 +271,14 @@ METRICS: dict[str, CountByScene] = {
     "recall": _of_captions("n_found", "n_truth"),
     "mentions per 100 captions": _of_captions("n_mentions", "one"),
     "objects per 100 captions": _of_captions("n_objects", "one"),
-    "repeated 4-grams per 100 captions": _of_captions("n_repeated_4grams", "one"),
+    "repeats per 100 captions": _of_captions("n_repeated_4grams", "one"),
     "accuracy": _of_questions(absent_only=False),
     "false positives": _of_questions(absent_only=True),
 }
-"""Each a count over a total, by scene, so that it can be resampled by scene."""
+"""Each a count over a total, by scene, so that it can be resampled by scene.
+
+A repeat is a run of four words that the caption has had before.
+"""
 
 
 def count_by_scene(

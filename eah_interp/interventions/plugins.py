@@ -88,7 +88,8 @@ def describe_plugin(value: Any) -> dict[str, str]:
         ('eah_interp.interventions.pai:PAI', 64)
     """
     remedy = "write it as a function or a class of a module, without captured variables"
-    captured = isinstance(value, FunctionType) and value.__code__.co_freevars
+    plain = inspect.unwrap(value) if isinstance(value, FunctionType) else value
+    captured = isinstance(plain, FunctionType) and plain.__code__.co_freevars
     if captured:
         listed = ", ".join(captured)
         msg = f"{_name(value)} captures {listed}, which files cannot hold: {remedy}"
@@ -147,8 +148,8 @@ def _read_source(value: Any) -> str:
     if not isinstance(value, type):
         raise TypeError(f"a {type(value).__name__}")
     # Not inspect.getsource: before Python 3.13 it does not find a notebook's classes.
-    methods = [one for one in vars(value).values() if isinstance(one, FunctionType)]
-    for method in methods:
+    functions = [one for one in vars(value).values() if isinstance(one, FunctionType)]
+    for method in map(inspect.unwrap, functions):
         lines = linecache.getlines(method.__code__.co_filename)
         for node in ast.walk(ast.parse("".join(lines))):
             if isinstance(node, ast.ClassDef) and node.name == value.__name__:

@@ -693,7 +693,7 @@ def check_encoding(encoding: Mapping[Any, Any]) -> None:
         Traceback (most recent call last):
             ...
         eah_interp.errors.InputError: input_ids must be a (dense) tensor of int \
-[batch, key], got [[1, 2]]
+[batch key], got [[1, 2]]
     """
     encoding = check_mapping("an encoding", encoding, error=InputError)
     ids = encoding.get("input_ids")

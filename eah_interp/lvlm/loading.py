@@ -322,7 +322,7 @@ def _refusing(name: str) -> Iterator[None]:
         raise
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
-        raise ModelError(f"cannot load {show_value(name)}: {reason}") from error
+        raise ModelError(f"cannot load {name:.200}: {reason}") from error
 
 
 _LOCATE = ("revision", "trust_remote_code", "token", "cache_dir", "subfolder")

@@ -45,6 +45,7 @@ from eah_interp.lvlm.remote import is_shipping, ship_package
 from eah_interp.lvlm.runs import (
     LockedBackend,
     OneRunAtATime,
+    find_lock,
     plain_passes,
     refuse_nan,
     stoppable,
@@ -281,7 +282,7 @@ class LVLM(TransformersModel):
         Every run takes it by itself, in its twins too. Take it where hooks of your own
         are on the model: `with model.alone(): ...`.
         """
-        return self.interleaver.lock
+        return find_lock(self._module)
 
     def trace(self, *inputs: Any, **kwargs: Any) -> Any:
         """Open a trace of one forward pass.

@@ -3,6 +3,7 @@
 import contextlib
 import threading
 import warnings
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -403,6 +404,7 @@ class _Door(Controller):
         if (
             torch.compiler.is_compiling()
             or self.run.is_plain
+            or not self.run.is_own()  # another thread calls the bare model
             or _somebody_waits(self.state)
         ):
             return super().__call__(*args, **kwargs)
@@ -422,6 +424,10 @@ class _Run:
         self.is_plain = False
         self._root: nn.Module = model._module
         self._handlers: list[tuple[dict[str, Any], Any, MethodType]] | None = None
+
+    def is_own(self) -> bool:
+        """Whether this thread is the one that runs."""
+        return bool(self._interleaver.interleaving)
 
     @contextlib.contextmanager
     def plainly(self) -> Iterator[None]:
@@ -542,29 +548,43 @@ def _own(name: str) -> Any:
     return property(read, write)
 
 
+_locks: "weakref.WeakKeyDictionary[nn.Module, Any]" = weakref.WeakKeyDictionary()
+_finding = threading.Lock()
+
+
+def find_lock(module: nn.Module) -> Any:
+    """Find the lock that whoever runs a model holds, for the whole run.
+
+    It is the module's, not a wrapper's: two wrappers of one module, and their twins,
+    put their handlers into the same places. The thread that holds it may take it again,
+    as where a trace opens a second one.
+
+    Args:
+        module: The model that is wrapped.
+    """
+    with _finding:
+        if module not in _locks:
+            _locks[module] = threading.RLock()
+        return _locks[module]
+
+
 class OneRunAtATime(Interleaver):
     """nnsight's interleaver, shared by a model's threads and its patched twins.
 
     Workers, batches and counts of a run are kept on it, so two runs at once would take
-    each other's; whoever runs holds `lock`. A module that another thread calls
-    meanwhile, outside nnsight, belongs to no run.
+    each other's; whoever runs holds the model's lock (`find_lock`). A module that
+    another thread calls meanwhile, outside nnsight, belongs to no run.
 
     Attributes:
-        lock: Held for a whole run; again by the thread that holds it, as where a trace
-            opens a second one.
         local: What a thread knows of its latest run.
     """
 
-    lock: Any
     local: Any
 
     def __init__(self) -> None:
         """Make it as nnsight does, for models split across devices too."""
-        self._make_locks()
+        self.local = threading.local()
         super().__init__(fragments=TPFragments())
-
-    def _make_locks(self) -> None:
-        self.lock, self.local = threading.RLock(), threading.local()
 
     eah_inputs = _own("inputs")
     eah_promises = _own("promises")
@@ -588,20 +608,20 @@ class OneRunAtATime(Interleaver):
         self._running, self._runner = value, threading.get_ident()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave the locks here: a copy has its own."""
-        return {k: v for k, v in vars(self).items() if k not in ("lock", "local")}
+        """Leave here what threads know: a copy has its own."""
+        return {k: v for k, v in vars(self).items() if k != "local"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Take a copy's state, with locks of its own."""
+        """Take a copy's state; no thread has run it."""
         self.__dict__.update(state)
-        self._make_locks()
+        self.local = threading.local()
 
 
 class LockedBackend(Backend):
     """Runs a captured block here, when no other thread runs the model."""
 
     def __init__(self, lock: Any) -> None:
-        """Take the lock of the model's interleaver."""
+        """Take the model's lock."""
         self._lock = lock
 
     def __call__(self, tracer: Any) -> None:

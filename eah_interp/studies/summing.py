@@ -71,6 +71,7 @@ def check_sum(run: StudyRun, *, reference: str, partial: bool) -> None:
         SettingsError: If there is no such reference.
     """
     check_kind("run", run, StudyRun, expected="a StudyRun")
+    check_kind("partial", partial, bool, expected="True or False", error=SettingsError)
     if not partial:
         run.check_complete()
     if not isinstance(reference, str) or reference not in run.conditions:

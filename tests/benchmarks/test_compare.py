@@ -41,7 +41,7 @@ def test_every_metric_is_what_its_score_says():
         "recall": chair.recall,
         "mentions per 100 captions": 100 * chair.mentions,
         "objects per 100 captions": 100 * chair.objects,
-        "repeated 4-grams per 100 captions": 100
+        "repeats per 100 captions": 100
         * (chair.n_4grams - chair.n_distinct_4grams)
         / chair.n,
         "accuracy": pope.accuracy,

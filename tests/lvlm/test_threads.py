@@ -156,9 +156,10 @@ def test_two_threads_may_be_the_first_to_use_a_model(tmp_path):
     assert loaded.verified
 
 
-def test_a_copy_of_a_model_has_a_lock_of_its_own(model):
+def test_a_lock_is_the_modules_whoever_wraps_it(model):
     twin = eah.edit(model, eah.EAH(layers=(1,)))
-    assert twin.alone() is model.alone()
-    other = copy.deepcopy(model.interleaver)
-    assert other.lock is not model.alone()
-    assert not other.interleaving
+    again = eah.wrap(model._module, tiny_processor("llava"))
+    assert twin.alone() is model.alone() is again.alone()
+    other = eah.wrap(tiny_lvlm("llava"), tiny_processor("llava"))
+    assert other.alone() is not model.alone()
+    assert not copy.deepcopy(model.interleaver).interleaving

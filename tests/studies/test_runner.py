@@ -307,5 +307,5 @@ def test_decoding_that_would_fail_every_item_is_refused(toy, decoding, message):
 
 
 def test_an_engine_that_does_not_exist_is_refused(toy, tmp_path, as_users_run_it):
-    with pytest.raises(SettingsError, match="'local' or 'ray', got 'dask'"):
+    with pytest.raises(SettingsError, match="local, ray, got 'dask'"):
         run(toy_study(toy, 1), tmp_path, engine="dask")

@@ -8,7 +8,7 @@ import pytest
 import eah_interp as eah
 from eah_interp.errors import ExtraMissingError, InputError, SettingsError
 from eah_interp.studies import Condition, StudyFile, study_file
-from eah_interp.studies.conditions import BASELINE, KINDS
+from eah_interp.studies.conditions import BASELINE, OURS
 from eah_interp.studies.study_file import read_condition
 from tests.studies.common import toy_study
 
@@ -152,8 +152,8 @@ def test_a_sweep_varies_and_each_definition_keeps_its_own_beta():
 
 
 def test_every_kind_of_the_interventions_can_be_written(load):
-    assert KINDS["eah"] is eah.EAH
-    for kind, settings in KINDS.items():
+    assert OURS["eah"] is eah.EAH
+    for kind, settings in OURS.items():
         assert kind == "eah" or settings.kind == kind
 
 

@@ -201,7 +201,7 @@ def test_latents_have_no_place_to_draw():
 
 def test_what_is_not_there_is_refused(toy):
     found, image = toy
-    with pytest.raises(SettingsError, match="L5H5 was not read"):
+    with pytest.raises(SettingsError, match="'L5H5' was not read"):
         plot_attention(found, image, heads=["L5H5"])
     with pytest.raises(SettingsError, match="row 0 was not read"):
         plot_attention(found, image, query=0)

@@ -20,6 +20,7 @@ from eah_interp.lvlm.layouts.grids import (
     EncodedImage,
     ImagePart,
     Layout,
+    image_size_of,
     lay_out_pixtral,
     number,
     one_grid,
@@ -111,7 +112,7 @@ def lay_out_llava(image: EncodedImage) -> Layout:
     if vision.model_type == "pixtral":
         return lay_out_pixtral(image)
     pixels = image.encoding.get("pixel_values")
-    size = vision.image_size if pixels is None else tuple(pixels.shape[-2:])
+    size = vision.image_size if pixels is None else image_size_of(pixels)
     height, width = pair(size)
     patch_height, patch_width = pair(vision.patch_size)
     rows, columns = height // patch_height, width // patch_width

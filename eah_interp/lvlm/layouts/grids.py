@@ -183,6 +183,22 @@ def pair(value: int | Sequence[int]) -> tuple[int, int]:
     return int(height), int(width)
 
 
+def image_size_of(pixels: Any) -> tuple[int, int]:
+    """Return height and width of the images that `pixel_values` hold.
+
+    Raises:
+        InputError: If they have no two axes of places.
+    """
+    shape: tuple[int, ...] = tuple(getattr(pixels, "shape", ()))
+    if len(shape) < 2:
+        msg = (
+            f"pixel_values must be [..., height, width], got {list(shape)}: encode "
+            "images with the model's processor"
+        )
+        raise InputError(msg)
+    return int(shape[-2]), int(shape[-1])
+
+
 def tower_grid(config: PreTrainedConfig) -> tuple[int, int]:
     """Return rows and columns of the patches that the vision tower sees."""
     vision = config.vision_config
@@ -284,7 +300,7 @@ def lay_out_aria(image: EncodedImage) -> Layout:
     if pixels is None:
         return Layout((max(queries.values()),))
     patch, _ = pair(image.config.vision_config.patch_size)
-    height, width = pixels.shape[-2:]
+    height, width = image_size_of(pixels)
     return Layout((queries[(height // patch) * (width // patch)],))
 
 
