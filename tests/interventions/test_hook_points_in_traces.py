@@ -136,6 +136,27 @@ def test_changes_in_place_are_changes_of_the_run(sdpa):
         assert not torch.allclose(assigned, logits_under(sdpa), atol=1e-2)
 
 
+@pytest.mark.parametrize("name", ["keys", "values"])
+def test_what_is_changed_in_place_stays_in_the_cache(sdpa, name):
+    """An assignment changes one call; in place, the cache's own tensor changes."""
+    seen = {}
+    with torch.no_grad(), sdpa.generate(IMAGES[0], PROMPTS[0], **NEW) as tracer:
+        for step in tracer.iter[:2]:
+            cached = getattr(sdpa, name)[1]
+            seen["in place", step] = cached.clone()
+            if step == 0:
+                cached[:] = 0
+    with torch.no_grad(), sdpa.generate(IMAGES[0], PROMPTS[0], **NEW) as tracer:
+        for step in tracer.iter[:2]:
+            cached = getattr(sdpa, name)[1]
+            seen["assigned", step] = cached.clone()
+            if step == 0:
+                getattr(sdpa, name)[1] = torch.zeros_like(cached)
+    width = seen["assigned", 0].shape[2]
+    assert not seen["in place", 1][:, :, :width].any()
+    assert torch.equal(seen["assigned", 1][:, :, :width], seen["assigned", 0])
+
+
 def test_norm_and_logits_are_written_too(sdpa):
     with torch.no_grad(), sdpa.trace(IMAGES, PROMPTS):
         sdpa.ln_final.output[:] = 0
@@ -252,6 +273,16 @@ def test_a_scan_has_the_shapes_of_a_trace(sdpa):
         found = shapes.save()
     width = sdpa.encode(IMAGES[0], PROMPTS[0])["input_ids"].shape[1]
     assert found[:3] == [(1, width, 32), (1, 4, width, width), (1, 4, width, 8)]
+
+
+def test_inference_mode_changes_no_number(sdpa):
+    found = []
+    for mode in (torch.no_grad, torch.inference_mode):
+        with mode(), sdpa.trace(IMAGES[0], PROMPTS[0]):
+            sdpa.attention_probabilities[1] *= 0.5
+            sdpa.heads_output[2][:, 1] = 0
+            found.append(sdpa.logits)
+    assert torch.equal(*found)
 
 
 def test_gradients_flow_to_and_from_hook_points(sdpa):

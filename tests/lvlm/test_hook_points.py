@@ -29,6 +29,14 @@ ROWS_AT = dict.fromkeys(CALL, 2) | dict.fromkeys((*STREAM, "ln_final"), 1)
 NOT_SUMS = {"gemma4": {0, 1, 2}, "inkling2": {0}}
 """Layers that scale what they add up, or begin a block of their own (Inkling 2)."""
 
+PACKED = (
+    *("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "glm4v"),
+    *("glm46v", "glm4v_moe", "ernie4_5_vl_moe", "kimi_k25", "video_llama_3"),
+    *("muse_glimmer", "minimax_m3_vl", "inkling2", "mistral3", "llava_pixtral"),
+    *("lighton_ocr", "hunyuan_vl"),
+)
+"""Families whose tower sees all images as one sequence of patches."""
+
 UNFIT = {"qwen3_5": {0, 2}, "lfm2_vl": {0, 2}}
 """Layers without attention: they have a stream and an MLP."""
 
@@ -71,6 +79,10 @@ def test_what_is_read_is_what_plain_hooks_see(family):
     seen = read_all(family, encoding)
 
     expected = {point: values[0] for point, values in hooked.seen.items()}
+    if family in TOWER_OF:
+        shape = seen["vision_layers_output", 0].shape
+        assert len(shape) == 4 if family == "got_ocr2" else len(shape) <= 3
+        assert (shape[:-2] in ((), (1,))) == (family in PACKED)
     mask, found_logits = seen.pop(("image_mask", 0)), seen.pop(("logits", 0))
     assert seen.keys() == expected.keys()
     for (name, layer), value in seen.items():
