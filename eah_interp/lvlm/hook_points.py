@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, Literal
 
+import torch
 from nnsight import TransformersModel
 from nnsight.intervention.interleaver import Mediator
 from torch import Tensor
@@ -200,15 +201,19 @@ class ModuleValues(LayerValues):
         return envoy
 
     def _read(self, layer: int) -> Tensor:
-        return self._unpack(_first(getattr(self._reach(layer), self._side), self._name))
+        envoy = self._reach(layer)
+        whole = getattr(envoy, self._side)
+        own = _first(whole, self._name)
+        value = self._unpack(own)
+        if value is not own and _wants_gradient(value):
+            setattr(envoy, self._side, _pack(value, whole))
+        return value
 
     def _write(self, layer: int, value: Tensor) -> None:
         envoy = self._reach(layer)
         whole = getattr(envoy, self._side)
-        own = _first(whole, self._name)
-        new = self._fit(layer, value, self._unpack(own)).reshape(own.shape)
-        packed = (new, *whole[1:]) if isinstance(whole, tuple) else new
-        setattr(envoy, self._side, packed)
+        own = self._unpack(_first(whole, self._name))
+        setattr(envoy, self._side, _pack(self._fit(layer, value, own), whole))
 
     def _unpack(self, own: Tensor) -> Tensor:
         """Give `[batch * token, d_model]` its tokens back."""
@@ -222,6 +227,22 @@ class ModuleValues(LayerValues):
             )
             raise ModelError(msg)
         return self._check_rows(own)
+
+
+def _pack(value: Tensor, whole: Any) -> Any:
+    """Put a value where a module's own was: packed, or in a tuple."""
+    if isinstance(whole, tuple):
+        return value.reshape(whole[0].shape), *whole[1:]
+    return value.reshape(whole.shape)
+
+
+def _wants_gradient(value: Tensor) -> bool:
+    """Tell whether a view has to be put into the run, to have a gradient.
+
+    nnsight's `.grad` is of what the model went on from. In one of several invokes rows
+    are copied on the way back: there a change in place would be lost, and is not.
+    """
+    return value.requires_grad and torch.is_grad_enabled() and not _rows_of_invoke()
 
 
 def _first(whole: Any, name: str) -> Tensor:
@@ -250,7 +271,7 @@ class AddedValues(ModuleValues):
             msg = (
                 f"{self._name}[{layer}] does not exist: no module of {path} returns "
                 f"what its {self._of} adds to the residual stream, by the source of "
-                f"its forward and a run at load; read its modules themselves"
+                "its forward and a run at load; read its modules themselves"
             )
             raise ModelError(msg)
         check_mode(self._model)
@@ -274,8 +295,7 @@ class VisionValues(ModuleValues):
 
     def __repr__(self) -> str:
         """Show what it is, also where there is none."""
-        none = self._anatomy.vision_layers is None
-        if none:
+        if self._anatomy.vision_layers is None:
             return f"<no {self._name} in this model>"
         return LayerValues.__repr__(self)
 
@@ -341,7 +361,11 @@ class HeadsOutput(CallValues):
 
     def _read(self, layer: int) -> Tensor:
         _, operation = self._reach(layer, "output")
-        return self._own(operation)[0].transpose(1, 2)
+        own, rest = self._own(operation)
+        heads = own.transpose(1, 2)
+        if _wants_gradient(heads):
+            operation.output = (heads.transpose(1, 2), *rest)
+        return heads
 
     def _write(self, layer: int, value: Tensor) -> None:
         _, operation = self._reach(layer, "output")

@@ -298,6 +298,55 @@ def test_gradients_flow_to_and_from_hook_points(sdpa):
     assert of_pattern.abs().max() > 0
 
 
+WITH_GRADIENTS = ("queries", "keys", "values", "heads_output")
+ALL_OF_STREAM = ("layers_input", "attentions_output", "mlps_output", "layers_output")
+
+
+@pytest.mark.parametrize("family", ["llava", "blip_2", "gemma3", "llama4"])
+@pytest.mark.parametrize("name", [*WITH_GRADIENTS, *ALL_OF_STREAM])
+def test_what_is_read_has_its_gradient(family, name):
+    """Read through a view, too: BLIP-2's OPT packs tokens, heads are transposed.
+
+    Along a random direction the loss changes by what the gradient says: the change is
+    made by a write of its own.
+    """
+    encoding, model = encode(family), share_model(family)
+    encoding = {key: value[1:] for key, value in encoding.items()}
+    with model.trace(**encoding, use_cache=False):
+        value = getattr(model, name)[1]
+        direction = torch.linspace(-1, 1, value.numel()).view(value.shape).save()
+        loss = model.logits[0, -1, 7].double()
+        with loss.backward():
+            slope = (value.grad * direction).sum().save()
+    losses = []
+    for step in (-1e-3, 1e-3):
+        with torch.no_grad(), model.trace(**encoding, use_cache=False):
+            values = getattr(model, name)
+            values[1] = values[1] + step * direction
+            losses.append(model.logits[0, -1, 7].double())
+    measured = (losses[1] - losses[0]) / 2e-3
+    assert abs(measured - slope) <= 0.02 * max(1, abs(slope))
+    assert slope.abs() > 0
+
+
+def test_changes_in_place_are_kept_where_gradients_flow(sdpa):
+    with sdpa.trace(IMAGES[0], PROMPTS[0]):
+        sdpa.heads_output[1][:, 2] = 0
+        found = sdpa.logits.detach().save()
+    with torch.no_grad(), sdpa.trace(IMAGES[0], PROMPTS[0]):
+        sdpa.heads_output[1][:, 2] = 0
+        expected = sdpa.logits.save()
+    assert_close(found, expected)
+    with sdpa.trace() as tracer:
+        with tracer.invoke(IMAGES[0], PROMPTS[0]):
+            sdpa.heads_output[1][:, 2] = 0
+            one = sdpa.logits.detach().save()
+        with tracer.invoke(IMAGES[0], PROMPTS[0]):
+            other = sdpa.logits.detach().save()
+    assert_close(one, expected)
+    assert not torch.allclose(other, expected, atol=1e-2)
+
+
 def test_layers_are_counted_and_walked_as_in_a_list(sdpa):
     assert len(sdpa.layers_output) == 3
     assert repr(sdpa.queries) == (
