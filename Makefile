@@ -18,7 +18,7 @@ INSTALL := -m pip install --quiet --disable-pip-version-check
 TORCH := torch==2.13.0
 PIP := $(BIN)/python $(INSTALL) -c constraints.txt $(TORCH)
 
-.PHONY: demo test lint unit docs tutorials tutorials-build check-all slow portable lowest newest bench bench-attribution bench-quick model-card support-table dist clean
+.PHONY: demo test lint unit docs tutorials tutorials-build check-all slow fuzz portable lowest newest large bench bench-attribution bench-quick model-card support-table dist clean
 
 demo: $(VENV)/.demo
 	$(BIN)/eah-interp demo --out demo-out
@@ -47,11 +47,21 @@ tutorials-build: $(VENV)/.dev
 	$(BIN)/python tutorials/build.py
 
 # The newest releases come last: what fails there may be nobody's here, and has stopped nothing.
-check-all: test slow portable lowest bench-quick newest
+check-all: test slow fuzz large portable lowest bench-quick newest
 
 # With a real Ray, which the fast tests do without.
 slow: $(VENV)/.ray
 	$(BIN)/python -m pytest -m slow -n $(WORKERS)
+
+# Ten thousand odd inputs at every door; each that ends wrongly is printed with the number that
+# makes it again.
+fuzz: $(VENV)/.dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz --inputs 10000 --seed 0
+
+# Models with adapters, quantised or kept away, which need the extra `large`; without it the
+# fast tests skip them.
+large: $(VENV)/.large
+	$(BIN)/python -m pytest -n $(WORKERS) tests/large "tests/docs/test_code_blocks.py::test_the_code_of_a_page_runs[docs/how-to/large-models.md]"
 
 # The fast tests as on another machine: with other kernels, and (tests/alignment.py) with sums
 # whose order depends on where a weight lies in memory, as on AMD's processors.
@@ -71,6 +81,7 @@ newest: $(NEWEST)/bin/python
 
 bench: $(VENV)/.demo
 	$(BIN)/python docs/bench/prefill.py
+	$(BIN)/python docs/bench/generation.py
 	$(BIN)/python docs/bench/attribution.py
 
 bench-attribution: $(VENV)/.demo
@@ -84,6 +95,7 @@ support-table: $(VENV)/.dev
 
 bench-quick: $(VENV)/.demo
 	$(BIN)/python docs/bench/prefill.py --quick
+	$(BIN)/python docs/bench/generation.py --quick
 	$(BIN)/python docs/bench/attribution.py --smoke
 
 # Both distributions, as they are uploaded: docs/releasing.md.
@@ -104,6 +116,10 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 
 $(VENV)/.ray: $(VENV)/.dev
 	$(PIP) -e ".[$(EXTRAS),ray]"
+	touch $@
+
+$(VENV)/.large: $(VENV)/.dev
+	$(PIP) -e ".[$(EXTRAS),large]"
 	touch $@
 
 $(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python

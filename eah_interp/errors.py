@@ -33,6 +33,28 @@ class ExtraMissingError(EAHError, ImportError):
     """An optional package is not installed; the message names the extra that has it."""
 
 
+_LONGEST = 200
+
+
+def show_value(value: object) -> str:
+    """Write a value for a message: on one line, not too long, whatever it holds.
+
+    Example:
+        >>> show_value("a" * 500)[-30:]
+        "aaaaaaaaaaaaaaaaaaaaaaaaaa..."
+        >>> show_value(-(10**5000)), show_value([1, 2])
+        ('an integer of 16610 bits', '[1, 2]')
+    """
+    if isinstance(value, int) and value.bit_length() > 10_000:
+        # Python refuses to write it: more than 4,300 digits.
+        return f"an integer of {value.bit_length()} bits"
+    try:
+        text = " ".join(repr(value).split())
+    except ValueError:  # a list or an array of such an integer
+        return f"a {type(value).__name__}"
+    return text if len(text) <= _LONGEST else text[: _LONGEST - 3] + "..."
+
+
 _NO_MEMORY = (
     "out of memory",
     "can't allocate memory",

@@ -3,9 +3,10 @@
 import contextlib
 import os
 import platform
+import re
 import time
 import uuid
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from eah_interp.errors import SettingsError
 
@@ -100,6 +101,25 @@ def _is_alive(process: int) -> bool:
     except OSError:  # it is there, and another user's
         return True
     return True
+
+
+def name_file(path: str) -> str:
+    """Return a file's or folder's name alone, if its path is an absolute one.
+
+    Pages that are mailed show it: where somebody keeps files is nobody else's to know.
+    Relative paths, names on the Hub and scenes of the toy stay as they are.
+
+    Example:
+        >>> name_file("/home/me/a.png"), name_file("photos/a.png"), name_file("toy:a:3")
+        ('a.png', 'photos/a.png', 'toy:a:3')
+        >>> name_file("C:/me/a.png"), name_file("~/models/mine/")
+        ('a.png', 'mine')
+    """
+    if path.startswith(("/", "~")):
+        return PurePosixPath(path).name or "/"
+    if re.match(r"[A-Za-z]:[\\/]|\\", path):
+        return PureWindowsPath(path).name
+    return path
 
 
 def make_folder(path: Path) -> None:

@@ -1,11 +1,12 @@
-"""Integers and numbers of any kind, as plain ones: NumPy's, pandas', torch's."""
+"""Integers and numbers of any kind, as plain ones, and choices among words."""
 
 import math
 import numbers
 import operator
-from typing import Any
+from collections.abc import Set
+from typing import Any, get_args
 
-from eah_interp.errors import SettingsError
+from eah_interp.errors import InputError, SettingsError, show_value
 
 
 def to_int(value: object) -> int | None:
@@ -63,9 +64,30 @@ def check_integer(name: str, value: object, *, least: int = 0) -> int:
     one = to_int(value)
     # What torch's generators and tensors take.
     if one is None or not least <= one < 2**63:
-        msg = f"{name} must be an integer of {least} or more, got {value!r}"
+        msg = f"{name} must be an integer of {least} or more, got {show_value(value)}"
         raise SettingsError(msg)
     return one
+
+
+def check_choice(name: str, value: object, choices: Any, more: str = "") -> None:
+    """Check that a value is one of a `Literal`'s strings.
+
+    Args:
+        name: Of the setting.
+        value: What was given.
+        choices: The `Literal`, or its strings.
+        more: What else is allowed, for the message.
+
+    Raises:
+        SettingsError: If it is not.
+    """
+    listed = tuple(choices) if isinstance(choices, list | tuple) else get_args(choices)
+    # An array compares with each string by itself.
+    if not isinstance(value, str) or value not in listed:
+        msg = (
+            f"{name} must be one of {', '.join(listed)}{more}, got {show_value(value)}"
+        )
+        raise SettingsError(msg)
 
 
 def to_list(values: object) -> list[Any] | None:
@@ -82,6 +104,29 @@ def to_list(values: object) -> list[Any] | None:
         return list(values)
     listed = _as_python(values)
     return listed if isinstance(listed, list) else None
+
+
+def check_columns(name: str, values: object) -> frozenset[int]:
+    """Check that positions of tokens are integers, and make them plain ones.
+
+    Args:
+        name: Of the argument.
+        values: A list, set, range, array, tensor or pandas column; or none.
+
+    Raises:
+        InputError: If they are not.
+
+    Example:
+        >>> sorted(check_columns("columns", {5, 3})), sorted(check_columns("keep", ()))
+        ([3, 5], [])
+    """
+    listed = list(values) if isinstance(values, Set) else to_list(values)
+    found = [to_int(value) for value in listed or ()]
+    plain = frozenset(value for value in found if value is not None)
+    if listed is None or None in found:
+        got = show_value(values)
+        raise InputError(f"{name} must be positions of tokens, got {got}")
+    return plain
 
 
 def to_float(value: object) -> float | None:

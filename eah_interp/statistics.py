@@ -10,9 +10,14 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from eah_interp.errors import ExtraMissingError, InputError
+from eah_interp.arguments import check_level
+from eah_interp.errors import ExtraMissingError, InputError, SettingsError, show_value
+from eah_interp.indices import check_integer, to_float, to_list
 
 Counts = Float[Tensor, "run item"]
+
+_MOST = 10_000_000
+"""More bootstrap samples than that are a slip: they would not end."""
 
 _NO_WIDTH = 1e-9
 """Narrower intervals have their width from rounding."""
@@ -96,6 +101,44 @@ def write_undetermined(
     return f"{estimate:+.{digits}f}, undetermined ({n} {of}, all alike)"
 
 
+def check_draws(*, level: object, resamples: object, seed: object) -> None:
+    """Check how an interval is drawn.
+
+    Raises:
+        SettingsError: If the level is not between 0 and 1, there are no samples or
+            more than ten million, or the seed is no integer of 0 or more.
+    """
+    check_level(level)
+    check_integer("seed", seed)
+    if check_integer("resamples", resamples, least=1) > _MOST:
+        got = show_value(resamples)
+        raise SettingsError(f"resamples must be at most {_MOST:,}, got {got}")
+
+
+def _check_numbers(name: str, value: object, *, n_axes: int | None = None) -> Tensor:
+    """Check that an argument is a tensor of finite numbers, or of flags."""
+    right = isinstance(value, Tensor) and value.layout == torch.strided
+    if not right or value.is_complex() or value.is_meta:  # type: ignore[attr-defined]
+        raise InputError(f"{name} must be a tensor of numbers, got {show_value(value)}")
+    found: Tensor = value  # type: ignore[assignment]
+    if n_axes is not None and found.ndim != n_axes:
+        msg = f"{name} must have {n_axes} axes, got the shape {tuple(found.shape)}"
+        raise InputError(msg)
+    if not bool(found.isfinite().all()):
+        raise InputError(f"{name} holds NaN or infinity: expected finite numbers")
+    return found
+
+
+def _check_counts(before: object, after: object) -> tuple[Tensor, ...]:
+    parts = [to_list(pair) or () for pair in (before, after)]
+    if [len(pair) for pair in parts] != [2, 2]:
+        msg = "before and after must each be counts and totals, two tables [run, item]"
+        raise InputError(msg)
+    names = ("counts before", "totals before", "counts after", "totals after")
+    listed = [*parts[0], *parts[1]]
+    return tuple(map(lambda n, t: _check_numbers(n, t, n_axes=2), names, listed))
+
+
 def compare_rates(
     before: tuple[Counts, Counts],
     after: tuple[Counts, Counts],
@@ -137,12 +180,13 @@ def compare_rates(
     """
     from scipy import stats
 
-    parts = (*before, *after)
+    check_draws(level=level, resamples=resamples, seed=seed)
+    parts = _check_counts(before, after)
     shapes = {tuple(part.shape) for part in parts}
     if len(shapes) != 1 or parts[0].shape[-1] < 2:
         msg = f"expected four tables [run, item] of 2 items or more, got {shapes}"
         raise InputError(msg)
-    if any(bool((total.sum(-1) == 0).any()) for total in (before[1], after[1])):
+    if any(bool((total.sum(-1) == 0).any()) for total in (parts[1], parts[3])):
         msg = "a run has a total of zero: its rate is undefined; leave the run out"
         raise InputError(msg)
     rows = [part.double().numpy() for part in parts]
@@ -208,7 +252,8 @@ def estimate_mean(values: Sequence[float], *, level: float = 0.95) -> Effect:
         The mean.
 
     Raises:
-        InputError: If there are fewer than two values.
+        InputError: If there are fewer than two values, or one is no finite number.
+        SettingsError: If the level is not between 0 and 1.
 
     Example:
         >>> print(estimate_mean([1.0, 2.0, 3.0]))
@@ -216,10 +261,16 @@ def estimate_mean(values: Sequence[float], *, level: float = 0.95) -> Effect:
     """
     from scipy import stats
 
-    if len(values) < 2:
-        msg = f"an interval of a mean needs 2 values or more, got {len(values)}"
+    check_level(level)
+    listed = to_list(values)
+    numbers = [to_float(value) for value in listed or ()]
+    if listed is None or None in numbers:
+        raise InputError(f"values must be finite numbers, got {show_value(values)}")
+    if len(listed) < 2:
+        msg = f"an interval of a mean needs 2 values or more, got {len(listed)}"
         raise InputError(msg)
-    sample = torch.tensor(values, dtype=torch.float64)
+    values = listed
+    sample = torch.tensor(numbers, dtype=torch.float64)
     mean, error = float(sample.mean()), float(sample.std()) / len(values) ** 0.5
     half = float(stats.t.ppf(0.5 + level / 2, df=len(values) - 1)) * error
     return Effect(
@@ -271,6 +322,9 @@ def compare_outcomes(before: Outcomes, after: Outcomes) -> Discordance:
         >>> compare_outcomes(before, torch.zeros(6, dtype=torch.bool))
         Discordance(gained=0, lost=5, p=0.0625)
     """
+    for name, flags in (("before", before), ("after", after)):
+        if _check_numbers(name, flags, n_axes=1).dtype != torch.bool:
+            raise InputError(f"{name} must be flags (bool), got {flags.dtype}")
     if before.shape != after.shape:
         msg = f"expected as many items twice, got {len(before)} and {len(after)}"
         raise InputError(msg)
@@ -298,20 +352,26 @@ def adjust_holm(p_values: Sequence[float]) -> tuple[float, ...]:
         errs in at most one of twenty studies.
 
     Raises:
+        InputError: If one is no number from 0 to 1.
         ExtraMissingError: If statsmodels is not installed.
 
     Example:
         >>> adjust_holm([0.01, 0.04, 0.03])
         (0.03, 0.06, 0.06)
     """
-    if not p_values:
+    listed = to_list(p_values)
+    shares = [to_float(value) for value in listed or ()]
+    if listed is None or any(p is None or not 0 <= p <= 1 for p in shares):
+        got = show_value(p_values)
+        raise InputError(f"p_values must be numbers from 0 to 1, got {got}")
+    if not listed:
         return ()
     try:
         from statsmodels.stats.multitest import multipletests
     except ImportError as error:
         msg = "Holm's method needs statsmodels: pip install 'eah-interp[eval]'"
         raise ExtraMissingError(msg) from error
-    adjusted = multipletests(list(p_values), method="holm")[1]
+    adjusted = multipletests(shares, method="holm")[1]
     return tuple(float(value) for value in adjusted)
 
 
@@ -332,6 +392,7 @@ def estimate_odds(gained: int, lost: int, *, level: float = 0.95) -> Effect:
 
     Raises:
         InputError: If no item changed: there is no ratio.
+        SettingsError: If a count is no integer of 0 or more, or the level no share.
 
     Example:
         >>> odds = estimate_odds(10, 5)
@@ -340,6 +401,8 @@ def estimate_odds(gained: int, lost: int, *, level: float = 0.95) -> Effect:
     """
     from scipy import stats
 
+    check_level(level)
+    gained, lost = check_integer("gained", gained), check_integer("lost", lost)
     total = gained + lost
     if total == 0:
         msg = "no item changed: the odds of gaining against losing are undefined"
@@ -371,6 +434,11 @@ def cohens_h(
         >>> round(float(cohens_h(torch.tensor(0.5), torch.tensor(1.0))), 3)
         1.571
     """
+    _check_numbers("before", before)
+    _check_numbers("after", after)
+    if before.shape != after.shape:
+        msg = f"expected as many shares twice, got {before.shape} and {after.shape}"
+        raise InputError(msg)
 
     def angle(share: Tensor) -> Tensor:
         return 2 * torch.asin(share.clamp(0, 1).sqrt())
@@ -427,6 +495,8 @@ def resample_sums(columns: Columns, *, resamples: int = 10_000, seed: int = 0) -
     """
     import numpy as np
 
+    check_draws(level=0.5, resamples=resamples, seed=seed)
+    _check_numbers("columns", columns, n_axes=2)
     n = len(columns)
     if n < 2:
         msg = f"an interval needs 2 images or more to draw from, got {n}"
@@ -464,6 +534,13 @@ def percentile_effect(
         >>> print(percentile_effect(0.5, torch.arange(101) / 100, level=0.8, n=7))
         +0.5 [+0.1, +0.9]
     """
+    check_level(level)
+    n = check_integer("n", n)
+    if not isinstance(samples, Tensor) or samples.ndim != 1 or not len(samples):
+        got = show_value(samples)
+        raise InputError(f"samples must be a tensor of one axis, got {got}")
+    if not isinstance(estimate, float) and to_float(estimate) is None:
+        raise InputError(f"estimate must be a number, got {show_value(estimate)}")
     lost = int((~samples.isfinite()).sum())
     if not math.isfinite(estimate):
         msg = "its divisor is zero"

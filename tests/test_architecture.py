@@ -22,7 +22,9 @@ ORDER = (
     "_types",
     "errors",
     "indices",
+    "arguments",
     "files",
+    "foreign_files",
     "statistics",
     "tables",
     "kernels",
@@ -48,6 +50,9 @@ HOME = {
     "typer": {"cli"},
     "rich": {"cli", "studies"},
     "ray": {"studies"},
+    "peft": {"lvlm"},
+    "accelerate": set(),
+    "bitsandbytes": set(),
     "circuitsvis": {"viz"},
     "nltk": {"benchmarks"},
     "matplotlib": {"viz"},
@@ -55,9 +60,11 @@ HOME = {
 }
 KERNELS_MAY = {"torch", "einops", "jaxtyping", "eah_interp", *sys.stdlib_module_names}
 OPTIONAL = {
+    "bitsandbytes",
     "circuitsvis",
     "matplotlib",
     "nltk",
+    "peft",
     "pyarrow",
     "pydantic",
     "ray",

@@ -196,6 +196,74 @@ def test_the_smoke_run_writes_its_json_and_its_table(tmp_path):
     assert "| EAH, layer 1 |" in text
 
 
+@pytest.mark.parametrize(
+    ("size", "groups"),
+    [
+        ("narrow", ["3 tokens", "one forward", "image to text"]),
+        ("tiny", ["3 tokens", "one forward"]),
+    ],
+)
+def test_the_smoke_run_of_generation_writes_its_json_and_its_table(
+    tmp_path, size, groups
+):
+    """Flash attention cannot run here: it is left out, and said so."""
+    from generation import app
+
+    page = tmp_path / "performance.md"
+    page.write_text("<!-- bench:generation-cpu -->\n<!-- /bench:generation-cpu -->\n")
+    out = page.with_suffix(".json")
+    out.write_text('{"cpu": "kept"}')
+    options = ["--smoke", "--size", size, "--out", str(out), "--attention", "sdpa"]
+    options += ["--attention", "flash_attention_2"]
+    done = CliRunner().invoke(app, options, catch_exceptions=False)
+    assert done.exit_code == 0
+    written = json.loads(out.read_text())
+    assert written["cpu"] == "kept"
+    (setting,) = written["generation-cpu"]["settings"]
+    assert list(setting["rows"]) == groups
+    for rows in setting["rows"].values():
+        assert next(iter(rows.values()))["to_plain"] == 1
+    (missing,) = written["generation-cpu"]["left_out"]
+    assert missing.startswith("flash_attention_2: ")
+    assert "| 3 tokens | `generate` under EAH of the prompt |" in page.read_text()
+
+
+def test_all_ways_to_generate_write_the_same_tokens_plain_or_patched():
+    from generation import make_ways
+
+    ways = make_ways(
+        "narrow",
+        n_layers=3,
+        n_tokens=6,
+        device="cpu",
+        dtype="float32",
+        attention="sdpa",
+    )
+    plain, ours, patched, slow, slow_patched = (
+        run() for run in ways["6 tokens"].values()
+    )
+    assert torch.equal(plain, ours)
+    assert torch.equal(plain, slow)
+    assert torch.equal(patched, slow_patched)
+    forwards = [run() for run in ways["one forward"].values()]
+    assert torch.equal(forwards[0], forwards[1])
+    assert torch.equal(forwards[0], forwards[2])
+    assert not torch.equal(forwards[0], forwards[3])
+    texts = list(ways["image to text"].values())
+    assert texts[0]()[0].strip() == texts[1]()
+
+
+def test_ratios_of_generation_are_to_the_plain_run_of_the_same_repeat():
+    from generation import summarize
+
+    rows = summarize({"plain": [1.0, 2.0, 4.0], "ours": [1.5, 2.2, 4.0]})
+    assert rows["ours"] == {
+        "seconds": 2.2,
+        "to_plain": pytest.approx(1.1),
+        "quartiles": [1.0, 1.5],
+    }
+
+
 def test_a_page_without_markers_is_refused(tmp_path):
     from bench_report import replace_section
 
@@ -208,7 +276,7 @@ def test_a_page_without_markers_is_refused(tmp_path):
 
 def test_the_page_has_a_section_for_each_device():
     page = (BENCH.parent / "performance.md").read_text(encoding="utf-8")
-    for device in ("cpu", "cuda"):
+    for device in ("cpu", "cuda", "generation-cpu", "generation-cuda"):
         for marker in (f"<!-- bench:{device} -->", f"<!-- /bench:{device} -->"):
             assert page.count(marker) == 1
 

@@ -374,15 +374,20 @@ def name_device(device: str) -> str:
 
 def write_result(result: Mapping[str, Any], device: str, out: Path) -> None:
     """Write the JSON, keeping other devices' results, and the page's table."""
-    kept = json.loads(out.read_text(encoding="utf-8")) if out.is_file() else {}
+    save_result(result, device, out)
     page = out.with_suffix(".md")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    kept[device] = result
-    out.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
     if not page.is_file():
         page.write_text(f"<!-- bench:{device} -->\n<!-- /bench:{device} -->\n")
     replace_section(page, device, write_markdown(result))
     console.log(f"wrote {out}")
+
+
+def save_result(result: Mapping[str, Any], name: str, out: Path) -> None:
+    """Write a result into the JSON under its name, keeping the others."""
+    kept = json.loads(out.read_text(encoding="utf-8")) if out.is_file() else {}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    kept[name] = result
+    out.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -18,8 +18,9 @@ from eah_interp.attribution.runs import (
     visit_layers,
 )
 from eah_interp.attribution.sides import check_broadcast
-from eah_interp.errors import InputError, SettingsError, UnsupportedError
+from eah_interp.errors import InputError, SettingsError, UnsupportedError, show_value
 from eah_interp.interventions.eah import EAH
+from eah_interp.interventions.intervention import list_layers
 from eah_interp.interventions.point import PatchPoint
 from eah_interp.kernels.sinks import ColumnScores
 from eah_interp.lvlm.spans import ImageSpan
@@ -147,8 +148,8 @@ class BroadcastScores(Result):
         Raises:
             SettingsError: If there is no such run.
         """
-        if run not in self.runs:
-            msg = f"run must be plain or patched, got {run!r}"
+        if not isinstance(run, str) or run not in self.runs:
+            msg = f"run must be plain or patched, got {show_value(run)}"
             raise SettingsError(msg)
         judged = self.columns.sum(-1).clamp(min=1)[:, None, None]
         return self.runs[run].sinks.sum(-1) / judged
@@ -241,7 +242,7 @@ def score_broadcast(
     check_unedited(model)
     settings = EAH() if eah is None else eah
     check_broadcast(model, settings)
-    chosen = tuple(sorted(set(settings.layers if layers is None else layers)))
+    chosen = tuple(list_layers(settings.layers if layers is None else layers))
     for layer in chosen:
         model.anatomy.site(layer)
     encoding, prompt_mask = open_question(model, images, prompts)

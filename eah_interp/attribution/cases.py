@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from eah_interp._types import ColumnMask
+from eah_interp.arguments import check_mapping, check_unicode
 from eah_interp.attribution.mentions import find_mentions
 from eah_interp.attribution.objects import (
     ObjectWord,
@@ -20,8 +21,16 @@ from eah_interp.attribution.objects import (
     spell_object,
 )
 from eah_interp.attribution.readouts import MetricName, Readout, Term, read_tokens
-from eah_interp.errors import InputError, SettingsError
-from eah_interp.lvlm.inputs import Encoding, append_tokens, repeat_rows
+from eah_interp.errors import InputError, SettingsError, show_value
+from eah_interp.indices import check_choice, to_int, to_ints, to_list
+from eah_interp.lvlm.anatomy import check_model
+from eah_interp.lvlm.inputs import (
+    Encoding,
+    append_tokens,
+    check_encoding,
+    is_encoding,
+    repeat_rows,
+)
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -112,6 +121,9 @@ def read_captions(
     if len(captions) != n_rows:
         msg = f"expected a caption for each of {n_rows} rows, got {len(captions)}"
         raise InputError(msg)
+    for text in captions:
+        if isinstance(text, str):
+            check_unicode("a caption", text)
     written = [
         tokenizer(text, add_special_tokens=False)["input_ids"]
         if isinstance(text, str)
@@ -205,6 +217,8 @@ def asks(function: Function) -> Function:
                     f"{name!r}: expected {', '.join(known)}"
                 )
                 raise TypeError(msg)
+        if args:
+            check_model(args[0])
         return function(*args, **kwargs)
 
     asking.__signature__ = whole  # type: ignore[attr-defined]
@@ -262,10 +276,14 @@ def pose(
         >>> [target.label for target in case.readout.targets]
         ['Yes - No']
     """
+    check_model(model)
     words = _check_objects(objects, metric, captioned=caption is not None)
+    synonyms = _check_synonyms(synonyms)
+    if is_encoding(images):
+        check_encoding(images)
     if isinstance(images, Encoding):  # it may know how large the images were
         encoding = images
-    elif isinstance(images, Mapping):
+    elif is_encoding(images):
         encoding = Encoding(images)
     else:
         encoding = model.encode(images, prompts)
@@ -275,10 +293,7 @@ def pose(
         raise SettingsError(msg)
     ids = encoding["input_ids"]
     if caption is not None:
-        captions: list[Any]
-        captions = [caption] if isinstance(caption, str) else list(caption)
-        if captions and isinstance(captions[0], int):
-            captions = [captions]
+        captions = _list_captions(caption)
         return read_captions(
             tokenizer, encoding, words, captions, metric=metric, synonyms=synonyms or {}
         )
@@ -319,9 +334,14 @@ def as_case(model: Any, images: object, prompts: object = None, **asked: Any) ->
 def _check_objects(
     objects: Sequence[str], metric: MetricName, *, captioned: bool
 ) -> tuple[str, ...]:
-    if isinstance(objects, str):
-        objects = (objects,)
-    words = tuple(objects)
+    check_choice("metric", metric, MetricName)
+    listed = [objects] if isinstance(objects, str) else to_list(objects)
+    if listed is None or not all(isinstance(w, str) and w.strip() for w in listed):
+        got = show_value(objects)
+        raise SettingsError(f"objects must be a list of words, got {got}")
+    words = tuple(map(str, listed))
+    for word in words:
+        check_unicode("an object", word)
     wanted = {"yes_no": "no objects", "logit_diff": "two objects"}
     fits = {"yes_no": not words, "logit_diff": len(words) == 2}
     if not fits.get(metric, bool(words)):
@@ -337,6 +357,39 @@ def _check_objects(
         )
         raise SettingsError(msg)
     return ("Yes", "No") if metric == "yes_no" else words
+
+
+def _check_synonyms(synonyms: object) -> dict[str, tuple[str, ...]]:
+    """Check that synonyms are a mapping of words to words."""
+    found: dict[str, tuple[str, ...]] = {}
+    given = {} if synonyms is None else check_mapping("synonyms", synonyms)
+    for name, value in given.items():
+        words = [value] if isinstance(value, str) else to_list(value)
+        if words is None or not all(isinstance(w, str) and w.strip() for w in words):
+            got = show_value(value)
+            msg = f"synonyms must be lists of words, got {got} of {name!r}"
+            raise SettingsError(msg)
+        found[name] = tuple(words)
+    return found
+
+
+def _list_captions(caption: object) -> list[Any]:
+    """List an answer for each row: texts, or lists of token ids."""
+    captions = [caption] if isinstance(caption, str) else to_list(caption)
+    if captions and to_int(captions[0]) is not None:
+        captions = [captions]
+    found: list[Any] = []
+    for one in captions or ():
+        ids = one if isinstance(one, str) else to_ints(one)
+        if ids is None or (not isinstance(ids, str) and min(ids) < 0):
+            found.clear()
+            break
+        found.append(ids if isinstance(ids, str) else list(ids))
+    if not found:
+        got = show_value(caption)
+        msg = f"caption must be a text or token ids, one for each row, got {got}"
+        raise InputError(msg)
+    return found
 
 
 def _read_answers(

@@ -323,6 +323,9 @@ WORST_ERROR = {torch.float16: 0.05, torch.bfloat16: 0.2}
 
 WORST_ERROR_EXACT = 1e-3
 
+WORST_ERROR_QUANTISED = 0.05
+"""As for float16, in which int8 and 4-bit kernels compute, whatever the dtype."""
+
 
 @asks
 def attribute_heads(
@@ -379,7 +382,8 @@ def attribute_heads(
     """
     if patch is not None:
         model.check(patch)
-    if asked.get("metric") == "log_prob":
+    metric = asked.get("metric")
+    if isinstance(metric, str) and metric == "log_prob":
         msg = (
             "a log-probability is not a sum of direct effects: expected metric="
             '"logit", "logit_diff" or "yes_no" here; exact patching takes "log_prob"'
@@ -441,11 +445,15 @@ def _sum_up(model: Any, run: DirectRun, *, sources: bool) -> DirectEffects:
     )
     worst = float(effects.error.max())
     allowed = WORST_ERROR.get(model._module.dtype, WORST_ERROR_EXACT)
+    why = "something else writes to the residual stream"
+    if run.quantised:
+        allowed = max(allowed, WORST_ERROR_QUANTISED)
+        why = "its quantised output projections round what they are given, or " + why
     if not worst <= allowed:
         msg = (
             f"direct effects leave {worst:.2g} of a logit unexplained: expected at "
-            f"most {allowed:g}; something else writes to the residual stream, or the "
-            "token's logit is masked out. Use exact patching, or a float32 model"
+            f"most {allowed:g}; {why}, or the token's logit is masked out. Use exact "
+            "patching, or a float32 model"
         )
         raise NumericalError(msg)
     return effects

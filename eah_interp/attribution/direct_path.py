@@ -29,6 +29,12 @@ from eah_interp.lvlm.anatomy import (
     block_paths,
     norm_paths,
 )
+from eah_interp.lvlm.weights import (
+    find_quantised,
+    read_constant,
+    read_weights,
+    with_slope,
+)
 
 _LOOSE = {torch.float16: 2e-2, torch.bfloat16: 5e-2}
 
@@ -44,6 +50,8 @@ class DirectPath:
         leaving: The residual stream that leaves each layer.
         biases: Outputs that hold a constant, each with that constant.
         unembedded: The unembedding's output, before any scaling or capping.
+        quantised: Whether an output projection or the unembedding has quantised
+            weights, and rounds what it is given or computes.
     """
 
     heads: dict[int, Tensor] = field(default_factory=dict)
@@ -52,6 +60,7 @@ class DirectPath:
     leaving: list[Tensor] = field(default_factory=list)
     biases: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     unembedded: Tensor | None = None
+    quantised: bool = False
 
     def cut(self, layer: int, output: Tensor) -> Tensor:
         """Make a layer's head outputs a leaf, to be put back into the run."""
@@ -113,8 +122,9 @@ def open_direct_path(model: Any) -> Iterator[DirectPath]:
         )
         if site.out_proj is not None:
             proj = root.get_submodule(site.out_proj)
-            handles.append(proj.register_forward_hook(_note_bias(path)))
+            handles += _hook_projection(path, proj, model._module.dtype)
     unembedding = root.get_submodule(str(anatomy.unembedding))
+    handles += _hook_projection(path, unembedding, model._module.dtype)
     handles.append(unembedding.register_forward_hook(_note_logits(path)))
     try:
         yield path
@@ -172,20 +182,29 @@ def _leave(path: DirectPath) -> Any:
     return hook
 
 
-def _note_bias(path: DirectPath) -> Any:
-    def hook(module: nn.Module, args: Any, output: Tensor) -> None:
-        del args
-        bias = getattr(module, "bias", None)
-        if isinstance(bias, Tensor):
-            path.biases.append((output, bias.detach()))
+def _hook_projection(
+    path: DirectPath, module: nn.Module, dtype: torch.dtype
+) -> list[Any]:
+    """Note a linear module's constant, and give it a gradient where it has none."""
+    # Both before the run, in which nobody else may call the module.
+    constant = read_constant(module, dtype=dtype)
+    quantised = find_quantised(module) is not None
 
-    return hook
+    def hook(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+        if quantised:
+            path.quantised = True
+            output = with_slope(module, args[0], output)
+        if constant is not None:
+            path.biases.append((output, constant.to(output.device)))
+        return output
+
+    return [module.register_forward_hook(hook)]
 
 
 def _note_logits(path: DirectPath) -> Any:
     def hook(module: nn.Module, args: Any, output: Tensor) -> None:
+        del module, args
         path.unembedded = output
-        _note_bias(path)(module, args, output)
 
     return hook
 
@@ -227,23 +246,29 @@ def linearise_norm(
         >>> bool((frozen == norm(x)).all()), bias.tolist()
         (True, [0.0, 0.0, 0.0, 0.0])
     """
-    eps = float(getattr(norm, "variance_epsilon", getattr(norm, "eps", 0.0)) or 0.0)
-    weight, bias = getattr(norm, "weight", None), getattr(norm, "bias", None)
-    bias = bias.detach().float() if isinstance(bias, Tensor) else None
     wide = stream.float()
     centred = wide - wide.mean(-1, keepdim=True)
-    gains: list[Any] = [1.0]
-    if isinstance(weight, Tensor):
-        gains = [weight.detach().float(), 1 + weight.detach().float()]
     actual = output.detach().float()
-    candidates = []
-    for direction in (wide, centred):
-        scale = (direction.detach().square().mean(-1, keepdim=True) + eps).rsqrt()
-        for gain in gains:
-            frozen = direction * (scale * gain)
-            value = frozen.detach() if bias is None else frozen.detach() + bias
-            candidates.append((float((value - actual).abs().max()), frozen))
-    error, frozen = min(candidates, key=lambda candidate: candidate[0])
+    candidates: list[tuple[float, Tensor, Tensor | None]] = []
+    # Of an adapted norm, which of its parts it uses: the model's own, or a trained one.
+    for part in norm.modules():
+        eps = float(getattr(part, "variance_epsilon", getattr(part, "eps", 0.0)) or 0.0)
+        own = read_weights(part)
+        weight, bias = own.get("weight"), own.get("bias")
+        if weight is not None and weight.shape != stream.shape[-1:]:
+            continue
+        bias = None if bias is None else bias.float()
+        gains: list[Any] = [1.0]
+        if weight is not None:
+            gains = [weight.float(), 1 + weight.float()]
+        for direction in (wide, centred):
+            scale = (direction.detach().square().mean(-1, keepdim=True) + eps).rsqrt()
+            for gain in gains:
+                frozen = direction * (scale * gain)
+                value = frozen.detach() if bias is None else frozen.detach() + bias
+                error = float((value - actual).abs().max())
+                candidates.append((error, frozen, bias))
+    error, frozen, bias = min(candidates, key=lambda candidate: candidate[0])
     size = float(actual.abs().max().clamp(min=1e-6))
     if error <= _LOOSE.get(output.dtype, 1e-3) * size:
         return (actual + (frozen - frozen.detach())).to(output.dtype), bias
@@ -276,6 +301,8 @@ class DirectRun:
         head_values: The values of each layer, `[batch kv_head key d_value]`.
         places: The places.
         donors: Who donated in each layer that EAH patched, on the CPU.
+        quantised: Whether an output projection or the unembedding has quantised
+            weights.
     """
 
     values: TargetValues
@@ -290,6 +317,7 @@ class DirectRun:
     head_values: dict[int, Tensor]
     places: Places
     donors: dict[int, Tensor]
+    quantised: bool
 
     def mix(self, layer: int, rows: Tensor) -> Float[Tensor, "place head d_value"]:
         """Mix this run's values by rows of any pattern."""
@@ -344,6 +372,7 @@ def run_direct(
     head_values: dict[int, Tensor] = {}
     learned: dict[int, Any] = {}
     with (
+        model.alone(),
         open_direct_path(model) as path,
         model.trace(**case.inputs, **kept, use_cache=False),
     ):
@@ -375,6 +404,7 @@ def run_direct(
         head_values=head_values,
         places=places,
         donors=donors_by_layer(learned),
+        quantised=path.quantised,
     )
     _read_slopes(run, path, values, case.readout, read_at)
     return run

@@ -474,7 +474,7 @@ def approximate_heads(
 
 def _check_numbers(*, what: str, method: str, n_steps: int, check: int) -> None:
     for name, given, known in (("what", what, What), ("method", method, Method)):
-        if given not in get_args(known):
+        if not isinstance(given, str) or given not in get_args(known):
             msg = f"{name} must be one of {', '.join(get_args(known))}, got {given!r}"
             raise SettingsError(msg)
     for name, number, least in (("n_steps", n_steps, 1), ("check", check, 0)):

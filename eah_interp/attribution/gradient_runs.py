@@ -22,6 +22,7 @@ from eah_interp.interventions.intervene import attention_calls
 from eah_interp.interventions.intervention import Intervention
 from eah_interp.lvlm.attention import AttentionCall
 from eah_interp.lvlm.prompt import prompt_of_worker
+from eah_interp.lvlm.weights import find_quantised
 
 _BACKWARD = re.compile(
     "backward|derivative|requires? grad|grad_fn|inference tensor|supports inference",
@@ -121,9 +122,11 @@ def with_gradients(model: Any) -> Iterator[None]:
         UnsupportedError: If the model cannot be differentiated in the block.
     """
     root: nn.Module = model._module
-    trained = [p for p in root.parameters() if p.requires_grad]
-    for parameter in trained:
-        parameter.requires_grad = False
+    # By name: accelerate makes new parameters of those that it keeps away.
+    named = root.named_parameters(remove_duplicate=False)
+    trained = [name for name, parameter in named if parameter.requires_grad]
+    for name in trained:
+        root.get_parameter(name).requires_grad = False
     try:
         with torch.enable_grad():
             yield
@@ -143,8 +146,8 @@ def with_gradients(model: Any) -> Iterator[None]:
         )
         raise UnsupportedError(msg) from error
     finally:
-        for parameter in trained:
-            parameter.requires_grad = True
+        for name in trained:
+            root.get_parameter(name).requires_grad = True
 
 
 def check_gradients(model: Any) -> None:
@@ -165,30 +168,16 @@ def check_gradients(model: Any) -> None:
             "outside it), or use patch_heads, which needs no gradients"
         )
         raise UnsupportedError(msg)
-    for name, module in root.named_modules():
-        found = _quantised(module)
-        if found:
-            msg = (
-                f"{name} ({type(module).__name__}) has quantised weights ({found}), "
-                "whose gradients are missing or would be silently wrong: expected "
-                "float32, float16 or bfloat16. Load the model without quantisation, "
-                "or use patch_heads, which needs no gradients"
-            )
-            raise UnsupportedError(msg)
-
-
-def _quantised(module: nn.Module) -> str:
-    """Name how a module's weights are quantised; nothing if they are not."""
-    for parameter in module.parameters(recurse=False):
-        if not parameter.is_floating_point() or parameter.element_size() < 2:
-            return str(parameter.dtype).removeprefix("torch.")
-    is_linear = hasattr(module, "in_features") or hasattr(module, "infeatures")
-    has_none = not isinstance(getattr(module, "weight", None), Tensor)
-    # Aria's projector has a width, and linear layers of its own
-    holds_others = any(type(child) is nn.Linear for child in module.modules())
-    if is_linear and has_none and not holds_others:
-        return "packed"
-    return ""
+    quantised = find_quantised(root)
+    if quantised is not None:
+        name, module, found = quantised
+        msg = (
+            f"{name} ({type(module).__name__}) has quantised weights ({found}), "
+            "whose gradients are missing or would be silently wrong: expected "
+            "float32, float16 or bfloat16. Load the model without quantisation, "
+            "or use patch_heads, which needs no gradients"
+        )
+        raise UnsupportedError(msg)
 
 
 # ---- Integrated gradients along the way from one run's head outputs to another's.

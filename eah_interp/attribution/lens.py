@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from eah_interp.arguments import check_count
 from eah_interp.attribution.cases import Ask, Case, as_case, asks
 from eah_interp.attribution.readouts import MetricName, Readout, Target, TargetValues
 from eah_interp.attribution.results import (
@@ -25,7 +26,7 @@ from eah_interp.attribution.unembedding import (
     find_unembedding,
     trace_streams,
 )
-from eah_interp.errors import SettingsError
+from eah_interp.errors import SettingsError, show_value
 from eah_interp.interventions.intervention import Intervention
 from eah_interp.lvlm.spans import ImageSpan
 
@@ -135,11 +136,9 @@ class LogitLens(Result):
             SettingsError: If `k` is below 1, or there is no such column or place.
         """
         table = self.frame()
-        if k < 1:
-            msg = f"k must be at least 1, got {k}"
-            raise SettingsError(msg)
-        if place not in ("image", "answer"):
-            msg = f"place must be image or answer, got {place!r}"
+        k = check_count("k", k)
+        if not isinstance(place, str) or place not in ("image", "answer"):
+            msg = f"place must be image or answer, got {show_value(place)}"
             raise SettingsError(msg)
         numbers = [
             name
@@ -281,7 +280,8 @@ def logit_lens(
     """
     if patch is not None:
         model.check(patch)
-    if asked.get("metric") == "log_prob":
+    metric = asked.get("metric")
+    if isinstance(metric, str) and metric == "log_prob":
         msg = (
             "the lens reads one position at a time, and a log-probability of a whole "
             'word several: expected metric="logit", "logit_diff" or "yes_no"; the '

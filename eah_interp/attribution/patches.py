@@ -24,8 +24,8 @@ from eah_interp.attribution.results import (
     list_heads,
     register,
 )
-from eah_interp.errors import InputError, SettingsError
-from eah_interp.indices import to_ints, to_list
+from eah_interp.errors import InputError, SettingsError, show_value
+from eah_interp.indices import check_choice, to_int, to_ints, to_list
 from eah_interp.interventions.intervention import Intervention
 from eah_interp.lvlm.spans import ImageSpan, lay_out
 
@@ -164,9 +164,7 @@ class PictureAttribution(Result):
             SettingsError: If a target, head or run does not exist.
         """
         check_target(self.targets, target)
-        if sign not in get_args(Sign):
-            msg = f"sign must be one of {', '.join(get_args(Sign))}, got {sign!r}"
-            raise SettingsError(msg)
+        check_choice("sign", sign, Sign)
         if run == "change":
             old, new = (
                 self.summed(target, heads=heads, run=which, sign=sign)
@@ -246,11 +244,13 @@ class PictureAttribution(Result):
         Raises:
             SettingsError: If the row has no such image.
         """
-        spans = self.spans[self.targets[target].row]
-        if not 0 <= image < len(spans):
-            msg = f"image {image} does not exist: expected 0 to {len(spans) - 1}"
+        check_target(self.targets, target)
+        spans, number = self.spans[self.targets[target].row], to_int(image)
+        if number is None or not 0 <= number < len(spans):
+            got = show_value(image)
+            msg = f"image {got} does not exist: expected 0 to {len(spans) - 1}"
             raise SettingsError(msg)
-        return spans[image]
+        return spans[number]
 
     def plot(
         self,
@@ -363,9 +363,7 @@ def attribute_patches(
         >>> found.plain.patches.shape, found.picture(0)[0].shape
         (torch.Size([1, 8, 8, 100]), torch.Size([10, 10]))
     """
-    if method not in get_args(Method):
-        msg = f"method must be one of {', '.join(get_args(Method))}, got {method!r}"
-        raise SettingsError(msg)
+    check_choice("method", method, Method)
     if patch is not None:
         model.check(patch)
     _check_linear(method, linear=asked.get("metric") != "log_prob")

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Unpack, get_args
+from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 import pandas as pd
 import torch
@@ -18,7 +18,7 @@ from eah_interp.attribution.replay import (
     given_by,
     measure_variants,
 )
-from eah_interp.attribution.results import Result, largest
+from eah_interp.attribution.results import Result, check_target, largest
 from eah_interp.attribution.runs import Recording, mix_runs, record
 from eah_interp.attribution.sides import (
     Side,
@@ -30,6 +30,7 @@ from eah_interp.attribution.sides import (
     take_item,
 )
 from eah_interp.errors import SettingsError
+from eah_interp.indices import check_choice
 from eah_interp.interventions.intervention import Intervention
 from eah_interp.lvlm.attention import AttentionCall
 
@@ -102,6 +103,7 @@ class HeadPatching(Result):
         Raises:
             SettingsError: If no single head was patched.
         """
+        check_target(self.targets, target)
         return grid_of_heads(self.patches, self.effects[target])[1]
 
     def plot(self, target: int = 0) -> "Figure":
@@ -113,6 +115,7 @@ class HeadPatching(Result):
         """
         from eah_interp.viz.heads import plot_heads
 
+        check_target(self.targets, target)
         layers, grid = grid_of_heads(self.patches, self.effects[target])
         title = f"effect on {self.targets[target].label}"
         panel = f"{self.what}: {self.source} into {self.target}"
@@ -192,9 +195,7 @@ def patch_heads(
         >>> found.patches, found.effects.shape
         (('L1H0', 'L1H1'), torch.Size([1, 2]))
     """
-    if what not in get_args(What):
-        msg = f"what must be one of {', '.join(get_args(What))}, got {what!r}"
-        raise SettingsError(msg)
+    check_choice("what", what, What)
     check_batch_size(batch_size)
     check_side(model, source, name="source")
     check_side(model, target, name="target")
@@ -330,9 +331,7 @@ def ablate_heads(
         >>> found.source, found.effects.shape
         ('zero', torch.Size([1, 2]))
     """
-    if how not in get_args(AblationMode):
-        msg = f"how must be one of {', '.join(get_args(AblationMode))}, got {how!r}"
-        raise SettingsError(msg)
+    check_choice("how", how, AblationMode)
     check_batch_size(batch_size)
     check_side(model, target, name="target")
     nodes = find_nodes(model, heads)

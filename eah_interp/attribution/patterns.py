@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from eah_interp._types import ColumnMask, Definition
+from eah_interp.arguments import check_count
 from eah_interp.attribution.nodes import NodeName, find_nodes
 from eah_interp.attribution.results import Result, name_head, register
 from eah_interp.attribution.runs import (
@@ -19,8 +20,8 @@ from eah_interp.attribution.runs import (
     score_run,
     visit_layers,
 )
-from eah_interp.errors import SettingsError, UnsupportedError
-from eah_interp.indices import to_int, to_ints
+from eah_interp.errors import SettingsError, UnsupportedError, show_value
+from eah_interp.indices import to_int, to_ints, to_list
 from eah_interp.interventions.eah import EAH
 from eah_interp.interventions.intervention import Intervention
 from eah_interp.interventions.point import PatchPoint
@@ -142,9 +143,7 @@ class HeadPatterns(Result):
         Raises:
             SettingsError: If `k` is below 1.
         """
-        if k < 1:
-            msg = f"k must be at least 1, got {k}"
-            raise SettingsError(msg)
+        k = check_count("k", k)
         by = "plain" if self.patched is None else "patched"
         keys = ["item", "layer", "head", "query"]
         ordered = self.frame().sort_values(
@@ -207,10 +206,12 @@ class HeadPatterns(Result):
             SettingsError: If there is no such item or image.
         """
         spans = self.spans[self.find_item(item)]
-        if not 0 <= image < len(spans):
-            msg = f"image {image} does not exist: expected 0 to {len(spans) - 1}"
+        number = to_int(image)
+        if number is None or not 0 <= number < len(spans):
+            got = show_value(image)
+            msg = f"image {got} does not exist: expected 0 to {len(spans) - 1}"
             raise SettingsError(msg)
-        return spans[image]
+        return spans[number]
 
     def find_head(self, head: str | tuple[int, int]) -> int:
         """Find a head on the head axis.
@@ -221,7 +222,8 @@ class HeadPatterns(Result):
         pair = () if isinstance(head, str) else to_ints(head) or ()
         name = name_head(*pair) if len(pair) == 2 else head
         if not isinstance(name, str) or name not in self.names:
-            msg = f"{name} was not read: expected one of {', '.join(self.names)}"
+            listed = ", ".join(self.names)
+            msg = f"{show_value(name)} was not read: expected one of {listed}"
             raise SettingsError(msg)
         return self.names.index(name)
 
@@ -231,11 +233,12 @@ class HeadPatterns(Result):
         Raises:
             SettingsError: If it was not asked for.
         """
-        known = self.positions.tolist()
-        wanted = query + self.images.shape[1] if query < 0 else query
+        known, at = self.positions.tolist(), to_int(query)
+        wanted = at + self.images.shape[1] if at is not None and at < 0 else at
         if wanted not in known:
             named = ", ".join(map(str, known[:12])) + (" ..." if known[12:] else "")
-            msg = f"row {query} was not read: expected one of {named}; see query="
+            got = show_value(query)
+            msg = f"row {got} was not read: expected one of {named}; see query="
             raise SettingsError(msg)
         return known.index(wanted)
 
@@ -247,7 +250,8 @@ class HeadPatterns(Result):
         """
         index = to_int(item)
         if index is None or not 0 <= index < len(self.tokens):
-            msg = f"item {item!r} does not exist: expected 0 to {len(self.tokens) - 1}"
+            got = show_value(item)
+            msg = f"item {got} does not exist: expected 0 to {len(self.tokens) - 1}"
             raise SettingsError(msg)
         return index
 
@@ -258,9 +262,10 @@ class HeadPatterns(Result):
             SettingsError: If it was not asked for.
         """
         runs = {str(name): found for name, found in self.runs.items()}
-        if run not in runs:
+        if not isinstance(run, str) or run not in runs:
             msg = (
-                f"run={run!r} is not there: expected {' or '.join(runs)}; a patched "
+                f"run={show_value(run)} is not there: expected "
+                f"{' or '.join(runs)}; a patched "
                 "run is made by read_patterns(..., patch=)"
             )
             raise SettingsError(msg)
@@ -302,7 +307,11 @@ class HeadPatterns(Result):
 
         span = self.span(item, image=number)
         panels = []
-        for index in map(self.find_head, heads or self.heads):
+        listed = self.heads if heads is None else to_list(heads)
+        if not listed:
+            got = show_value(heads)
+            raise SettingsError(f"heads must be a list of heads, got {got}")
+        for index in map(self.find_head, listed):
             head = self.heads[index]
             for run, of_run in self.runs.items():
                 asked: Any = {"item": item, "query": query, "run": run}
@@ -524,7 +533,7 @@ def _choose_settings(
     if definition is None and isinstance(patch, EAH):
         definition = patch.definition
         beta = patch.beta if beta is None else beta
-    return EAH(definition=definition or "visible", beta=beta)
+    return EAH(definition="visible" if definition is None else definition, beta=beta)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Unpack, get_args
+from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 import pandas as pd
 import torch
@@ -23,8 +23,7 @@ from eah_interp.attribution.results import Result, largest, name_head
 from eah_interp.attribution.runs import Recording, record
 from eah_interp.attribution.shapley import Coalition, Shares, check_orders, share_gains
 from eah_interp.attribution.sides import check_broadcast, gather, split_items, take_item
-from eah_interp.errors import SettingsError
-from eah_interp.indices import check_integer
+from eah_interp.indices import check_choice, check_integer
 from eah_interp.interventions.eah import EAH
 
 if TYPE_CHECKING:
@@ -264,9 +263,7 @@ def attribute_recipients(
         True
     """
     eah = EAH() if eah is None else eah
-    if method not in get_args(Method):
-        msg = f"method must be one of {', '.join(get_args(Method))}, got {method!r}"
-        raise SettingsError(msg)
+    check_choice("method", method, Method)
     check_batch_size(batch_size)
     check_orders(n_permutations)
     seed = check_integer("seed", seed)

@@ -89,6 +89,7 @@ class Replay:
         at_calls = at_calls or {}
         patching = Patching.of(recording) if patching is None else patching
         with (
+            model.alone(),
             _replaced(model, recording, n_rows, decoder=self.reuses_images),
             _changed_blocks(model, blocks or {}),
             model.trace(**self._inputs(n_rows), **kept, use_cache=False),

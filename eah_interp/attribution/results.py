@@ -2,7 +2,8 @@
 
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -10,9 +11,19 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from eah_interp.arguments import check_path
 from eah_interp.attribution.readouts import Target
-from eah_interp.errors import ExtraMissingError, InputError, SettingsError
+from eah_interp.errors import (
+    EAHError,
+    ExtraMissingError,
+    InputError,
+    SettingsError,
+    show_value,
+)
 from eah_interp.files import make_folder, save_bytes
+from eah_interp.foreign_files import Kind as Column
+from eah_interp.foreign_files import read_json, read_parquet
+from eah_interp.indices import to_int, to_ints, to_list
 from eah_interp.interventions.intervention import known_kinds
 from eah_interp.lvlm.spans import ImagePart, ImageSpan
 
@@ -53,7 +64,7 @@ class Result:
             ExtraMissingError: If pyarrow is not installed.
             SettingsError: If the folder or a file cannot be written.
         """
-        folder = Path(folder)
+        folder = check_path("folder", folder, error=SettingsError)
         make_folder(folder)
         tensors: dict[str, Tensor] = {}
         fields = {"kind": type(self).__name__, "fields": _pack(self, "", tensors)}
@@ -76,26 +87,52 @@ class Result:
         """Load what `save` wrote.
 
         Raises:
-            InputError: If the folder holds no such result.
+            InputError: If the folder holds no such result, or one that does not add up.
             ExtraMissingError: If pyarrow is not installed.
         """
-        folder = Path(folder)
+        folder = check_path("folder", folder)
         try:
-            saved = json.loads((folder / FIELDS).read_text())
-        except (OSError, ValueError) as error:
+            saved = read_json(folder / FIELDS)
+        except InputError as error:
             msg = f"{folder} holds no saved result: expected {FIELDS}; {error}"
             raise InputError(msg) from error
-        kind = _KINDS.get(saved.get("kind"))
+        name = saved.get("kind") if isinstance(saved, dict) else None
+        kind = _KINDS.get(name) if isinstance(name, str) else None
         if kind is None or not issubclass(kind, cls):
-            msg = f"{folder} holds a {saved.get('kind')}, expected a {cls.__name__}"
+            got = show_value(name)
+            msg = f"{folder} holds a result of kind {got}, expected a {cls.__name__}"
             raise InputError(msg)
-        table = _read_table(folder / TENSORS)
+        try:
+            with _pyarrow():
+                table = read_parquet(folder / TENSORS, _COLUMNS)
+        except InputError as error:
+            msg = (
+                f"cannot read {folder / TENSORS}: {error}; make the result again, or "
+                "copy it whole"
+            )
+            raise InputError(msg) from error
         flat = {
             str(name): torch.tensor(part.sort_values("index")["value"].to_numpy())
             for name, part in table.groupby("field", observed=True)
         }
-        result: Kind = _unpack(saved["fields"], flat)
-        return result
+        unpack = _Unpacker(folder, flat)
+        result = unpack(saved.get("fields"))
+        if not isinstance(result, kind):
+            raise unpack.refuse(f"expected a {name} under 'fields'")
+        try:
+            # What its parts say of each other is said by its table, or not at all.
+            result.frame()
+        except (*_UNFIT, EAHError) as error:
+            msg = f"{folder} holds no {name} that adds up: {error!r:.200}"
+            raise InputError(msg) from error
+        found: Kind = result
+        return found
+
+
+_COLUMNS: dict[str, Column] = {"field": "text", "index": "integer", "value": "number"}
+
+_UNFIT = (LookupError, TypeError, ValueError, AttributeError, RuntimeError)
+"""What Python, pandas and torch raise for parts that are no result's."""
 
 
 def register(kind: type[Any]) -> type[Any]:
@@ -126,23 +163,71 @@ def _pack(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
     return value
 
 
-def _unpack(node: Any, flat: Mapping[str, Tensor]) -> Any:
-    if isinstance(node, list):
-        return tuple(_unpack(item, flat) for item in node)
-    if not isinstance(node, dict):
-        return node
-    if "tensor" in node:
-        dtype = getattr(torch, node["dtype"])
-        values = flat.get(node["tensor"], torch.zeros(0))
-        return values.to(dtype).view(node["shape"])
-    if "mapping" in node:
-        return {key: _unpack(value, flat) for key, value in node["mapping"]}
-    settings = {kind.__name__: kind for kind in known_kinds().values()}
-    kind = _KINDS.get(node["class"]) or settings.get(node["class"])
-    if kind is None:
-        msg = f"a saved result names {node['class']!r}, which is no part of results"
-        raise InputError(msg)
-    return kind(**{name: _unpack(v, flat) for name, v in node["fields"].items()})
+class _Unpacker:
+    """Makes a result of what a folder holds, and says what in it is wrong."""
+
+    def __init__(self, folder: Path, flat: Mapping[str, Tensor]) -> None:
+        self._folder, self._flat = folder, flat
+
+    def refuse(self, what: str) -> InputError:
+        """Make the error of a file that was changed since it was saved."""
+        msg = (
+            f"{self._folder} holds a result that was cut short or changed: {what}; "
+            "make it again, or take it from where it was saved"
+        )
+        return InputError(msg)
+
+    def __call__(self, node: Any) -> Any:
+        """Make a value of what stands for it."""
+        if isinstance(node, list):
+            return tuple(self(item) for item in node)
+        if not isinstance(node, dict):
+            return node
+        if "tensor" in node:
+            return self._tensor(node)
+        if "mapping" in node:
+            pairs = node["mapping"]
+            if not isinstance(pairs, list) or any(
+                not isinstance(pair, list) or len(pair) != 2 for pair in pairs
+            ):
+                raise self.refuse("expected pairs under 'mapping'")
+            if any(not isinstance(key, str | int) for key, _ in pairs):
+                raise self.refuse("expected names or numbers as keys")
+            return {key: self(value) for key, value in pairs}
+        return self._instance(node)
+
+    def _tensor(self, node: Mapping[str, Any]) -> Tensor:
+        name, kind, shape = (node.get(key) for key in ("tensor", "dtype", "shape"))
+        dtype = getattr(torch, kind, None) if isinstance(kind, str) else None
+        sizes = () if shape == [] else to_ints(shape)
+        if not isinstance(name, str) or not isinstance(dtype, torch.dtype):
+            raise self.refuse(f"expected a tensor's name and dtype, got {kind!r}")
+        if sizes is None or any(size < 0 for size in sizes):
+            raise self.refuse(f"expected the shape of {name}, got {shape!r}")
+        values = self._flat.get(name, torch.zeros(0))
+        if values.numel() != math.prod(sizes):
+            got = f"got {values.numel()}"
+            raise self.refuse(f"expected {math.prod(sizes)} numbers of {name}, {got}")
+        return values.to(dtype).view(sizes)
+
+    def _instance(self, node: Mapping[str, Any]) -> Any:
+        settings = {kind.__name__: kind for kind in known_kinds().values()}
+        name, given = node.get("class"), node.get("fields")
+        known = isinstance(name, str) and (_KINDS.get(name) or settings.get(name))
+        if not known or not dataclasses.is_dataclass(known):
+            what = f"a saved result names {name!r}, which is no part of results"
+            raise self.refuse(what)
+        kind: Any = known
+        wanted = {field.name for field in dataclasses.fields(kind)}
+        needed = {
+            field.name
+            for field in dataclasses.fields(kind)
+            if field.default is dataclasses.MISSING
+            and field.default_factory is dataclasses.MISSING
+        }
+        if not isinstance(given, dict) or not needed <= set(given) <= wanted:
+            raise self.refuse(f"expected {', '.join(sorted(wanted))} of {name}")
+        return kind(**{key: self(value) for key, value in given.items()})
 
 
 def _numbers(tensor: Tensor) -> Any:
@@ -153,11 +238,6 @@ def _write_table(path: Path, table: pd.DataFrame) -> None:
     with _pyarrow():
         content = table.to_parquet(index=False, engine="pyarrow")
     save_bytes(content, path)
-
-
-def _read_table(path: Path) -> pd.DataFrame:
-    with _pyarrow():
-        return pd.read_parquet(path, engine="pyarrow")
 
 
 class _pyarrow:  # noqa: N801 - reads as `with _pyarrow():`
@@ -259,7 +339,11 @@ def list_logits(
     if present is None:
         unknown = pd.Series(pd.NA, index=table.index, dtype="boolean")
         return table.assign(present=unknown)
-    there = {present} if isinstance(present, str) else set(present)
+    listed = [present] if isinstance(present, str) else _list_names(present)
+    if listed is None or not all(isinstance(name, str) for name in listed):
+        got = show_value(present)
+        raise SettingsError(f"present must be a list of objects, got {got}")
+    there = set(listed)
     if there and not there & set(table["object"]):
         named = ", ".join(dict.fromkeys(table["object"]))
         msg = f"present names none of the objects: expected some of {named}"
@@ -270,14 +354,20 @@ def list_logits(
     )
 
 
+def _list_names(names: object) -> list[Any] | None:
+    return list(names) if isinstance(names, Set) else to_list(names)
+
+
 def check_target(targets: Sequence[Target], target: int) -> None:
     """Refuse a target that is not there.
 
     Raises:
         SettingsError: If it is not.
     """
-    if not 0 <= target < len(targets):
-        msg = f"target {target} does not exist: expected 0 to {len(targets) - 1}"
+    number = to_int(target)
+    if number is None or not 0 <= number < len(targets):
+        got = show_value(target)
+        msg = f"target {got} does not exist: expected 0 to {len(targets) - 1}"
         raise SettingsError(msg)
 
 
@@ -297,13 +387,16 @@ def largest(table: pd.DataFrame, k: int, *, by: str) -> pd.DataFrame:
         >>> largest(table, 1, by="effect")["effect"].tolist()
         [-2.0, 0.5]
     """
-    if k < 1:
-        msg = f"k must be at least 1, got {k}"
+    number = to_int(k)
+    if number is None or number < 1:
+        msg = f"k must be at least 1, got {show_value(k)}"
         raise SettingsError(msg)
-    if by not in table or not pd.api.types.is_float_dtype(table[by]):
+    named = isinstance(by, str) and by in table
+    if not named or not pd.api.types.is_float_dtype(table[by]):
         numbers = table.select_dtypes("float").columns
-        msg = f"by={by!r} is no column of numbers: expected {', '.join(numbers)}"
+        listed = ", ".join(numbers)
+        msg = f"by={show_value(by)} is no column of numbers: expected {listed}"
         raise SettingsError(msg)
     order = table[by].abs().sort_values(ascending=False, kind="stable").index
     ordered = table.loc[order].sort_values("target", kind="stable")
-    return ordered.groupby("target", sort=False).head(k).reset_index(drop=True)
+    return ordered.groupby("target", sort=False).head(number).reset_index(drop=True)

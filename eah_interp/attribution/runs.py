@@ -1,6 +1,7 @@
 """A run as it passed its hook points: recorded, looked at, and mixed with another."""
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -20,7 +21,7 @@ from eah_interp.kernels.patterns import pattern_blocks
 from eah_interp.kernels.sinks import ColumnScores, stream_column_scores
 from eah_interp.lvlm.anatomy import block_paths
 from eah_interp.lvlm.attention import AttentionCall
-from eah_interp.lvlm.inputs import Encoding
+from eah_interp.lvlm.inputs import Encoding, is_encoding
 from eah_interp.lvlm.prompt import Prompt, prompt_of_worker
 
 
@@ -74,21 +75,22 @@ def record(model: Any, case: Case, patch: Intervention | None = None) -> Recordi
     """
     kept, read_at = keep_logits(model, case.readout.positions)
     done = Recording(case, patch, torch.zeros(0))
-    handles = _hook(model, done)
-    try:
-        with torch.no_grad(), model.trace(**case.inputs, **kept, use_cache=False):
-            done.prompt = prompt_of_worker(model).limit(case.prompt_mask)
-            for point in attention_calls(model, patch, prompt_mask=case.prompt_mask):
-                done.keep(point, point.operation.output[0])
-            final = model.output.logits.save()
-    finally:
-        for handle in handles:
-            handle.remove()
+    with (
+        model.alone(),
+        _hooked(model, done),
+        torch.no_grad(),
+        model.trace(**case.inputs, **kept, use_cache=False),
+    ):
+        done.prompt = prompt_of_worker(model).limit(case.prompt_mask)
+        for point in attention_calls(model, patch, prompt_mask=case.prompt_mask):
+            done.keep(point, point.operation.output[0])
+        final = model.output.logits.save()
     done.values = case.readout.values(final, places=read_at)
     return done
 
 
-def _hook(model: Any, done: Recording) -> list[Any]:
+@contextlib.contextmanager
+def _hooked(model: Any, done: Recording) -> Iterator[None]:
     """Keep the decoder's arguments, and what layers and components return."""
     root: nn.Module = model._module
     anatomy = model.anatomy
@@ -114,7 +116,11 @@ def _hook(model: Any, done: Recording) -> list[Any]:
         handles.append(layer.register_forward_hook(leave))
     for name in block_paths(root, anatomy):
         handles.append(root.get_submodule(name).register_forward_hook(keep(name)))
-    return handles
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _snapshot(value: Any) -> Any:
@@ -283,7 +289,7 @@ def open_question(
         return images.encoding, images.prompt_mask
     if isinstance(images, Encoding):
         return images, None
-    if isinstance(images, Mapping):
+    if is_encoding(images):
         return Encoding(images), None
     return model.encode(images, prompts), None
 

@@ -7,9 +7,11 @@ import torch
 from torch import Tensor
 
 from eah_interp.attribution.cases import Case, pose
-from eah_interp.errors import InputError, SettingsError
+from eah_interp.errors import InputError, SettingsError, show_value
 from eah_interp.interventions.eah import EAH
 from eah_interp.interventions.intervention import Intervention
+from eah_interp.lvlm.anatomy import check_model
+from eah_interp.lvlm.messages import hold_messages
 from eah_interp.lvlm.spans import image_mask
 
 Side = Intervention | Literal["plain"]
@@ -25,10 +27,10 @@ def check_side(model: Any, side: object, *, name: str) -> None:
     """
     if isinstance(side, Intervention):
         model.check(side)
-    elif side != "plain":
+    elif not isinstance(side, str) or side != "plain":
         msg = (
             f'{name} must be "plain" or an intervention\'s settings, such as '
-            f"eah.EAH(), got {side!r}"
+            f"eah.EAH(), got {show_value(side)}"
         )
         raise SettingsError(msg)
 
@@ -43,11 +45,11 @@ def check_broadcast(model: Any, eah: object) -> None:
     if not isinstance(eah, EAH):
         msg = (
             f"this is about a broadcast, its donors and the heads that receive it, and "
-            f"{eah!r} broadcasts nothing: expected EAH settings; attribute_heads, "
-            "patch_heads, logit_lens and studies take any intervention"
+            f"{show_value(eah)} broadcasts nothing: expected EAH settings; "
+            "attribute_heads, patch_heads, logit_lens and studies take any intervention"
         )
         raise SettingsError(msg)
-    model.check(eah)
+    check_model(model).check(eah)
 
 
 def split_items(
@@ -109,7 +111,11 @@ def pose_source(
     """
     if source_images is None and source_prompts is None:
         return case
+    if hold_messages(images):  # the question, which other images are to be shown with
+        images, prompts = None, images
     images = images if source_images is None else source_images
+    if hold_messages(images):
+        images, prompts = None, images
     prompts = prompts if source_prompts is None else source_prompts
     if isinstance(images, Case):
         other = images

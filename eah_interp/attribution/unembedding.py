@@ -5,6 +5,7 @@ it: nothing, a constant factor (Granite), a soft cap (Gemma 2), padding cut off.
 of these is found by comparing what the unembedding returned with the model's logits.
 """
 
+import contextlib
 import math
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,6 +20,7 @@ from eah_interp.errors import ModelError
 from eah_interp.interventions.donation import donors_by_layer
 from eah_interp.interventions.intervene import attention_calls
 from eah_interp.interventions.intervention import Intervention
+from eah_interp.lvlm.weights import find_device
 
 Logits = Float[Tensor, "place vocab"]
 
@@ -53,8 +55,7 @@ class Unembedding:
     @torch.no_grad()
     def read(self, streams: Streams) -> Logits:
         """Turn residual streams into logits, float32; -inf where switched off."""
-        weight = next(self.projection.parameters())
-        normed = self.norm(streams.to(weight.device)[None])
+        normed = self.norm(streams.to(find_device(self.projection))[None])
         logits = self.projection(normed)[0, :, : len(self.off)].float()
         logits = _finish(logits, self.scale, self.cap)
         return logits.masked_fill(self.off.to(logits.device), -math.inf)
@@ -207,26 +208,23 @@ def trace_streams(
         done.raw = take_read(output)
 
     layers = list(root.get_submodule(model.anatomy.layers).children())
-    handles: list[Any] = [
-        layers[0].register_forward_pre_hook(enter, with_kwargs=True),
-        root.get_submodule(str(model.anatomy.unembedding)).register_forward_hook(
-            unembed
-        ),
-        *(layer.register_forward_hook(leave) for layer in layers),
-    ]
+    head = root.get_submodule(str(model.anatomy.unembedding))
     # A plain run stops at no attention call; layers=() walks past all of them.
     patched = () if patch is None else [site.layer for site in model.check(patch)]
     learned: dict[int, Any] = {}
-    try:
+    with model.alone(), contextlib.ExitStack() as hooks:
+        for handle in (
+            layers[0].register_forward_pre_hook(enter, with_kwargs=True),
+            head.register_forward_hook(unembed),
+            *(layer.register_forward_hook(leave) for layer in layers),
+        ):
+            hooks.callback(handle.remove)
         with model.trace(**case.inputs, **kept, use_cache=False):
             for point in attention_calls(
                 model, patch, layers=patched, prompt_mask=case.prompt_mask
             ):
                 learned[point.layer] = point.kept
             final = model.output.logits.save()
-    finally:
-        for handle in handles:
-            handle.remove()
     done.final = take_read(final)
     done.donors = donors_by_layer(learned)
     return done

@@ -1,11 +1,14 @@
 """CHAIR: how often captions name objects that are not in the image."""
 
+from collections.abc import Set
 from dataclasses import dataclass
 
 import pandas as pd
 
+from eah_interp.arguments import check_kind
 from eah_interp.benchmarks.pope import percent
-from eah_interp.errors import InputError
+from eah_interp.errors import InputError, show_value
+from eah_interp.indices import to_list
 
 MENTIONS, TRUTH, TEXT = "mentions", "truth", "caption"
 """Columns of a caption table: objects named, objects there, the text."""
@@ -56,6 +59,26 @@ class ChairScore:
     n_distinct_4grams: int
 
 
+def check_captions(captions: pd.DataFrame, *columns: str) -> None:
+    """Check that captions are a table that has these columns once, and texts.
+
+    Raises:
+        InputError: If they are not.
+    """
+    check_kind("captions", captions, pd.DataFrame, expected="a table of pandas")
+    missing = [name for name in columns if name not in captions]
+    if missing:
+        msg = f"captions lack the columns {missing}, got {list(captions.columns)}"
+        raise InputError(msg)
+    twice = captions.columns[captions.columns.duplicated()].tolist()
+    if twice:
+        raise InputError(f"captions have the columns {show_value(twice)} twice")
+    odd = [text for text in captions[TEXT] if not isinstance(text, str)]
+    if odd:
+        got = show_value(odd[0])
+        raise InputError(f"column {TEXT!r} must hold texts, got {got}")
+
+
 def count_mentions(captions: pd.DataFrame) -> pd.DataFrame:
     """Count, for each caption, what CHAIR is made of.
 
@@ -78,10 +101,14 @@ def count_mentions(captions: pd.DataFrame) -> pd.DataFrame:
         >>> counts[["n_mentions", "n_absent", "n_objects", "n_found"]].values.tolist()
         [[2, 1, 2, 1]]
     """
-    missing = [name for name in (MENTIONS, TRUTH, TEXT) if name not in captions]
-    if missing:
-        msg = f"captions lack the columns {missing}, got {list(captions.columns)}"
-        raise InputError(msg)
+    check_captions(captions, MENTIONS, TRUTH, TEXT)
+    for name in (MENTIONS, TRUTH):
+        for value in captions[name]:
+            listed = value if isinstance(value, Set) else to_list(value)
+            if listed is None or not all(isinstance(one, str) for one in listed):
+                got = show_value(value)
+                msg = f"column {name!r} must hold lists of objects, got {got}"
+                raise InputError(msg)
     rows = []
     columns = (captions[MENTIONS], captions[TRUTH], captions[TEXT])
     for named, there, text in zip(*columns, strict=True):
@@ -124,6 +151,7 @@ def score_captions(captions: pd.DataFrame) -> ChairScore:
         >>> score.chair_s, score.chair_i, score.recall
         (100.0, 50.0, 100.0)
     """
+    check_kind("captions", captions, pd.DataFrame, expected="a table of pandas")
     if captions.empty:
         msg = "expected at least one caption, got an empty table"
         raise InputError(msg)

@@ -1,12 +1,13 @@
 """CHAIR's files: captions, and which objects are in which image."""
 
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Set
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import pandas as pd
 
+from eah_interp.arguments import check_kind, check_path, check_text
 from eah_interp.benchmarks.mentions import (
     ImageId,
     Lemmatize,
@@ -19,10 +20,11 @@ from eah_interp.benchmarks.mentions import (
 from eah_interp.benchmarks.records import (
     Record,
     read_answer,
-    read_json,
     read_records,
 )
-from eah_interp.errors import InputError
+from eah_interp.errors import InputError, SettingsError, show_value
+from eah_interp.foreign_files import read_json
+from eah_interp.indices import check_choice, check_integer, to_list
 
 Repeats: TypeAlias = Literal["refuse", "count"]
 """What to do with several captions of one image."""
@@ -59,6 +61,11 @@ def read_captions(
         InputError: If the file cannot be read, a caption or image is missing, an image
             stands twice, or two captions of one object differ.
     """
+    path = check_path("path", path)
+    check_choice("repeats", repeats, Repeats)
+    for option, key in (("image_key", image_key), ("caption_key", caption_key)):
+        if key is not None:
+            check_text(option, key, error=SettingsError)
     images: list[ImageId] = []
     texts: list[str] = []
     first: dict[ImageId, str] = {}
@@ -150,7 +157,17 @@ def read_ground_truth(
         ExtraMissingError: If NLTK, or its data, is not installed, and `path` is a
             folder.
     """
-    path = Path(path)
+    path, year = check_path("path", path), check_integer("year", year)
+    check_kind("vocabulary", vocabulary, Vocabulary, expected="a Vocabulary")
+    if lemmatize is not None and not callable(lemmatize):
+        got = show_value(lemmatize)
+        raise InputError(f"lemmatize must be a function of a text, got {got}")
+    if images is not None:
+        listed = list(images) if isinstance(images, Set) else to_list(images)
+        if listed is None or not all(isinstance(one, str | int) for one in listed):
+            got = show_value(images)
+            raise InputError(f"images must be their names or numbers, got {got}")
+        images = listed
     if not path.is_dir():
         return _keep(_read_lists(path, vocabulary), images)
     lemmatize = load_lemmatizer() if lemmatize is None else lemmatize
@@ -178,29 +195,67 @@ def _read_split(
 ) -> GroundTruth:
     found: defaultdict[ImageId, set[str]] = defaultdict(set)
     content = _read_annotations(instances, "categories", "images", "annotations")
-    names = {
-        entry["id"]: _object_of(entry["name"], vocabulary, place=str(instances))
-        for entry in content["categories"]
-    }
-    for image, entry in _of_images(content, wanted):
-        found[image] |= {names[entry["category_id"]]} if entry else set()
+    names: dict[int, str] = {}
+    for category in _list_entries(content, "categories", path=instances):
+        number = _number_in(category, "id")
+        name = category.text("name")
+        if number in names:
+            msg = f"{category.place}: expected each category once, got {number} again"
+            raise InputError(msg)
+        names[number] = _object_of(name, vocabulary, place=category.place)
+    for image, record in _of_images(content, wanted, path=instances):
+        if record is None:
+            found[image] |= set()
+            continue
+        number = _number_in(record, "category_id")
+        if number not in names:
+            msg = (
+                f"{record.place}: expected a category_id of {len(names)} categories, "
+                f"got {number}"
+            )
+            raise InputError(msg)
+        found[image].add(names[number])
     content = _read_annotations(captions, "images", "annotations")
-    for image, entry in _of_images(content, wanted):
-        words = join_pairs(lemmatize(entry["caption"]), vocabulary) if entry else []
+    for image, record in _of_images(content, wanted, path=captions):
+        text = "" if record is None else record.text("caption")
+        words = join_pairs(lemmatize(text), vocabulary) if text else []
         found[image].update(find_objects(words, vocabulary))
     return {image: frozenset(names) for image, names in found.items()}
 
 
 def _of_images(
-    content: Mapping[str, Any], wanted: set[ImageId] | None
-) -> Iterator[tuple[ImageId, Mapping[str, Any] | None]]:
+    content: Mapping[str, Any], wanted: set[ImageId] | None, *, path: Path
+) -> Iterator[tuple[ImageId, Record | None]]:
     """Yield every image once without, and once for each of its annotations."""
-    for entry in content["images"]:
-        if wanted is None or entry["id"] in wanted:
-            yield entry["id"], None
-    for entry in content["annotations"]:
-        if wanted is None or entry["image_id"] in wanted:
-            yield entry["image_id"], entry
+    for record in _list_entries(content, "images", path=path):
+        image = _number_in(record, "id")
+        if wanted is None or image in wanted:
+            yield image, None
+    for record in _list_entries(content, "annotations", path=path):
+        image = _number_in(record, "image_id")
+        if wanted is None or image in wanted:
+            yield image, record
+
+
+def _list_entries(
+    content: Mapping[str, Any], key: str, *, path: Path
+) -> Iterator[Record]:
+    """Yield the entries of a list; COCO's files are one line, so each by its number."""
+    for number, entry in enumerate(content[key]):
+        place = f"{path}: {key}[{number}]"
+        if not isinstance(entry, dict):
+            msg = f"{place}: expected an object {{...}}, got {str(entry)[:60]!r}"
+            raise InputError(msg)
+        yield Record(entry, place)
+
+
+def _number_in(record: Record, key: str) -> int:
+    number = record.values.get(key)
+    if not isinstance(number, int) or isinstance(number, bool):
+        got = f"got {str(number)[:60]!r}" if key in record.values else "got none"
+        msg = f"{record.place}: expected a whole number under {key!r}, {got}"
+        raise InputError(msg)
+    return number
 
 
 def _read_annotations(path: Path, *keys: str) -> Mapping[str, Any]:
@@ -269,8 +324,8 @@ def _lists(path: Path) -> Iterator[tuple[Any, list[str], str]]:
 def _object_of(name: str, vocabulary: Vocabulary, *, place: str) -> str:
     if name not in vocabulary.objects:
         msg = (
-            f"{place}: expected objects of the synonym list, got {name!r}; add a line "
-            "that begins with it to the list"
+            f"{place}: expected objects of the synonym list, got {name[:60]!r}; add a "
+            "line that begins with it to the list"
         )
         raise InputError(msg)
     return vocabulary.objects[name]

@@ -2,7 +2,7 @@
 
 import functools
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -10,9 +10,11 @@ from typing import Any, TypeAlias
 
 import pandas as pd
 
-from eah_interp.benchmarks.chair import MENTIONS, TEXT, TRUTH
-from eah_interp.benchmarks.records import read_json, read_text
-from eah_interp.errors import ExtraMissingError, InputError
+from eah_interp.arguments import check_kind, check_mapping, check_path
+from eah_interp.benchmarks.chair import MENTIONS, TEXT, TRUTH, check_captions
+from eah_interp.errors import ExtraMissingError, InputError, show_value
+from eah_interp.foreign_files import read_json, read_text
+from eah_interp.indices import to_list
 
 ImageId: TypeAlias = int | str
 """An image: its number where it has one, else its name."""
@@ -78,10 +80,18 @@ def find_mentions(
         >>> table.mentions[0], table.absent[0]
         (['cup', 'bird'], ['bird'])
     """
-    missing = [name for name in (IMAGE, TEXT) if name not in captions]
-    if missing:
-        msg = f"captions lack the columns {missing}, got {list(captions.columns)}"
-        raise InputError(msg)
+    check_captions(captions, IMAGE, TEXT)
+    check_kind("truth", truth, Mapping, expected="a mapping of image to objects")
+    check_kind("vocabulary", vocabulary, Vocabulary, expected="a Vocabulary")
+    for image, objects in truth.items():
+        listed = objects if isinstance(objects, Set) else to_list(objects)
+        if listed is None or not all(isinstance(name, str) for name in listed):
+            got = show_value(objects)
+            raise InputError(f"truth must be lists of objects, got {got} of {image!r}")
+    odd = [image for image in captions[IMAGE] if not isinstance(image, Hashable)]
+    if odd:
+        got = show_value(odd[0])
+        raise InputError(f"column {IMAGE!r} must hold names or numbers, got {got}")
     unknown = [image for image in captions[IMAGE] if image not in truth]
     if unknown:
         msg = (
@@ -189,9 +199,16 @@ def make_vocabulary(
         >>> vocabulary.objects["mug"], vocabulary.pairs["baby bird"]
         ('cup', 'bird')
     """
-    if not groups or not all(groups):
+    listed = [to_list(group) for group in to_list(groups) or ()]
+    if not listed or not all(listed):
         msg = "expected groups of at least one name each, got none or an empty one"
         raise InputError(msg)
+    if not all(isinstance(name, str) for group in listed for name in group or ()):
+        raise InputError(f"groups must be lists of names, got {show_value(groups)}")
+    if pairs is not None:
+        check_mapping("pairs", pairs, error=InputError)
+        if not all(isinstance(word, str) for word in pairs.values()):
+            raise InputError(f"pairs must map words to a word, got {show_value(pairs)}")
     objects = {name: group[0] for group in groups for name in group}
     if pairs is None:
         pairs = _own_pairs(objects) | _METRICS_PAIRS
@@ -216,11 +233,11 @@ def read_synonyms(path: Path | str) -> Vocabulary:
         InputError: If the file cannot be read, is empty, or a line of it is separated
             by something else.
     """
-    path = Path(path)
+    path = check_path("path", path)
     try:
         if path.suffix.lower() == ".json":
             return _from_json(path)
-        lines = read_text(path).splitlines()
+        lines = read_text(path).split("\n")
     except InputError as error:
         msg = f"{error}; the official synonym list is at {URL}"
         raise InputError(msg) from error

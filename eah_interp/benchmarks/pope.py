@@ -5,11 +5,14 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias, get_args
+from typing import Literal, TypeAlias
 
+import numpy as np
 import pandas as pd
 
-from eah_interp.errors import InputError, SettingsError
+from eah_interp.arguments import check_kind, check_mapping, check_text
+from eah_interp.errors import InputError, SettingsError, show_value
+from eah_interp.indices import check_choice, check_integer, to_int, to_list
 
 PRESENT, ANSWER, NEITHER = "present", "says_yes", "neither"
 """Columns of an answer table: the truth, what was answered (missing: nothing that can
@@ -80,6 +83,8 @@ def score_answers(answers: pd.DataFrame) -> PopeScore:
         >>> score.accuracy, score.recall, score.false_positives
         (50.0, 100.0, 100.0)
     """
+    check_kind("answers", answers, pd.DataFrame, expected="a table of pandas")
+    _check_single(answers)
     missing = [name for name in (PRESENT, ANSWER) if name not in answers]
     if missing or answers.empty:
         msg = (
@@ -87,6 +92,9 @@ def score_answers(answers: pd.DataFrame) -> PopeScore:
             f"got {len(answers)} rows with columns {list(answers.columns)}"
         )
         raise InputError(msg)
+    for name in (PRESENT, ANSWER, NEITHER):
+        if name in answers:
+            _check_flags(answers, name, may_lack=name == ANSWER)
     truth = answers[PRESENT].astype(bool)
     given = answers[ANSWER].astype("boolean")
     yes, no = given.fillna(False).astype(bool), (~given).fillna(False).astype(bool)  # noqa: FBT003 - pandas' own signature
@@ -111,6 +119,23 @@ def score_answers(answers: pd.DataFrame) -> PopeScore:
         tn=tn,
         fn=fn,
     )
+
+
+def _check_single(table: pd.DataFrame) -> None:
+    twice = table.columns[table.columns.duplicated()].tolist()
+    if twice:
+        raise InputError(f"expected each column once, got {show_value(twice)} twice")
+
+
+def _check_flags(table: pd.DataFrame, name: str, *, may_lack: bool) -> None:
+    """Check that a column holds True and False alone, or nothing where that may be."""
+    column = table[name]
+    flags = column[column.notna()]
+    is_flag = all(isinstance(value, bool | np.bool_) for value in flags)
+    if not is_flag or (not may_lack and len(flags) < len(column)):
+        odd = [v for v in column if not isinstance(v, bool | np.bool_)]
+        got = show_value(odd[0])
+        raise InputError(f"column {name!r} must hold True and False, got {got}")
 
 
 def percent(count: int, total: int) -> float:
@@ -162,8 +187,8 @@ def says_yes(answer: str, *, rule: Rule = "pope") -> bool:
         >>> says_yes("Yes. There is no cat.", rule="opera")
         False
     """
-    if rule not in _NO:
-        raise SettingsError(f"rule must be one of {', '.join(_NO)}, got {rule!r}")
+    check_choice("rule", rule, Rule)
+    check_text("answer", answer)
     text = answer.split(".")[0] if rule == "pope" else answer.replace(".", "")
     parts = text.replace(",", "").split(" ")
     if rule == "opera" and any(part.endswith("n't") for part in parts):
@@ -205,6 +230,7 @@ def read_strictly(answer: str) -> bool | None:
         >>> [read_strictly(text) for text in ("**No**", "Yes, not far off", "A dog")]
         [False, True, None]
     """
+    check_text("answer", answer)
     for word in _WORD.findall(answer.casefold().replace("\u2019", "'")):
         if word in _PLAIN or word.endswith("n't"):
             return word in _YES
@@ -282,6 +308,11 @@ def build_pope_questions(
         ['Is there a cat in the image?', 'Is there an oven in the image?']
     """
     _check_settings(sampling, pairs, n_images, template)
+    seed = check_integer("seed", seed)
+    for image, names in check_mapping("objects", objects, error=InputError).items():
+        if not all(isinstance(name, str) for name in to_list(names) or [None]):
+            got = show_value(names)
+            raise InputError(f"objects must be lists of names, got {got} of {image!r}")
     drawn = _draw_images(objects, pairs=pairs, n_images=n_images, seed=seed)
     # A stream of its own, so that every sampling asks about the same images.
     rng = random.Random(f"{sampling} {seed}")
@@ -348,8 +379,9 @@ def _draw_images(
     each = {image: list(dict.fromkeys(names)) for image, names in objects.items()}
     enough = [image for image, names in each.items() if len(names) >= pairs]
     if not enough or len(enough) < (n_images or 0):
+        wanted = "some" if n_images is None else show_value(n_images)
         msg = (
-            f"expected {n_images or 'some'} images with at least {pairs} objects, "
+            f"expected {wanted} images with at least {pairs} objects, "
             f"got {len(enough)} among {len(each)}; lower n_images or pairs"
         )
         raise InputError(msg)
@@ -361,14 +393,15 @@ def _draw_images(
 def _check_settings(
     sampling: str, pairs: int, n_images: int | None, template: str
 ) -> None:
-    if sampling not in get_args(PopeSampling):
-        expected = ", ".join(get_args(PopeSampling))
-        raise SettingsError(f"sampling must be one of {expected}, got {sampling!r}")
+    check_choice("sampling", sampling, PopeSampling)
     for name, value in (("pairs", pairs), ("n_images", n_images)):
-        if value is not None and value < 1:
-            raise SettingsError(f"{name} must be at least 1, got {value}")
-    if template.count("{}") != 1:
-        msg = f"template must have one {{}} for the object, got {template!r}"
+        number = to_int(value)
+        if (name == "pairs" or value is not None) and (number is None or number < 1):
+            got = show_value(value)
+            raise SettingsError(f"{name} must be at least 1, got {got}")
+    if not isinstance(template, str) or template.count("{}") != 1:
+        got = show_value(template)
+        msg = f"template must have one {{}} for the object, got {got}"
         raise SettingsError(msg)
 
 

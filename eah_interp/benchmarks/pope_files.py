@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from eah_interp.arguments import check_kind, check_limit, check_path
 from eah_interp.benchmarks.pope import (
     ANSWER,
     NEITHER,
@@ -22,7 +23,7 @@ from eah_interp.benchmarks.records import (
     read_answer,
     read_records,
 )
-from eah_interp.errors import InputError
+from eah_interp.errors import InputError, SettingsError, show_value
 from eah_interp.files import save_bytes
 
 URL = "https://github.com/RUCAIBox/POPE"
@@ -55,6 +56,14 @@ def read_pope_questions(
         InputError: If the file cannot be read, a question has no text or no label
             that is yes or no, or an identifier stands twice.
     """
+    limit, path = check_limit("limit", limit), check_path("path", path)
+    check_kind(
+        "with_images",
+        with_images,
+        bool,
+        expected="True or False",
+        error=SettingsError,
+    )
     try:
         records = read_records(path)[:limit]
     except InputError as error:
@@ -93,7 +102,7 @@ def read_pope_answers(path: Path | str) -> pd.DataFrame:
         InputError: If the file cannot be read, an answer is not text, differs from
             another in its object or is the question, or an identifier stands twice.
     """
-    records = read_records(path)
+    records = read_records(check_path("path", path))
     answers, questions = zip(*map(read_answer, records), strict=True)
     places = [record.place for record in records]
     table = pd.DataFrame({"answer": answers, _PLACE: places})
@@ -132,6 +141,8 @@ def match_answers(
         >>> table[["present", "says_yes", "neither"]].to_dict("records")
         [{'present': False, 'says_yes': True, 'neither': True}]
     """
+    _check_table("questions", questions, ("text", "label", _PLACE))
+    _check_table("answers", answers, ("answer", _PLACE))
     if _ID in questions and _ID in answers:
         asked, given = questions[_ID].tolist(), answers[_ID].tolist()
         unanswered, unasked = set(asked) - set(given), set(given) - set(asked)
@@ -179,6 +190,27 @@ def write_pope_questions(questions: pd.DataFrame, path: Path | str) -> None:
     table = questions[[_ID, _IMAGE, "text", "label"]]
     lines = [json.dumps(row, ensure_ascii=False) for row in table.to_dict("records")]
     save_bytes(("\n".join(lines) + "\n").encode(), Path(path))
+
+
+def _check_table(name: str, table: pd.DataFrame, texts: tuple[str, ...]) -> None:
+    """Check that a table has its columns, each once, and texts in them."""
+    check_kind(name, table, pd.DataFrame, expected="a table of pandas")
+    missing = [column for column in texts if column not in table]
+    twice = table.columns[table.columns.duplicated()].tolist()
+    if missing or twice:
+        what = f"lack the columns {missing}" if missing else f"have {twice} twice"
+        raise InputError(f"{name} {what}, got {list(table.columns)}")
+    for column in (*texts, *(c for c in (_IMAGE, "question") if c in table)):
+        odd = [v for v in table[column] if not isinstance(v, str | int)]
+        if odd or (column in texts and any(isinstance(v, int) for v in table[column])):
+            got = show_value((odd or table[column].tolist())[0])
+            raise InputError(f"{name} must have texts in {column!r}, got {got}")
+    ids = table[_ID].tolist() if _ID in table else []
+    if any(not isinstance(value, str | int) for value in ids):
+        msg = f"{name} must have names or numbers in {_ID!r}"
+        raise InputError(msg)
+    if len(set(ids)) < len(ids):
+        raise InputError(f"{name} have a {_ID} twice: expected each once")
 
 
 def _label(record: Record) -> str:

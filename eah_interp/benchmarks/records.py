@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from eah_interp.errors import InputError
+from eah_interp.foreign_files import JsonText, read_text
 
 
 @dataclass(frozen=True)
@@ -127,14 +128,14 @@ def read_records(path: Path | str) -> list[Record]:
         The objects, in the file's order, each with the line where it begins.
 
     Raises:
-        InputError: If the file cannot be read, is not JSON, holds something other
-            than objects, or nothing.
+        InputError: If the file cannot be read, is not JSON, has a key twice in an
+            object, holds something other than objects, or nothing.
     """
     path = Path(path)
-    text = read_text(path)
-    lines = [place for place, sign in enumerate(text) if sign == "\n"]
+    text = JsonText(read_text(path), path)
+    lines = [place for place, sign in enumerate(text.text) if sign == "\n"]
     records = []
-    for start, value in _values(text, path):
+    for start, value in _values(text):
         place = f"{path}:{bisect.bisect_left(lines, start) + 1}"
         if not isinstance(value, dict):
             got = json.dumps(value)[:60]
@@ -145,66 +146,33 @@ def read_records(path: Path | str) -> list[Record]:
     return records
 
 
-def read_json(path: Path | str) -> Any:
-    """Read a file that holds one JSON value.
-
-    Raises:
-        InputError: If it cannot be read, or is not JSON.
-    """
-    try:
-        return json.loads(read_text(path))
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}:{error.lineno}: not JSON: {error.msg}") from error
-
-
-def read_text(path: Path | str) -> str:
-    """Read a text file.
-
-    Raises:
-        InputError: If it cannot be read, or is not UTF-8.
-    """
-    try:
-        return Path(path).read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        msg = (
-            f"{path}: expected text in UTF-8, got byte {error.start} of something else"
-        )
-        raise InputError(msg) from error
-
-
-def _values(text: str, path: Path) -> Iterator[tuple[int, Any]]:
+def _values(text: JsonText) -> Iterator[tuple[int, Any]]:
     """Yield where each value starts, and the value."""
-    decoder = json.JSONDecoder()
+    whole = text.text
     try:
-        place = _skip(text, 0)
-        closing = text[place : place + 1] == "["
-        place = _skip(text, place + closing)
-        while place < len(text) and not (closing and text[place] == "]"):
-            value, end = decoder.raw_decode(text, place)
+        place = text.skip_blanks(0)
+        closing = whole[place : place + 1] == "["
+        place = text.skip_blanks(place + closing)
+        while place < len(whole) and not (closing and whole[place] == "]"):
+            value, end = text.read(place)
             yield place, value
-            place = _skip(text, end)
+            place = text.skip_blanks(end)
             if closing:
                 place = _next_item(text, place)
-        if closing and _skip(text, place + 1) < len(text):
-            raise json.JSONDecodeError("Extra data", text, place + 1)
-        if closing and place >= len(text):
-            raise json.JSONDecodeError("The array does not end", text, place)
-    except json.JSONDecodeError as error:
-        msg = f"{path}:{error.lineno}: not JSON: {error.msg}"
-        raise InputError(f"{msg}; was the file cut off?") from error
+        if closing and text.skip_blanks(place + 1) < len(whole):
+            text.refuse(place + 1, "not JSON: Extra data")
+        if closing and place >= len(whole):
+            text.refuse(place, "not JSON: The array does not end")
+    except InputError as error:
+        if ": not JSON: " not in str(error):
+            raise
+        raise InputError(f"{error}; was the file cut off?") from error
 
 
-def _next_item(text: str, place: int) -> int:
-    if text[place : place + 1] == ",":
-        return _skip(text, place + 1)
-    if text[place : place + 1] not in ("]", ""):
-        raise json.JSONDecodeError("Expecting ',' delimiter", text, place)
-    return place
-
-
-def _skip(text: str, place: int) -> int:
-    while place < len(text) and text[place] in " \t\r\n":
-        place += 1
+def _next_item(text: JsonText, place: int) -> int:
+    sign = text.text[place : place + 1]
+    if sign == ",":
+        return text.skip_blanks(place + 1)
+    if sign not in ("]", ""):
+        text.refuse(place, "not JSON: Expecting ',' delimiter")
     return place

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import itertools
 import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 import eah_interp
 from eah_interp.errors import EAHError, InputError, SettingsError, is_out_of_memory
@@ -19,8 +21,30 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.progress import Progress, TaskID
 
+PLUGIN = "--plugin"
+
+plugins: list[str] = []
+"""Code that this command line has imported, to be written into one that resumes it."""
+
+
+class _PluginsAnywhere(TyperGroup):
+    """Takes `--plugin` after the command as well as before it."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        words = iter(args)
+        first: list[str] = []
+        rest: list[str] = []
+        for word in words:
+            if word == PLUGIN:
+                first += [word, *itertools.islice(words, 1)]
+            else:
+                (first if word.startswith(f"{PLUGIN}=") else rest).append(word)
+        return super().parse_args(ctx, [*first, *rest])
+
+
 app = typer.Typer(
     name="eah-interp",
+    cls=_PluginsAnywhere,
     no_args_is_help=True,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
@@ -47,6 +71,14 @@ def main(
             help="Print the version and leave.",
         ),
     ] = False,
+    plugin: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="MODULE:NAME",
+            help="Import code of your own: a donor rule or an intervention, which "
+            "study files and --donor may name then. FILE.py:NAME will do.",
+        ),
+    ] = None,
 ) -> None:
     """Look at vision sinks in vision-language models, and patch them with EAH.
 
@@ -64,6 +96,14 @@ def main(
     Layers and heads are counted from 0. Exit codes: 0 done, 1 failed, 2 asked for
     something impossible, 130 interrupted.
     """
+    del version  # its callback has printed it
+    plugins[:] = plugin or []
+    if plugins:
+        from eah_interp.interventions.plugins import import_plugin
+
+        with working(spinning=False):
+            for spec in plugins:
+                import_plugin(spec)
 
 
 # ---- The terminal: results on stdout; progress, warnings and errors on stderr.

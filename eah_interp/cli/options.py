@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from eah_interp.cli.app import PLUGIN, plugins
 from eah_interp.errors import ModelError, SettingsError
 
 if TYPE_CHECKING:
@@ -38,15 +39,22 @@ def parse_indices(option: str, text: str | None) -> tuple[int, ...] | None:
         raise SettingsError(msg) from error
 
 
-def parse_number(text: str | None) -> str | int | None:
-    """Read a head's number as a number, and leave words as they are.
+def parse_donor(text: str | None) -> Any:
+    """Read a head's number as a number, and a function's name as the function.
+
+    Raises:
+        SettingsError: If it names a function that `--plugin` did not import.
 
     Example:
-        >>> parse_number("7"), parse_number("densest")
+        >>> parse_donor("7"), parse_donor("densest")
         (7, 'densest')
     """
     if text is None:
         return None
+    if ":" in text:
+        from eah_interp.interventions.plugins import find_plugin
+
+        return find_plugin({"plugin": text})
     return int(text) if text.lstrip("-").isdecimal() else text
 
 
@@ -279,7 +287,8 @@ class PatchOptions(ModelOptions):
         typer.Option(
             metavar="WHOM",
             help="Whose pattern is broadcast: densest (the method); sparsest, random, "
-            "mean, uniform, shuffled (controls); or a head's number.",
+            "mean, uniform, shuffled (controls); a head's number; or MODULE:NAME, a "
+            "function of yours (see --plugin).",
             rich_help_panel=_EAH,
         ),
     ] = None
@@ -325,7 +334,7 @@ class PatchOptions(ModelOptions):
             "definition": self.definition,
             "beta": self.beta,
             "gamma": self.gamma,
-            "donor": parse_number(self.donor),
+            "donor": parse_donor(self.donor),
             "recipients": self.recipients
             if self.recipients == "all"
             else parse_indices("--recipients", self.recipients),
@@ -419,7 +428,8 @@ def write_command(
         >>> write_command("ask", ["a b.png", "Why?"], given={}, options=options)
         "eah-interp ask 'a b.png' 'Why?' --layers 0,1 --seed 4"
     """
-    parts = ["eah-interp", *name.split(), *map(str, words)]
+    named = [word for spec in plugins for word in (PLUGIN, spec)]
+    parts = ["eah-interp", *named, *name.split(), *map(str, words)]
     fields = () if options is None else dataclasses.fields(options)
     shared = {
         field.name: getattr(options, field.name)

@@ -13,6 +13,7 @@ from eah_interp._types import (
     Densities,
     Donors,
 )
+from eah_interp.errors import SettingsError
 from eah_interp.kernels.broadcast import broadcast_pattern
 from eah_interp.kernels.patterns import PatternBlock
 from eah_interp.kernels.replacements import (
@@ -77,6 +78,40 @@ def score_call(
             definition=definition,
             **parts,
         )
+
+
+def ask_function(
+    rule: Any, scores: ColumnScores | None, density: Densities | None, *, layer: int
+) -> Donors:
+    """Let a user's own rule choose donors, and check what it says.
+
+    Raises:
+        SettingsError: If it is no head for each item.
+    """
+    assert scores is not None  # EAH.needs_scores
+    assert density is not None
+    n_batch, n_heads = density.shape
+    found: Any = rule(scores.scores, density, layer=layer)
+    is_whole = isinstance(found, Tensor) and not (
+        found.is_floating_point() or found.is_complex() or found.dtype == torch.bool
+    )
+    if not is_whole or found.shape != (n_batch,):
+        got = (
+            f"{str(found.dtype).removeprefix('torch.')} {list(found.shape)}"
+            if isinstance(found, Tensor)
+            else type(found).__name__
+        )
+        msg = (
+            f"a donor function returns an integer tensor [{n_batch}], a head for each "
+            f"item and -1 for none, got {got}"
+        )
+        raise SettingsError(msg)
+    beyond = found[(found < -1) | (found >= n_heads)].tolist()
+    if beyond:
+        msg = f"a donor function chose heads {beyond}: expected -1 to {n_heads - 1}"
+        raise SettingsError(msg)
+    chosen: Donors = found.to(device=density.device, dtype=torch.long)
+    return chosen
 
 
 def layer_seed(eah: Any, layer: int) -> int | list[int]:

@@ -1,8 +1,8 @@
 """EAH as an activation patch: one head's pattern, given to the others of its layer."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -17,23 +17,61 @@ from eah_interp._types import (
     HeadMask,
     Steps,
 )
-from eah_interp.errors import InputError, SettingsError, UnsupportedError
-from eah_interp.indices import to_float, to_int, to_ints
+from eah_interp.arguments import check_mapping
+from eah_interp.errors import InputError, SettingsError, UnsupportedError, show_value
+from eah_interp.indices import check_choice, to_float, to_int, to_ints
 from eah_interp.interventions.donation import (
     LayerPatch,
+    ask_function,
     layer_seed,
     make_pattern,
     score_call,
 )
 from eah_interp.interventions.intervention import (
     Intervention,
-    check_choice,
     check_indices,
 )
+from eah_interp.interventions.plugins import describe_plugin, find_plugin
 from eah_interp.interventions.point import PatchPoint, RowIndex
 from eah_interp.kernels.patterns import PatternBlock
 from eah_interp.kernels.sinks import DEFAULT_BETA, ColumnScores, HeadZero, choose_donors
 from eah_interp.lvlm.anatomy import Anatomy, AttentionSite
+
+
+@runtime_checkable
+class DonorFunction(Protocol):
+    """A donor rule of a user's own.
+
+    It is asked once for each patched layer, while the prompt is read, and must treat
+    items independently: an item has to get the donor that it gets alone.
+
+    Example:
+        >>> def second_densest(scores, density, *, layer):
+        ...     return density.argsort(dim=1, descending=True)[:, 1]
+        >>> EAH(donor=second_densest).donor_name
+        'second_densest'
+    """
+
+    def __call__(
+        self,
+        scores: HeadColumnScores,
+        density: Densities,
+        *,
+        layer: int,
+    ) -> Donors:
+        """Choose.
+
+        Args:
+            scores: Mean attention that each column gets, `[batch, head, column]`; zero
+                outside the image.
+            density: Share of image columns that are sinks, `[batch, head]`.
+            layer: The decoder layer, counted from 0.
+
+        Returns:
+            A head for each item, `[batch]`, integers; -1 leaves an item unpatched.
+        """
+        ...
+
 
 Items = Literal["all", "first"]
 """Which batch items are patched; `"first"` is the released file's accident."""
@@ -55,7 +93,8 @@ class EAH(Intervention):
         gamma: Least sink density that a densest donor must have; None for any.
         donor: `"densest"` is the method. Controls: `"sparsest"`, `"random"` head,
             `"mean"` of all patterns, `"uniform"` attention over the image columns,
-            `"shuffled"` image columns of the densest; or a head's index.
+            `"shuffled"` image columns of the densest; a head's index; or a rule of
+            your own, a `DonorFunction`.
         recipients: `"all"` heads, or the indices of those that receive.
         steps: `"prefill"`, or `"all"`: decoding steps reuse the prefill's donor.
         seed: For `"random"` and `"shuffled"`: one seed, which gives an item the same
@@ -84,7 +123,7 @@ class EAH(Intervention):
     definition: Definition = "visible"
     beta: float | None = None
     gamma: float | None = None
-    donor: DonorRule | int = "densest"
+    donor: DonorRule | int | DonorFunction = "densest"
     recipients: Literal["all"] | tuple[int, ...] = "all"
     steps: Steps = "prefill"
     seed: int | tuple[int, ...] = 0
@@ -98,10 +137,13 @@ class EAH(Intervention):
         check_choice("items", self.items, Items)
         check_choice("head_0", self.head_0, HeadZero)
         donor = to_int(self.donor)
-        if donor is None:
-            check_choice("donor", self.donor, DonorRule, more=" or a head index")
-        elif donor < 0:
-            msg = f"donor head must be 0 or more, got {donor}"
+        if callable(self.donor):
+            self._check_function()
+        elif donor is None:
+            more = ", a head index or a function"
+            check_choice("donor", self.donor, DonorRule, more=more)
+        elif not 0 <= donor < 2**63:
+            msg = f"donor head must be 0 or more, got {show_value(donor)}"
             raise SettingsError(msg)
         else:
             object.__setattr__(self, "donor", donor)
@@ -113,14 +155,15 @@ class EAH(Intervention):
         given = DEFAULT_BETA[self.definition] if self.beta is None else self.beta
         beta = to_float(given)
         if beta is None or beta < 0:
-            msg = f"beta must be a number of 0 or more, got {given!r}"
+            msg = f"beta must be a number of 0 or more, got {show_value(given)}"
             raise SettingsError(msg)
         object.__setattr__(self, "beta", beta)
         if self.gamma is None:
             return
         gamma = to_float(self.gamma)
         if gamma is None or not 0 < gamma <= 1:
-            msg = f"gamma is a share of the image columns in (0, 1], got {self.gamma!r}"
+            got = show_value(self.gamma)
+            msg = f"gamma is a share of the image columns in (0, 1], got {got}"
             raise SettingsError(msg)
         object.__setattr__(self, "gamma", gamma)
 
@@ -160,7 +203,14 @@ class EAH(Intervention):
     @property
     def needs_scores(self) -> bool:
         """Whether the choice of donor depends on sink densities."""
-        return self.donor in ("densest", "sparsest", "shuffled")
+        return callable(self.donor) or self.donor in ("densest", "sparsest", "shuffled")
+
+    @property
+    def donor_name(self) -> str:
+        """What the donor is called: a rule, `head 3`, or a function's name."""
+        if callable(self.donor):
+            return getattr(self.donor, "__name__", type(self.donor).__name__)
+        return f"head {self.donor}" if isinstance(self.donor, int) else self.donor
 
     @property
     def has_donor_head(self) -> bool:
@@ -176,6 +226,39 @@ class EAH(Intervention):
     def needs_prompt(self) -> bool:  # type: ignore[override]
         """Whether its donors are chosen from the prompt."""
         return self.needs_scores
+
+    def _check_function(self) -> None:
+        """Refuse settings that a function would have to know of."""
+        if self.gamma is not None or self.head_0 != "eligible":
+            msg = (
+                "gamma and head_0 belong to the densest donor: a function chooses by "
+                "itself, and returns -1 for an item without a donor"
+            )
+            raise SettingsError(msg)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Write the settings as a mapping; a function by its name and source's hash.
+
+        Raises:
+            SettingsError: If the donor is a function without readable source.
+        """
+        donor = describe_plugin(self.donor) if callable(self.donor) else self.donor
+        plain = replace(self, donor="densest") if callable(self.donor) else self
+        return {**Intervention.to_dict(plain), "donor": donor}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "EAH":
+        """Make settings from a mapping, as JSON gives it back.
+
+        Raises:
+            SettingsError: If a key is unknown, or a function was not imported.
+        """
+        values = check_mapping("settings of EAH", values)
+        donor = values.get("donor")
+        if isinstance(donor, Mapping):
+            values = {**values, "donor": find_plugin(donor)}
+        # Not super(), as above.
+        return Intervention.from_dict.__func__(cls, values)  # type: ignore[attr-defined, no-any-return]
 
     def find_sites(self, anatomy: Anatomy) -> list[AttentionSite]:
         """Find the layers to patch."""
@@ -202,9 +285,9 @@ class EAH(Intervention):
             raise UnsupportedError(msg)
         if self.needs_scores:
             msg = (
-                f"called first at step {step}, but the {self.donor} donor is chosen "
-                "from the prompt, which step 0 reads; call it from step 0 on, as in "
-                "`for _ in tracer.iter[:]`, or name a head, as in EAH(donor=0)"
+                f"called first at step {step}, but the {self.donor_name} donor is "
+                "chosen from the prompt, which step 0 reads; call it from step 0 on, "
+                "as in `for _ in tracer.iter[:]`, or name a head, as in EAH(donor=0)"
             )
             raise UnsupportedError(msg)
 
@@ -248,15 +331,19 @@ class EAH(Intervention):
         if not self.has_donor_head:
             nobody = torch.full((n_batch,), -1, device=device)
             return LayerPatch(layer, nobody, wanted, density, scores)
-        rule: Any = "densest" if self.donor == "shuffled" else self.donor
-        unscored = torch.zeros(n_batch, n_heads, device=device)
-        donors = choose_donors(
-            unscored if density is None else density,
-            rule=rule,
-            gamma=self.gamma,
-            seed=layer_seed(self, layer),
-            head_0=self.head_0,
-        ).masked_fill(~wanted, -1)
+        if callable(self.donor):
+            donors = ask_function(self.donor, scores, density, layer=layer)
+        else:
+            rule: Any = "densest" if self.donor == "shuffled" else self.donor
+            unscored = torch.zeros(n_batch, n_heads, device=device)
+            donors = choose_donors(
+                unscored if density is None else density,
+                rule=rule,
+                gamma=self.gamma,
+                seed=layer_seed(self, layer),
+                head_0=self.head_0,
+            )
+        donors = donors.masked_fill(~wanted, -1)
         return LayerPatch(layer, donors, donors >= 0, density, scores)
 
     def apply_at(
@@ -414,7 +501,7 @@ def _check_seed(seed: object) -> int | tuple[int, ...]:
     if seeds is None or max(map(abs, seeds)) >= 2**53:
         msg = (
             "seed must be an integer, or one for each batch item, below 2**53 in size, "
-            f"got {seed!r}"
+            f"got {show_value(seed)}"
         )
         raise SettingsError(msg)
     return seeds if one is None else one

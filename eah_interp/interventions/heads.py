@@ -3,13 +3,13 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, cast, get_args
+from typing import ClassVar, Literal, cast
 
 import torch
 from torch import Tensor
 
-from eah_interp.errors import SettingsError
-from eah_interp.indices import to_list
+from eah_interp.errors import SettingsError, show_value
+from eah_interp.indices import check_choice, to_list
 from eah_interp.interventions.intervention import (
     Intervention,
     check_indices,
@@ -69,9 +69,7 @@ such as 'L3H7', each once, got ()
         # Not super(): a class that travelled to a server as source has no cell for it.
         Intervention.__post_init__(self)
         object.__setattr__(self, "heads", _pairs(self.heads))
-        if self.how not in get_args(How):
-            msg = f"how must be one of {', '.join(get_args(How))}, got {self.how!r}"
-            raise SettingsError(msg)
+        check_choice("how", self.how, How)
 
     @property
     def needs_prompt(self) -> bool:  # type: ignore[override]
@@ -174,7 +172,7 @@ def _pairs(heads: object) -> tuple[tuple[int, int], ...]:
     if not found or len(set(found)) != len(listed):
         msg = (
             "heads must be (layer, head) pairs or names such as 'L3H7', each once, "
-            f"got {heads!r}"
+            f"got {show_value(heads)}"
         )
         raise SettingsError(msg)
     return tuple(sorted((int(layer), int(head)) for layer, head in found))

@@ -5,13 +5,14 @@ import math
 import re
 from collections.abc import Mapping, Set
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeVar, get_args
+from typing import Any, ClassVar, TypeVar
 
 from torch import Tensor
 
 from eah_interp._types import Steps
-from eah_interp.errors import SettingsError, UnsupportedError
-from eah_interp.indices import to_float, to_ints
+from eah_interp.arguments import check_mapping
+from eah_interp.errors import SettingsError, UnsupportedError, show_value
+from eah_interp.indices import check_choice, to_float, to_ints
 from eah_interp.interventions.point import PatchPoint
 from eah_interp.lvlm.anatomy import Anatomy, AttentionSite
 
@@ -124,10 +125,11 @@ class Intervention:
         """Make settings from a mapping, as JSON gives it back.
 
         Raises:
-            SettingsError: If a key is unknown, or one is missing.
+            SettingsError: If it is no mapping, a key is unknown, or one is missing.
         """
+        values = check_mapping(f"settings of {cls.__name__}", values)
         fields = {item.name: item for item in dataclasses.fields(cls)}
-        unknown = sorted(set(values) - set(fields))
+        unknown = sorted(map(str, set(values) - set(fields)))
         missing = [
             name
             for name, item in fields.items()
@@ -195,30 +197,11 @@ def find_layers(layers: Layers, anatomy: Anatomy) -> list[AttentionSite]:
     sites = [anatomy.sites[layer] for layer in sorted(chosen & set(anatomy.sites))]
     if not sites:
         msg = (
-            f"layers {layers!r} are none of the model's {anatomy.n_layers} that have "
-            "attention; name them, as in layers=(1,)"
+            f"layers {show_value(layers)} are none of the model's {anatomy.n_layers} "
+            "that have attention; name them, as in layers=(1,)"
         )
         raise SettingsError(msg)
     return sites
-
-
-def check_choice(name: str, value: object, choices: Any, more: str = "") -> None:
-    """Check that a value is one of a `Literal`'s strings.
-
-    Args:
-        name: Of the setting.
-        value: What was given.
-        choices: The `Literal`.
-        more: What else is allowed, for the message.
-
-    Raises:
-        SettingsError: If it is not.
-    """
-    # An array compares with each string by itself.
-    if not isinstance(value, str) or value not in get_args(choices):
-        listed = ", ".join(get_args(choices))
-        msg = f"{name} must be one of {listed}{more}, got {value!r}"
-        raise SettingsError(msg)
 
 
 def check_layers(layers: object) -> Layers:
@@ -229,7 +212,8 @@ def check_layers(layers: object) -> Layers:
     """
     if isinstance(layers, str):
         if _SLICE.fullmatch(layers) is None:
-            msg = f"layers must be indices or a slice such as '2:', got {layers!r}"
+            got = show_value(layers)
+            msg = f"layers must be indices or a slice such as '2:', got {got}"
             raise SettingsError(msg)
         return layers
     return check_indices("layers", layers)
@@ -243,7 +227,7 @@ def list_layers(layers: object) -> list[int]:
     """
     found = to_ints(list(layers) if isinstance(layers, Set) else layers)
     if found is None:
-        msg = f"layers must be indices of 0 or more, got {layers!r}"
+        msg = f"layers must be indices of 0 or more, got {show_value(layers)}"
         raise SettingsError(msg)
     return sorted(set(found))
 
@@ -257,8 +241,12 @@ def check_indices(name: str, values: object) -> tuple[int, ...]:
         SettingsError: If not.
     """
     found = to_ints(values)
-    if found is None or min(found) < 0 or len(set(found)) != len(found):
-        msg = f"{name} must be indices of 0 or more, each once, got {values!r}"
+    # JSON, and what numbers layers, hold no larger ones.
+    fit = found is not None and all(0 <= index < 2**63 for index in found)
+    if found is None or not fit or len(set(found)) != len(found):
+        msg = (
+            f"{name} must be indices of 0 or more, each once, got {show_value(values)}"
+        )
         raise SettingsError(msg)
     return tuple(sorted(found))
 
@@ -274,7 +262,8 @@ def check_number(
     number = to_float(value)
     if number is None or not least <= number <= most:
         above = "" if math.isinf(most) else f" and at most {most:g}"
-        msg = f"{name} must be a number of at least {least:g}{above}, got {value!r}"
+        got = show_value(value)
+        msg = f"{name} must be a number of at least {least:g}{above}, got {got}"
         raise SettingsError(msg)
     return number
 

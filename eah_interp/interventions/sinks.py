@@ -11,12 +11,15 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from eah_interp._types import ColumnMask, Definition
-from eah_interp.errors import InputError, SettingsError
+from eah_interp.errors import InputError, SettingsError, show_value
+from eah_interp.indices import to_int
 from eah_interp.interventions.donation import score_call
 from eah_interp.interventions.eah import EAH
 from eah_interp.interventions.intervene import attention_calls
 from eah_interp.interventions.intervention import list_layers
 from eah_interp.kernels.sinks import choose_donors, dense_heads
+from eah_interp.lvlm.anatomy import check_model
+from eah_interp.lvlm.inputs import check_encoding, is_encoding
 from eah_interp.lvlm.spans import ImageSpan
 
 if TYPE_CHECKING:
@@ -79,13 +82,14 @@ class SinkMap:
         Raises:
             SettingsError: If `k` is below 1.
         """
-        if k < 1:
-            msg = f"k must be at least 1 head, got {k}"
+        number = to_int(k)
+        if number is None or number < 1:
+            msg = f"k must be at least 1 head, got {show_value(k)}"
             raise SettingsError(msg)
         ordered = self.frame().sort_values(
             ["item", "density"], ascending=[True, False], kind="stable"
         )
-        return ordered.groupby("item", sort=False).head(k).reset_index(drop=True)
+        return ordered.groupby("item", sort=False).head(number).reset_index(drop=True)
 
     def dense(self, gamma: float) -> Bool[Tensor, "batch layer head"]:
         """Mark the dense vision-sink heads, `density >= gamma`.
@@ -120,13 +124,15 @@ class SinkMap:
         """
         from eah_interp.viz.sinks import plot_density_map
 
-        if not 0 <= item < len(self.density):
-            msg = f"item {item} does not exist: expected 0 to {len(self.density) - 1}"
+        index = to_int(item)
+        if index is None or not 0 <= index < len(self.density):
+            got = show_value(item)
+            msg = f"item {got} does not exist: expected 0 to {len(self.density) - 1}"
             raise InputError(msg)
         return plot_density_map(
-            self.density[item],
+            self.density[index],
             layers=self.layers,
-            densest=self.donors[item].tolist(),
+            densest=self.donors[index].tolist(),
             donors=donors,
         )
 
@@ -169,12 +175,14 @@ def score_sinks(
         >>> sinks.density.shape, len(sinks.top(3))
         (torch.Size([1, 3, 4]), 3)
     """
+    check_model(model)
     beta = float(EAH(definition=definition, beta=beta).beta or 0)
     wanted = sorted(model.anatomy.sites) if layers is None else list_layers(layers)
     for layer in wanted:
         model.anatomy.site(layer)
     encoding: Mapping[str, Any]
-    encoding = images if isinstance(images, Mapping) else model.encode(images, prompts)
+    encoding = images if is_encoding(images) else model.encode(images, prompts)
+    check_encoding(encoding)
     scored: list[Any] = []
     with torch.no_grad(), model.trace(**encoding) as tracer:
         scored = nnsight.save([])

@@ -9,7 +9,9 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from eah_interp.errors import SettingsError
+from eah_interp.arguments import check_count
+from eah_interp.errors import SettingsError, show_value
+from eah_interp.indices import check_choice
 from eah_interp.interventions.intervention import (
     Intervention,
     Layers,
@@ -21,7 +23,13 @@ from eah_interp.interventions.intervention import (
 from eah_interp.interventions.point import PatchPoint, RowIndex
 from eah_interp.kernels.patterns import PatternBlock
 from eah_interp.kernels.replacements import redistribute_pattern, sink_values
-from eah_interp.lvlm.anatomy import Anatomy, AttentionSite, envoy_at, walk_sites
+from eah_interp.lvlm.anatomy import (
+    Anatomy,
+    AttentionSite,
+    check_model,
+    envoy_at,
+    walk_sites,
+)
 from eah_interp.lvlm.prompt import prompt_of_worker
 
 SINK_DIMS: Mapping[str, tuple[int, ...]] = {
@@ -96,9 +104,7 @@ class VAR(Intervention):
         for name in ("rho", "share", "min_image"):
             value = check_number(name, getattr(self, name), least=0.0, most=1.0)
             set_value(self, name, value)
-        if self.lone_sinks not in ("give", "kept"):
-            msg = f"lone_sinks must be one of give, kept, got {self.lone_sinks!r}"
-            raise SettingsError(msg)
+        check_choice("lone_sinks", self.lone_sinks, ("give", "kept"))
 
     @classmethod
     def paper(
@@ -119,11 +125,13 @@ class VAR(Intervention):
         Raises:
             SettingsError: If the paper has no settings for it.
         """
-        if language_model not in SINK_DIMS or task not in get_args(Task):
+        known = isinstance(language_model, str) and language_model in SINK_DIMS
+        if not known or not isinstance(task, str) or task not in get_args(Task):
             msg = (
-                f"no settings for {language_model!r} and {task!r}: expected one of "
-                f"{', '.join(SINK_DIMS)}, and {', '.join(get_args(Task))}; for other "
-                "models, VAR(sink_dims=...) with what find_sink_dims finds"
+                f"no settings for {show_value(language_model)} and "
+                f"{show_value(task)}: expected one of {', '.join(SINK_DIMS)}, and "
+                f"{', '.join(get_args(Task))}; for other models, VAR(sink_dims=...) "
+                "with what find_sink_dims finds"
             )
             raise SettingsError(msg)
         named = {"sink_dims": SINK_DIMS[language_model], "rho": RHO[task]}
@@ -222,7 +230,8 @@ def find_sink_dims(
         >>> find_sink_dims(eah.load(), random_image(), k=3).columns.tolist()
         ['dim', 'activation', 'layers']
     """
-    sites = list(walk_sites(model.anatomy))
+    k = check_count("k", k)
+    sites = list(walk_sites(check_model(model).anatomy))
     encoding = model.encode(images, prompts)
     found: list[Any] = []
     with torch.no_grad(), model.trace(**encoding) as tracer:

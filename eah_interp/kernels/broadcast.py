@@ -2,7 +2,8 @@
 
 On patterns it is a copy. On queries and keys it is the same thing, exactly: the
 softmax does not know which head it belongs to, so a head that gets the donor's
-query and the donor's key gets the donor's pattern, and keeps its own values.
+query and the donor's key gets the donor's pattern, and keeps its own values. Numbers
+are moved as they are: a donor's NaN is its recipients' too.
 """
 
 import torch
@@ -10,7 +11,13 @@ from torch import Tensor
 
 from eah_interp._types import Donors, HeadMask, Keys, Pattern, Queries
 from eah_interp.errors import SettingsError, UnsupportedError
-from eah_interp.kernels.patterns import is_abstract
+from eah_interp.indices import check_integer
+from eah_interp.kernels.patterns import (
+    check_place,
+    check_sizes,
+    check_tensor,
+    is_abstract,
+)
 
 
 def broadcast_pattern(
@@ -27,6 +34,7 @@ def broadcast_pattern(
         A new pattern.
 
     Raises:
+        InputError: If the tensors are no tensors, or do not fit each other.
         SettingsError: If a donor is not a head of the pattern.
 
     Example:
@@ -37,6 +45,7 @@ def broadcast_pattern(
         >>> bool((out == 1 / 3).all())
         True
     """
+    _check("pattern", pattern, donors, axes="batch head query key")
     change = changed_heads(donors, pattern.shape[1], recipients)
     donated = _take(pattern, donors)
     return torch.where(change[:, :, None, None], donated, pattern)
@@ -56,6 +65,7 @@ def broadcast_queries(
         New queries.
 
     Raises:
+        InputError: If the tensors are no tensors, or do not fit each other.
         SettingsError: If a donor is not a head of the queries.
 
     Example:
@@ -64,6 +74,7 @@ def broadcast_queries(
         >>> broadcast_queries(queries, torch.tensor([1])).flatten().tolist()
         [1.0, 1.0]
     """
+    _check("queries", queries, donors, axes="batch head query d_head")
     change = changed_heads(donors, queries.shape[1], recipients)
     return torch.where(change[:, :, None, None], _take(queries, donors), queries)
 
@@ -83,7 +94,8 @@ def broadcast_keys(
         New keys.
 
     Raises:
-        SettingsError: If a donor is not a head.
+        InputError: If the tensors are no tensors, or do not fit each other.
+        SettingsError: If a donor is not a head, or `n_heads` no multiple of the groups.
         UnsupportedError: If only some heads receive the donor's keys while heads
             share keys in groups: a head outside would change with its group.
 
@@ -93,7 +105,11 @@ def broadcast_keys(
         >>> broadcast_keys(keys, torch.tensor([3]), n_heads=4).flatten().tolist()
         [1.0, 1.0]
     """
-    n_groups = keys.shape[1]
+    _check("keys", keys, donors, axes="batch kv_head key d_head")
+    n_groups, n_heads = keys.shape[1], check_integer("n_heads", n_heads, least=1)
+    if not n_groups or n_heads % n_groups:
+        msg = f"n_heads must be a multiple of the {n_groups} key groups, got {n_heads}"
+        raise SettingsError(msg)
     if recipients is not None and n_groups != n_heads:
         msg = (
             f"{n_heads} heads share {n_groups} keys, so a partial broadcast cannot be "
@@ -123,6 +139,7 @@ def changed_heads(
         True where a donor exists and the head is a recipient.
 
     Raises:
+        InputError: If `recipients` does not fit.
         SettingsError: If a donor is not a head.
 
     Example:
@@ -130,6 +147,11 @@ def changed_heads(
         >>> changed_heads(torch.tensor([1, -1]), 2).tolist()
         [[True, True], [False, False]]
     """
+    check_tensor("donors", donors, axes="batch", kind="int")
+    if recipients is not None:
+        check_tensor("recipients", recipients, axes="batch head", kind="bool")
+        check_sizes("recipients", recipients, len(donors), n_heads)
+        check_place(donors=donors, recipients=recipients)
     if not is_abstract(donors) and bool(((donors >= n_heads) | (donors < -1)).any()):
         msg = (
             f"donors must be heads 0 to {n_heads - 1}, or -1 for none, "
@@ -138,6 +160,13 @@ def changed_heads(
         raise SettingsError(msg)
     given = (donors >= 0).unsqueeze(1).expand(-1, n_heads)
     return given if recipients is None else given & recipients
+
+
+def _check(name: str, tensor: Tensor, donors: Tensor, *, axes: str) -> None:
+    check_tensor(name, tensor, axes=axes)
+    check_tensor("donors", donors, axes="batch", kind="int")
+    check_sizes("donors", donors, tensor.shape[0])
+    check_place(**{name: tensor, "donors": donors})
 
 
 def _take(tensor: Tensor, index: Tensor) -> Tensor:

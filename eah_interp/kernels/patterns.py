@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -16,7 +17,8 @@ from eah_interp._types import (
     Queries,
     Values,
 )
-from eah_interp.errors import InputError
+from eah_interp.errors import InputError, SettingsError, show_value
+from eah_interp.indices import to_float, to_int
 
 BLOCK_BYTES = 64 * 2**20
 """Size aimed at for one float32 block of `[batch, head, rows, key]`, in bytes."""
@@ -70,7 +72,8 @@ def pattern_blocks(
 
     Grouped-query attention needs no repeated keys: head `h` reads key group
     `h // (n_heads / n_kv_heads)`. Peak memory is a few blocks of
-    `[batch, head, rows, key]` in float32, whatever the prompt's length.
+    `[batch, head, rows, key]` in float32, whatever the prompt's length. NaN that goes
+    in comes out: the scores refuse it.
 
     Args:
         queries: After RoPE.
@@ -95,7 +98,8 @@ def pattern_blocks(
 
     Raises:
         InputError: If the number of heads is no multiple of the key/value groups,
-            or `mask` or `sink_logits` do not fit.
+            or a tensor is none, or does not fit.
+        SettingsError: If `scale` or `softcap` is no finite number.
 
     Example:
         >>> import torch
@@ -107,9 +111,15 @@ def pattern_blocks(
         >>> bool(torch.allclose(sums, torch.ones(1, 4, 5)))
         True
     """
+    check_attention_shapes(queries, keys, mask, sink_logits)
     n_batch, n_heads, n_rows, d_head = queries.shape
     n_groups, n_keys = keys.shape[1], keys.shape[2]
-    check_attention_shapes(queries, keys, mask, sink_logits)
+    if token_mask is not None:
+        check_tensor("token_mask", token_mask, axes="batch key", kind="bool")
+        check_sizes("token_mask", token_mask, n_batch, n_keys)
+        check_place(queries=queries, token_mask=token_mask)
+    scale = check_finite("scale", scale)
+    softcap = check_finite("softcap", softcap, positive=True)
     scale = d_head**-0.5 if scale is None else scale
     step = rows_per_block(queries, keys, block=block)
     columns = torch.arange(n_keys, device=queries.device)
@@ -186,7 +196,12 @@ def mix_values(
 
     For patterns that no choice of queries and keys can give (a mean over heads, an
     even spread). The changed weights are cast to the values' dtype before the
-    product, as the eager attention of transformers does.
+    product, as the eager attention of transformers does. As there, NaN that goes in
+    comes out.
+
+    Raises:
+        InputError: As for `pattern_blocks`, or if the values do not fit.
+        SettingsError: As for `pattern_blocks`.
 
     Args:
         queries: As for `pattern_blocks`.
@@ -213,6 +228,19 @@ def mix_values(
         >>> bool(torch.allclose(ours, theirs, atol=1e-5))
         True
     """
+    check_attention_shapes(queries, keys, mask, sink_logits)
+    check_tensor("values", values, axes="batch kv_head key d_value")
+    n_heads, n_groups = queries.shape[1], values.shape[1]
+    check_sizes(
+        "values", values, queries.shape[0], n_groups, keys.shape[2], values.shape[3]
+    )
+    check_place(queries=queries, values=values)
+    if not n_groups or n_heads % n_groups:
+        msg = f"{n_heads} heads do not divide into {n_groups} groups of values"
+        raise InputError(msg)
+    if not callable(change):
+        msg = f"change must be a function of a block, got {show_value(change)}"
+        raise InputError(msg)
     mixed = []
     for part in pattern_blocks(
         queries,
@@ -279,14 +307,18 @@ def rows_per_block(queries: Queries, keys: Keys, *, block: int | None = None) ->
         >>> rows_per_block(torch.zeros(1, 32, 1000, 4), torch.zeros(1, 8, 1000, 4))
         64
     """
+    check_tensor("queries", queries, axes="batch head query d_head")
+    check_tensor("keys", keys, axes="batch kv_head key d_head")
     if block is None:
         row = 4 * queries.shape[0] * queries.shape[1] * keys.shape[2]
         most = CPU_ROWS if queries.device.type == "cpu" else queries.shape[2]
         block = max(1, min(queries.shape[2], most, BLOCK_BYTES // max(row, 1)))
-    if block < 1:
-        msg = f"block must be at least 1 query row, got {block}; leave it out"
+    rows_each = to_int(block)
+    if rows_each is None or rows_each < 1:
+        got = show_value(block)
+        msg = f"block must be at least 1 query row, got {got}; leave it out"
         raise InputError(msg)
-    return block
+    return rows_each
 
 
 # ---- What a mask leaves visible, and whether a call's tensors fit each other.
@@ -307,6 +339,8 @@ def find_visible(mask: Tensor) -> Bool[Tensor, "..."]:
         >>> find_visible(torch.tensor([0.0, -7.5, torch.finfo().min, -torch.inf]))
         tensor([ True,  True, False, False])
     """
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+        check_tensor("mask", mask)
     if mask.dtype == torch.bool:
         return mask
     # half, as logits, biases or a second mask may have been added to the minimum
@@ -321,8 +355,20 @@ def check_attention_shapes(
     Raises:
         InputError: If they do not.
     """
+    check_tensor("queries", queries, axes="batch head query d_head")
+    check_tensor("keys", keys, axes="batch kv_head key d_head")
+    if mask is not None:
+        is_bool = isinstance(mask, Tensor) and mask.dtype == torch.bool
+        kind: TensorKind = "bool" if is_bool else "float"
+        check_tensor("mask", mask, kind=kind)
+    if sink_logits is not None:
+        check_tensor("sink_logits", sink_logits)
+    check_place(queries=queries, keys=keys, mask=mask, sink_logits=sink_logits)
     n_heads, n_groups = queries.shape[1], keys.shape[1]
-    if n_heads % n_groups:
+    check_sizes(
+        "keys", keys, queries.shape[0], n_groups, keys.shape[2], queries.shape[3]
+    )
+    if not n_groups or n_heads % n_groups:
         msg = (
             f"{n_heads} query heads do not divide into {n_groups} key/value groups; "
             "pass queries [batch head query d_head] and keys "
@@ -385,3 +431,103 @@ def _is_plainly_full(token_mask: Tensor) -> bool:
     # reading a mask on a GPU would wait for all that is queued there
     on_cpu = token_mask.device.type == "cpu" and not is_abstract(token_mask)
     return on_cpu and bool(token_mask.all())
+
+
+# ---- What a kernel takes: tensors of so many axes, of a kind, in one place.
+
+
+TensorKind = Literal["float", "bool", "int"]
+"""What a tensor holds."""
+
+
+def check_tensor(
+    name: str, value: object, *, axes: str | None = None, kind: TensorKind = "float"
+) -> Tensor:
+    """Check that an argument is a tensor with these axes that holds this kind.
+
+    Args:
+        name: Of the argument.
+        value: What was given.
+        axes: The names of its axes, as in `"batch head query key"`; any when None.
+        kind: What it holds: numbers, flags or indices.
+
+    Returns:
+        The tensor.
+
+    Raises:
+        InputError: If it is something else.
+
+    Example:
+        >>> import torch
+        >>> check_tensor("donors", torch.zeros(2), axes="batch", kind="int")
+        Traceback (most recent call last):
+            ...
+        eah_interp.errors.InputError: donors must be a tensor of int [batch], got \
+float32 of shape (2,)
+    """
+    # A list has no shape, an array of NumPy no device, a sparse tensor few operations.
+    expected = f"{kind} [{'...' if axes is None else axes}]"
+    if not isinstance(value, Tensor) or value.layout != torch.strided:
+        what = show_value(value) if not hasattr(value, "shape") else type(value)
+        msg = f"{name} must be a (dense) tensor of {expected}, got {what}"
+        raise InputError(msg)
+    holds = {
+        "float": value.is_floating_point(),
+        "bool": value.dtype == torch.bool,
+        "int": value.dtype != torch.bool
+        and not (value.is_floating_point() or value.is_complex()),
+    }
+    if not holds[kind] or (axes is not None and value.ndim != len(axes.split())):
+        msg = (
+            f"{name} must be a tensor of {expected}, got "
+            f"{str(value.dtype).removeprefix('torch.')} of shape {tuple(value.shape)}"
+        )
+        raise InputError(msg)
+    return value
+
+
+def check_sizes(name: str, value: Tensor, *wanted: int | tuple[int, ...]) -> None:
+    """Check the size of each axis: one number, or one of several.
+
+    Raises:
+        InputError: If one is another.
+
+    Example:
+        >>> import torch
+        >>> check_sizes("values", torch.zeros(2, 4, 6), 2, (1, 4), 6)
+    """
+    sizes = [(size,) if isinstance(size, int) else size for size in wanted]
+    fit = all(got in size for got, size in zip(value.shape, sizes, strict=True))
+    if not fit:
+        said = " x ".join(" or ".join(map(str, dict.fromkeys(s))) for s in sizes)
+        msg = f"{name} has shape {tuple(value.shape)}: expected {said}"
+        raise InputError(msg)
+
+
+def check_place(**given: Tensor | None) -> None:
+    """Check that of some tensors either all or none are on the meta device.
+
+    Raises:
+        InputError: If some have numbers and some have not.
+    """
+    there = {name: one.is_meta for name, one in given.items() if one is not None}
+    if len(set(there.values())) > 1:
+        empty = ", ".join(name for name, is_meta in there.items() if is_meta)
+        msg = f"{empty} is on the meta device, which has no numbers; the others are not"
+        raise InputError(msg)
+
+
+def check_finite(name: str, value: Any, *, positive: bool = False) -> float | None:
+    """Check that a number is finite, and above zero where that is asked.
+
+    Returns:
+        It as a plain number; None as it is.
+
+    Raises:
+        SettingsError: If it is not.
+    """
+    number = None if value is None else to_float(value)
+    if value is not None and (number is None or (positive and number <= 0)):
+        kind = "a number above 0" if positive else "a finite number"
+        raise SettingsError(f"{name} must be {kind}, got {show_value(value)}")
+    return number

@@ -1,7 +1,8 @@
 """Patterns and scores as controls, ablations and other methods rewrite them.
 
 Each takes some query rows of a layer's attention and returns them rewritten. What a row
-sums to is left alone: one, or less where a learned sink takes a share.
+sums to is left alone: one, or less where a learned sink takes a share. NaN that goes
+in comes out.
 """
 
 import torch
@@ -9,9 +10,32 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from eah_interp._types import ColumnMask
+from eah_interp.errors import SettingsError
+from eah_interp.kernels.patterns import (
+    check_place,
+    check_sizes,
+    check_tensor,
+    is_abstract,
+)
 
 PatternRows = Float[Tensor, "batch head rows key"]
 VisibleRows = Bool[Tensor, "batch #head rows key"]
+
+
+def _check_rows(
+    pattern: Tensor, *, visible: Tensor | None = None, columns: Tensor | None = None
+) -> None:
+    """Check that rows of a pattern, and what goes with them, fit each other."""
+    axes = "batch head rows key"
+    check_tensor("pattern", pattern, axes=axes)
+    n_batch, n_heads, n_rows, n_keys = pattern.shape
+    if visible is not None:
+        check_tensor("visible", visible, axes=axes, kind="bool")
+        check_sizes("visible", visible, n_batch, (1, n_heads), n_rows, n_keys)
+    if columns is not None:
+        check_tensor("the mask of columns", columns, axes="batch key", kind="bool")
+        check_sizes("the mask of columns", columns, n_batch, n_keys)
+    check_place(pattern=pattern, visible=visible, columns=columns)
 
 
 # ---- Control patterns: what a causal claim about a donor is compared with.
@@ -34,6 +58,7 @@ def mean_pattern(pattern: PatternRows) -> PatternRows:
         >>> mean_pattern(pattern)[0, 0].tolist()
         [[0.5, 0.5]]
     """
+    _check_rows(pattern)
     return pattern.mean(1, keepdim=True).expand_as(pattern)
 
 
@@ -61,6 +86,7 @@ def uniform_pattern(
         >>> uniform_pattern(own, image_mask=image, visible=see)[0, 0, 2].tolist()
         [0.0, 0.5, 0.5]
     """
+    _check_rows(pattern, visible=visible, columns=image_mask)
     seen = visible & image_mask[:, None, None, :]
     count = seen.sum(-1, keepdim=True)
     mass = pattern.sum(-1, keepdim=True)
@@ -106,6 +132,15 @@ def shuffled_pattern(
         >>> [round(w, 1) for w in new[0, 0, 0].tolist()]
         [0.0, 0.3, 0.7]
     """
+    _check_rows(pattern, visible=visible, columns=image_mask)
+    check_tensor("donors", donors, axes="batch", kind="int")
+    check_sizes("donors", donors, pattern.shape[0])
+    check_tensor("priority", priority, axes="batch key")
+    check_sizes("priority", priority, pattern.shape[0], pattern.shape[3])
+    check_place(pattern=pattern, donors=donors, priority=priority)
+    if not is_abstract(donors) and bool((donors >= pattern.shape[1]).any()):
+        msg = f"donors must be heads 0 to {pattern.shape[1] - 1}, or -1 for none"
+        raise SettingsError(msg)
     items = torch.arange(pattern.shape[0], device=pattern.device)
     index = donors.clamp(min=0)
     own_heads = visible.shape[1] != 1

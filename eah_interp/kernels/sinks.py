@@ -25,10 +25,15 @@ from eah_interp._types import (
     Pattern,
     Queries,
 )
-from eah_interp.errors import InputError, NumericalError, SettingsError
-from eah_interp.indices import to_int, to_ints
+from eah_interp.errors import InputError, NumericalError, SettingsError, show_value
+from eah_interp.indices import check_choice, to_float, to_int, to_ints
 from eah_interp.kernels.patterns import (
     PatternBlock,
+    check_attention_shapes,
+    check_finite,
+    check_place,
+    check_sizes,
+    check_tensor,
     exact_product,
     is_abstract,
     pattern_blocks,
@@ -61,6 +66,15 @@ class ColumnScores:
     columns: ColumnMask
     compared_in: torch.dtype | None = None
 
+    def __post_init__(self) -> None:
+        check_tensor("scores", self.scores, axes="batch head key")
+        check_tensor("unit", self.unit, axes="batch head key")
+        check_tensor("columns", self.columns, axes="batch key", kind="bool")
+        n_batch, n_heads, n_keys = self.scores.shape
+        check_sizes("unit", self.unit, n_batch, (1, n_heads), n_keys)
+        check_sizes("columns", self.columns, n_batch, n_keys)
+        check_place(scores=self.scores, unit=self.unit, columns=self.columns)
+
     def sinks(self, beta: float) -> HeadColumnMask:
         """Mark the vision sinks: judged columns with `score > beta * unit`.
 
@@ -80,8 +94,15 @@ class ColumnScores:
         return (self.scores > self.threshold(beta)) & self.columns.unsqueeze(1)
 
     def threshold(self, beta: float) -> Float[Tensor, "batch #head key"]:
-        """Return what a vision sink's score is above."""
-        threshold = beta * self.unit
+        """Return what a vision sink's score is above.
+
+        Raises:
+            SettingsError: If beta is no finite number.
+        """
+        times = check_finite("beta", beta)
+        if times is None:
+            raise SettingsError("beta must be a number, got None")
+        threshold = times * self.unit
         if self.compared_in is not None:
             threshold = threshold.to(self.compared_in).float()
         return threshold
@@ -118,15 +139,16 @@ def dense_heads(density: Densities, *, gamma: float) -> HeadMask:
 
     Raises:
         SettingsError: If gamma is outside (0, 1].
+        InputError: If the density is no tensor `[batch, head]`.
+        NumericalError: If it holds NaN.
 
     Example:
         >>> import torch
         >>> dense_heads(torch.tensor([[0.1, 0.2]]), gamma=0.2)
         tensor([[False,  True]])
     """
-    if not 0 < gamma <= 1:
-        msg = f"gamma is a share of the image columns in (0, 1], got {gamma}"
-        raise SettingsError(msg)
+    _check_density(density)
+    _check_gamma(gamma)
     return density >= gamma
 
 
@@ -177,12 +199,19 @@ def score_columns(
         >>> found.scores[0, 0, 1:3].tolist() == found.unit[0, 0, 1:3].tolist()
         True
     """
+    check_tensor("pattern", pattern, axes="batch head query key")
+    _check_masks(image_mask, token_mask, definition)
+    if visible is not None:
+        check_tensor("visible", visible, axes="batch head query key", kind="bool")
+    check_place(pattern=pattern, image_mask=image_mask, visible=visible)
     if pattern.shape[2] != pattern.shape[3]:
         msg = (
             f"expected a square prefill pattern, got {pattern.shape[2]} query rows "
             f"and {pattern.shape[3]} keys; score the prefill, not a decoding step"
         )
         raise InputError(msg)
+    shape = (pattern.shape[0], pattern.shape[1], pattern.shape[3])
+    _check_mask_sizes(shape, image_mask, token_mask)
     if visible is None:
         size = pattern.shape[-1]
         visible = torch.ones(size, size, dtype=torch.bool, device=pattern.device).tril()
@@ -199,7 +228,7 @@ def score_columns(
     whole = PatternBlock(slice(0, pattern.shape[2]), pattern.float(), visible)
     return _accumulate(
         iter([whole]),
-        shape=(pattern.shape[0], pattern.shape[1], pattern.shape[3]),
+        shape=shape,
         image_mask=image_mask,
         token_mask=token_mask,
         definition=definition,
@@ -256,6 +285,12 @@ def stream_column_scores(
         >>> found.scores.shape
         torch.Size([1, 4, 6])
     """
+    check_attention_shapes(queries, keys, mask, sink_logits)
+    _check_masks(image_mask, token_mask, definition)
+    check_place(queries=queries, image_mask=image_mask)
+    _check_change(change)
+    shape = (queries.shape[0], queries.shape[1], keys.shape[2])
+    _check_mask_sizes(shape, image_mask, token_mask)
     blocks = pattern_blocks(
         queries,
         keys,
@@ -271,7 +306,7 @@ def stream_column_scores(
         blocks = (replace(part, weights=change(part)) for part in blocks)
     return _accumulate(
         blocks,
-        shape=(queries.shape[0], queries.shape[1], keys.shape[2]),
+        shape=shape,
         image_mask=image_mask,
         token_mask=token_mask,
         definition=definition,
@@ -294,7 +329,6 @@ def _accumulate(
     dtype: torch.dtype,
 ) -> ColumnScores:
     """Sum the blocks' columns over the rows that count, then divide."""
-    _check_masks(shape, image_mask, token_mask, definition)
     tokens = torch.ones_like(image_mask) if token_mask is None else token_mask
     counted = (image_mask if definition == "paper" else tokens).float()
     n_batch, n_heads, n_keys = shape
@@ -352,14 +386,42 @@ def _official_columns(image_mask: Tensor, tokens: Tensor) -> tuple[Tensor, Tenso
 
 
 def _check_masks(
-    shape: tuple[int, int, int],
-    image_mask: Tensor,
-    token_mask: Tensor | None,
-    definition: str,
+    image_mask: Tensor, token_mask: Tensor | None, definition: str
 ) -> None:
-    if definition not in DEFAULT_BETA:
-        msg = f"definition must be one of {', '.join(DEFAULT_BETA)}, got {definition!r}"
+    check_choice("definition", definition, list(DEFAULT_BETA))
+    check_tensor("image_mask", image_mask, axes="batch key", kind="bool")
+    if token_mask is not None:
+        check_tensor("token_mask", token_mask, axes="batch key", kind="bool")
+    check_place(image_mask=image_mask, token_mask=token_mask)
+
+
+def _check_change(change: object) -> None:
+    if change is not None and not callable(change):
+        msg = f"change must be a function of a block, got {show_value(change)}"
+        raise InputError(msg)
+
+
+def _check_density(density: Tensor) -> None:
+    check_tensor("density", density, axes="batch head")
+    if not density.shape[1]:
+        raise InputError("density has no heads: expected 1 or more, got 0")
+    # NaN is neither the most nor the least: no head would be found.
+    if not is_abstract(density) and bool(density.isnan().any()):
+        msg = "density holds NaN: expected shares; look at the pattern it is made of"
+        raise NumericalError(msg)
+
+
+def _check_gamma(gamma: object) -> None:
+    share = to_float(gamma)
+    if share is None or not 0 < share <= 1:
+        got = show_value(gamma)
+        msg = f"gamma is a share of the image columns in (0, 1], got {got}"
         raise SettingsError(msg)
+
+
+def _check_mask_sizes(
+    shape: tuple[int, int, int], image_mask: Tensor, token_mask: Tensor | None
+) -> None:
     for name, given in (("image", image_mask), ("token", token_mask)):
         if given is not None and tuple(given.shape) != (shape[0], shape[2]):
             msg = (
@@ -391,6 +453,8 @@ def check_image_columns(image_mask: ColumnMask) -> None:
 
 # ---- Which head donates its pattern.
 
+
+_RULES = ("densest", "sparsest", "random")
 
 HeadZero = Literal["eligible", "never"]
 """Whether head 0 may donate; `"never"` is the released file's accident."""
@@ -424,8 +488,11 @@ def choose_donors(
         Index of each item's donor; -1 where there is none.
 
     Raises:
-        SettingsError: If the rule is unknown or the head does not exist.
-        InputError: If there is not one seed for each item.
+        SettingsError: If the rule is unknown, the head does not exist, or gamma is
+            outside (0, 1].
+        InputError: If there is not one seed for each item, or the density is no tensor
+            `[batch, head]`.
+        NumericalError: If it holds NaN.
 
     Example:
         >>> import torch
@@ -435,8 +502,14 @@ def choose_donors(
         >>> choose_donors(density, rule="sparsest").tolist()
         [0, 0]
     """
+    _check_density(density)
+    check_choice("head_0", head_0, HeadZero)
+    if gamma is not None:
+        _check_gamma(gamma)
     n_batch, n_heads = density.shape
     head = to_int(rule)
+    if head is None:
+        check_choice("donor", rule, _RULES, more=" or a head index here")
     if head is not None:
         if not 0 <= head < n_heads:
             msg = f"donor head {head} does not exist: expected 0 to {n_heads - 1}"
@@ -449,19 +522,13 @@ def choose_donors(
             donors = donors.masked_fill(most < gamma, -1)
     elif rule == "sparsest":
         _, donors = _lowest_index(density, largest=False)
-    elif rule == "random":
+    else:
         seeds = _seed_per_item(seed, n_batch)
         drawn = [
             int(torch.randint(n_heads, (), generator=torch.Generator().manual_seed(s)))
             for s in seeds
         ]
         donors = torch.tensor(drawn, device=density.device)
-    else:
-        msg = (
-            "donor must be 'densest', 'sparsest', 'random' or a head index here, "
-            f"got {rule!r}"
-        )
-        raise SettingsError(msg)
     return donors.masked_fill(donors == 0, -1) if head_0 == "never" else donors
 
 
@@ -483,7 +550,7 @@ def _seed_per_item(seed: int | Sequence[int], n_batch: int) -> Sequence[int]:
     if one is not None:
         return [one] * n_batch
     if seeds is None or len(seeds) != n_batch:
-        got = f"{seed!r}" if seeds is None else f"{len(seeds)}"
+        got = f"{show_value(seed)}" if seeds is None else f"{len(seeds)}"
         msg = (
             f"expected one seed for each of {n_batch} batch items, got {got}; "
             "pass a single seed to use it for every item"

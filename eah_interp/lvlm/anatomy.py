@@ -16,8 +16,9 @@ from typing import Any
 
 from torch import nn
 
-from eah_interp.errors import EAHError, ModelError, SettingsError
+from eah_interp.errors import EAHError, ModelError, SettingsError, show_value
 from eah_interp.indices import to_int
+from eah_interp.lvlm.adapters import is_adapted
 from eah_interp.lvlm.spans import image_token_id
 from eah_interp.lvlm.writers import Writers, find_writers
 
@@ -318,6 +319,22 @@ def resolve_anatomy(model: nn.Module, *, image_token: int | None = None) -> Anat
     )
 
 
+def check_model(model: Any) -> Any:
+    """Check that a model is a whole one, as `load` and `wrap` make it.
+
+    Raises:
+        ModelError: If it is only a part of one, or something else.
+    """
+    if getattr(model, "anatomy", None) is None:
+        where = getattr(model, "path", type(model).__name__)
+        msg = (
+            f"expected a model of eah_interp.load or eah_interp.wrap, got {where}: "
+            "pass the whole model, not one of its modules"
+        )
+        raise ModelError(msg)
+    return model
+
+
 def check_settings(model: Any, settings: Any) -> list[AttentionSite]:
     """Check that an intervention's settings fit a model, before any forward pass.
 
@@ -330,16 +347,15 @@ def check_settings(model: Any, settings: Any) -> list[AttentionSite]:
 
     Raises:
         ModelError: If the model is only a part of one, or a layer has no attention.
-        SettingsError: If a layer or head does not exist.
+        SettingsError: If a layer or head does not exist, or these are no settings.
     """
-    anatomy = getattr(model, "anatomy", None)
-    if anatomy is None:
-        where = getattr(model, "path", type(model).__name__)
+    anatomy = check_model(model).anatomy
+    if not hasattr(settings, "find_sites"):
         msg = (
-            f"expected a model of eah_interp.load or eah_interp.wrap, got {where}: "
-            "pass the whole model, not one of its modules"
+            "a patch is an intervention's settings, such as eah.EAH() or eah.PAI()"
+            f": got {show_value(settings)}"
         )
-        raise ModelError(msg)
+        raise SettingsError(msg)
     config = model.config.get_text_config(decoder=True)
     settings.check_fits(n_heads=anatomy.n_heads, d_model=config.hidden_size)
     sites: list[AttentionSite] = settings.find_sites(anatomy)
@@ -520,5 +536,7 @@ def _layer_paths(model: nn.Module, anatomy: Anatomy) -> list[str]:
 
 
 def _is_norm(module: nn.Module) -> bool:
+    if is_adapted(module):  # by a trained copy, or by layers of its own
+        return any(_is_norm(child) for child in module.children())
     named = "norm" in type(module).__name__.lower()
     return named and not isinstance(module, nn.Embedding)

@@ -1,17 +1,32 @@
 """Images and prompts of any usual kind, turned into one left-padded encoding."""
 
-import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard, cast
 
 import torch
 from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from eah_interp.errors import InputError
+from eah_interp.arguments import check_mapping, check_unicode
+from eah_interp.errors import InputError, show_value
+from eah_interp.kernels.patterns import check_sizes, check_tensor
 from eah_interp.lvlm.images import is_images, read_image
+from eah_interp.lvlm.messages import (
+    EMPTY,
+    Messages,
+    are_messages,
+    check_messages,
+    hold_messages,
+    is_message,
+    list_places,
+    parts_of,
+    place_images_first,
+    read_place,
+    text_of,
+)
+from eah_interp.lvlm.processors import check_counting
 
 DEFAULT_PROMPT = "Describe the image."
 """What a model is asked when an image comes without a prompt."""
@@ -37,10 +52,15 @@ class Encoding(dict[str, Any]):
 
 @dataclass(frozen=True)
 class Row:
-    """One item of a batch: a prompt and the images it shows."""
+    """One item of a batch: a prompt and the images it shows.
+
+    Attributes:
+        images: The images, in the order of their places in the prompt.
+        prompt: A text, or the messages of a chat.
+    """
 
     images: tuple[Image.Image, ...]
-    prompt: str
+    prompt: str | Messages
 
 
 def pair_rows(images: object, prompts: object, *, placeholder: str | None) -> list[Row]:
@@ -52,8 +72,13 @@ def pair_rows(images: object, prompts: object, *, placeholder: str | None) -> li
     image and a list of prompts asks each of the image. `[[a, b], [c]]` shows two
     images in the first row and one in the second.
 
+    A prompt is a text or a list of messages. Messages may hold their images: then
+    nothing stands beside them, or what fills the places that are left. Messages may
+    also come alone, in place of the images.
+
     Args:
-        images: An image, a list of images, or a list of lists.
+        images: An image, a list of images, or a list of lists; None where the
+            messages hold them.
         prompts: A prompt, a list of prompts, or None for "Describe the image."
         placeholder: The text that stands for an image in a prompt, if there is one.
 
@@ -71,47 +96,111 @@ def pair_rows(images: object, prompts: object, *, placeholder: str | None) -> li
         >>> [len(r.images) for r in rows]
         [2]
     """
-    texts = _as_prompts(prompts)
-    groups = _as_groups(images)
-    flat = isinstance(images, list | tuple) and not any(
-        isinstance(item, list | tuple) for item in images
-    )
-    if flat and placeholder is not None:
-        shown = [text.count(placeholder) for text in texts]
-        if max(shown) > 1 and sum(shown) == len(groups):
-            pictures = iter([group[0] for group in groups])
-            groups = [[next(pictures) for _ in range(count)] for count in shown]
-    if len(texts) == 1 and isinstance(prompts, str | None):
-        texts = texts * len(groups)
+    if is_message(images) or hold_messages(images):
+        if prompts is not None:
+            msg = (
+                "expected (images, messages), or messages alone, got messages first "
+                "and something after them"
+            )
+            raise InputError(msg)
+        images, prompts = None, images
+    asked = _as_prompts(prompts)
+    places = [_list_places(prompt, placeholder) for prompt in asked]
+    groups: list[list[object]]
+    if images is None and any(_count_held(row) for row in places):
+        groups = [[] for _ in asked]
+    else:
+        groups = _share_out(images, places)
+    if len(asked) == 1 and _is_one(prompts):
+        asked, places = asked * len(groups), places * len(groups)
     elif len(groups) == 1:
-        groups = groups * len(texts)
-    if len(groups) != len(texts):
+        groups = groups * len(asked)
+    if len(groups) != len(asked):
         msg = (
-            f"{len(groups)} images for {len(texts)} prompts: expected one image (or "
+            f"{len(groups)} images for {len(asked)} prompts: expected one image (or "
             "list of images) for each prompt, one prompt for all images, or one image "
             "for all prompts"
         )
         raise InputError(msg)
-    rows = []
-    for group, text in zip(groups, texts, strict=True):
-        count = 0 if placeholder is None else text.count(placeholder)
-        if count not in (0, len(group)):
+    return [
+        _fill_row(prompt, row, group, placeholder=placeholder)
+        for prompt, row, group in zip(asked, places, groups, strict=True)
+    ]
+
+
+def _share_out(images: object, places: Sequence[list[object]]) -> list[list[object]]:
+    """Group images by row: a flat list is dealt out where the prompts say how."""
+    groups = _as_groups(images)
+    flat = isinstance(images, list | tuple) and not any(
+        isinstance(item, list | tuple) for item in images
+    )
+    free = [len(row) - _count_held(row) for row in places]
+    dealt = max(free) > 1 or any(_count_held(row) for row in places)
+    if flat and dealt and sum(free) == len(groups):
+        pictures = iter([group[0] for group in groups])
+        return [[next(pictures) for _ in range(count)] for count in free]
+    return groups
+
+
+def _fill_row(
+    prompt: str | list[dict[str, Any]],
+    places: list[object],
+    group: list[object],
+    *,
+    placeholder: str | None,
+) -> Row:
+    """Put a row's images into their places, and read them."""
+    held = _count_held(places)
+    free = len(places) - held
+    if not group and not held:
+        msg = "a prompt has no image: expected at least 1 in each row"
+        raise InputError(msg)
+    if free != len(group) and (free or held):
+        if isinstance(prompt, str):
             msg = (
-                f"the prompt has {count} {placeholder} placeholders for {len(group)} "
+                f"the prompt has {free} {placeholder} placeholders for {len(group)} "
                 "images: write one for each image, or none to have them placed first"
             )
-            raise InputError(msg)
-        rows.append(Row(tuple(read_image(image) for image in group), text))
-    return rows
+        else:
+            msg = (
+                f"the messages have {free} places for {len(group)} images beside them "
+                f"(and hold {held}): write {{'type': 'image'}} for each image, or "
+                "none at all to have them placed first"
+            )
+        raise InputError(msg)
+    if not places:
+        if not isinstance(prompt, str):
+            prompt = place_images_first(prompt, len(group))
+        return Row(tuple(read_image(image) for image in group), prompt)
+    beside = iter(group)
+    filled = [next(beside) if place is EMPTY else place for place in places]
+    return Row(tuple(read_place(image) for image in filled), prompt)
+
+
+def _list_places(
+    prompt: str | list[dict[str, Any]], placeholder: str | None
+) -> list[object]:
+    if not isinstance(prompt, str):
+        return list_places(prompt, placeholder)
+    return [EMPTY] * (0 if placeholder is None else prompt.count(placeholder))
+
+
+def _count_held(places: Sequence[object]) -> int:
+    return sum(place is not EMPTY for place in places)
+
+
+# ---- A prompt written as the model was trained to read it.
 
 
 def write_prompt(row: Row, processor: Any, *, placeholder: str | None) -> str:
     """Write a row's prompt as the model was trained to read it.
 
-    A prompt that holds the placeholder already is left as it is. Otherwise it goes
+    A text that holds the placeholder already is left as it is. Otherwise it goes
     through the chat template of the processor, or, as in many fine-tunes, of its
     tokenizer alone; where there is none, the placeholders are put before it, a line of
-    their own.
+    their own. Messages go through the template as they are: an answer is asked for,
+    but where the last turn is the assistant's, it is continued, as transformers'
+    pipelines do.
 
     Args:
         row: The images and the prompt.
@@ -123,70 +212,148 @@ def write_prompt(row: Row, processor: Any, *, placeholder: str | None) -> str:
         The text to tokenize.
 
     Raises:
-        InputError: If the tokenizer's chat template does not take the prompt.
+        InputError: If the chat template does not take the prompt, or leaves it or an
+            image out; if messages come to a processor without a template.
     """
-    if placeholder is not None and placeholder in row.prompt:
-        return row.prompt
-    template = getattr(processor, "chat_template", None)
-    if template:
-        return _fill_template(processor, None, _as_parts(row))
-    plain = row.prompt
-    if placeholder is not None:
-        plain = placeholder * len(row.images) + "\n" + row.prompt
-    template = getattr(getattr(processor, "tokenizer", None), "chat_template", None)
-    if isinstance(template, Mapping):
-        template = template.get("default")
-    return (
-        plain
-        if not template
-        else _fill_tokenizer_template(processor, template, row, plain)
+    chat = not isinstance(row.prompt, str)
+    if isinstance(row.prompt, str):
+        if placeholder is not None and placeholder in row.prompt:
+            return row.prompt
+        messages = place_images_first(
+            [{"role": "user", "content": row.prompt}], len(row.images)
+        )
+    else:
+        messages = [dict(message) for message in row.prompt]
+    owner, template = "processor", None
+    if not getattr(processor, "chat_template", None):
+        owner = "tokenizer"
+        template = getattr(getattr(processor, owner, None), "chat_template", None)
+        if isinstance(template, Mapping):
+            template = template.get("default")
+        if not template and chat:
+            msg = (
+                "the processor has no chat template, so messages cannot be written: "
+                "give the prompt as a text, or set processor.chat_template"
+            )
+            raise InputError(msg)
+        if not template:
+            before = "" if placeholder is None else placeholder * len(row.images) + "\n"
+            return before + str(row.prompt)
+    return _fill_template(
+        messages,
+        lambda chat: _apply_template(processor, template, chat),
+        n_images=len(row.images),
+        placeholder=placeholder,
+        owner=owner,
     )
 
 
-def _as_parts(row: Row) -> list[dict[str, str]]:
-    images = [{"type": "image"} for _ in row.images]
-    return [*images, {"type": "text", "text": row.prompt}]
-
-
-def _fill_template(processor: Any, template: str | None, content: object) -> str:
-    turns = [{"role": "user", "content": content}]
+def _apply_template(processor: Any, template: str | None, messages: Messages) -> str:
+    # As transformers' pipelines: an assistant's turn at the end is gone on with.
+    continues = messages[-1]["role"] == "assistant"
     return str(
         processor.apply_chat_template(
-            turns, chat_template=template, add_generation_prompt=True
+            list(messages),
+            chat_template=template,
+            add_generation_prompt=not continues,
+            continue_final_message=continues,
         )
     )
 
 
-def _fill_tokenizer_template(
-    processor: Any, template: str, row: Row, plain: str
+def _fill_template(
+    messages: list[dict[str, Any]],
+    fill: Callable[[Messages], str],
+    *,
+    n_images: int,
+    placeholder: str | None,
+    owner: str,
 ) -> str:
-    """Write a prompt by a tokenizer's template: one of images and text, or of text.
+    """Fill a chat template with messages in the form that it takes them in.
 
     A template of text alone fails on parts, writes them as Python does, or leaves the
-    images out; it is given the prompt with the placeholders in it.
+    images out; one of parts leaves out a text that is none. So the messages are tried
+    as they are, as parts, as one part of text, and as text, images written as
+    placeholders; the first form that loses least is taken.
     """
-    parts = _as_parts(row)
-    with contextlib.suppress(Exception):  # whatever a template of text does with a list
-        text = _fill_template(processor, template, parts)
-        shows_images = text != _fill_template(processor, template, parts[-1:])
-        if shows_images and str(parts[-1]) not in text:
-            return text
-    try:
-        text = _fill_template(processor, template, plain)
-    except Exception as error:  # jinja's errors, and those that templates raise
+    loose = [{**one, "content": parts_of(one)} for one in messages]
+    texts = [{**one, "content": text_of(one, placeholder)} for one in messages]
+    joined = [{**one, "content": parts_of(one)} for one in texts]
+    failed: Exception | None = None
+    found: list[tuple[int, int, str]] = []
+    unseen = ""
+    for place, form in enumerate((messages, loose, joined, texts)):
+        try:
+            text = fill(form)
+            bare = fill([_without_images(one) for one in form])
+        except Exception as error:  # jinja's errors, and those that templates raise
+            failed = failed or error
+            continue
+        if any(_is_written_raw(one, text) for one in form):
+            continue
+        count = n_images if placeholder is None else text.count(placeholder)
+        # A template may write another token for an image than the processor names.
+        if count != n_images and (count or text == bare):
+            unseen = unseen or text
+            continue
+        if lost := _list_lost(messages, text):
+            left_out = len(messages) - 1 in lost
+            found.append((len(messages) * left_out + len(lost), place, text))
+            continue
+        return text
+    last = len(messages) - 1
+    _, _, text = min(found, default=(0, 0, unseen))
+    if found and last not in _list_lost(messages, text):
+        return text
+    if text and last in _list_lost(messages, text):
         msg = (
-            f"the tokenizer's chat template does not take this prompt: {error}; set "
-            "processor.chat_template to the model's own, or to one of images and text"
-        )
-        raise InputError(msg) from error
-    if row.prompt.strip() not in text:
-        msg = (
-            "the tokenizer's chat template leaves the prompt out: expected "
-            f"{row.prompt!r} in {text!r}; set processor.chat_template to the model's "
-            "own"
+            f"the {owner}'s chat template leaves the prompt out: expected "
+            f"{text_of(messages[-1])!r} in {text!r}; set processor.chat_template to "
+            "the model's own"
         )
         raise InputError(msg)
-    return text
+    if unseen:
+        msg = (
+            f"the {owner}'s chat template writes no place for each image: expected "
+            f"{n_images} {placeholder} in {unseen!r}; write them into the prompt, or "
+            "set processor.chat_template to the model's own"
+        )
+        raise InputError(msg)
+    msg = (
+        f"the {owner}'s chat template does not take this prompt: {failed}; set "
+        "processor.chat_template to the model's own, or to one of images and text"
+    )
+    raise InputError(msg) from failed
+
+
+def _without_images(message: Mapping[str, Any]) -> dict[str, Any]:
+    content = message["content"]
+    if not isinstance(content, str):
+        content = [part for part in content if part["type"] != "image"]
+    return {**message, "content": content}
+
+
+def _is_written_raw(message: Mapping[str, Any], text: str) -> bool:
+    """Tell whether a template wrote a message's parts as Python does."""
+    if isinstance(message["content"], str):
+        return False
+    marks = [f"'type': {part['type']!r}" for part in message["content"]]
+    said = text_of(message)
+    return any(mark in text and mark not in said for mark in marks)
+
+
+def _list_lost(messages: Sequence[Mapping[str, Any]], text: str) -> list[int]:
+    """List the messages of which a filled template does not have every text."""
+    words = " ".join(text.split())
+    return [
+        place
+        for place, message in enumerate(messages)
+        if any(
+            " ".join(part["text"].split()) not in words
+            for part in parts_of(message)
+            if part["type"] == "text"
+        )
+    ]
 
 
 def encode_rows(
@@ -207,7 +374,8 @@ def encode_rows(
         the sizes of the images.
 
     Raises:
-        InputError: If there is no processor, or a tokenizer in its place.
+        InputError: If there is no processor, or a tokenizer in its place, or it
+            cannot count image tokens.
     """
     if processor is None or isinstance(processor, PreTrainedTokenizerBase):
         given = "no processor" if processor is None else "a tokenizer for a processor"
@@ -217,9 +385,9 @@ def encode_rows(
             "(input_ids=..., pixel_values=...)"
         )
         raise InputError(msg)
+    check_counting(processor)
     texts = [write_prompt(row, processor, placeholder=placeholder) for row in rows]
-    start = _start_that_tokenizer_adds(processor)
-    texts = [text.removeprefix(start) for text in texts]
+    texts, options = _start_once(texts, processor)
     nested = [list(row.images) for row in rows]
     encoding = processor(
         images=nested if any(nested) else None,
@@ -227,6 +395,7 @@ def encode_rows(
         padding=True,
         padding_side="left",
         return_tensors="pt",
+        **options,
     )
     if hasattr(processor, "num_query_tokens"):
         _move_blip_padding(encoding)
@@ -250,14 +419,22 @@ def _move_blip_padding(encoding: Any) -> None:
             encoding[name] = encoding[name].gather(1, order)
 
 
-def _start_that_tokenizer_adds(processor: Any) -> str:
-    """Find the start token that tokenizing adds; templates that write it double it."""
+def _start_once(texts: list[str], processor: Any) -> tuple[list[str], dict[str, Any]]:
+    """Keep tokenizing from doubling a start token that a template writes.
+
+    Returns:
+        The texts, and what the processor is called with: as `apply_chat_template`
+        does, no special tokens are added to texts that all begin with one.
+    """
     tokenizer: Any = getattr(processor, "tokenizer", None)
     start = getattr(tokenizer, "bos_token", None)
     if not start:
-        return ""
-    added = tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
-    return str(start) if added else ""
+        return texts, {}
+    if all(text.startswith(start) for text in texts):
+        return texts, {"add_special_tokens": False}
+    if tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]:
+        return [text.removeprefix(start) for text in texts], {}
+    return texts, {}
 
 
 def image_placeholder(processor: Any) -> str | None:
@@ -269,19 +446,45 @@ def image_placeholder(processor: Any) -> str | None:
     return None
 
 
-def _as_prompts(prompts: object) -> list[str]:
+def _is_one(prompts: object) -> bool:
+    return prompts is None or isinstance(prompts, str) or are_messages(prompts)
+
+
+def _as_prompts(prompts: object) -> list[str | list[dict[str, Any]]]:
     if prompts is None:
         return [DEFAULT_PROMPT]
     if isinstance(prompts, str):
-        return [prompts]
-    if (
-        isinstance(prompts, list | tuple)
-        and prompts
-        and all(isinstance(p, str) for p in prompts)
-    ):
-        return list(prompts)
-    msg = f"expected a prompt or a non-empty list of prompts, got {prompts!r}"
+        return [check_unicode("a prompt", prompts)]
+    if is_message(prompts):
+        got = show_value(prompts)
+        msg = f"expected a list of messages, got one message: write [{got}]"
+        raise InputError(msg)
+    if are_messages(prompts):
+        return [check_messages(cast("Messages", prompts))]
+    if isinstance(prompts, list | tuple) and prompts and are_prompts(prompts):
+        return [
+            check_unicode("a prompt", one)
+            if isinstance(one, str)
+            else check_messages(one)
+            for one in prompts
+        ]
+    msg = (
+        "expected a prompt or a non-empty list of prompts, each a text or a list of "
+        f"messages, got {show_value(prompts)}"
+    )
     raise InputError(msg)
+
+
+def are_many(images: object, prompts: object) -> bool:
+    """Whether images or prompts are lists, so that answers are one.
+
+    Example:
+        >>> chat = [{"role": "user", "content": "What?"}]
+        >>> are_many("a.png", chat), are_many("a.png", [chat]), are_many(chat, None)
+        (False, True, False)
+    """
+    given = (images, prompts)
+    return any(isinstance(v, list | tuple) and not are_messages(v) for v in given)
 
 
 def _as_groups(images: object) -> list[list[object]]:
@@ -309,13 +512,46 @@ def cast_floats(encoding: Encoding, dtype: torch.dtype) -> Encoding:
     return Encoding(cast, image_sizes=encoding.image_sizes)
 
 
+def is_encoding(value: object) -> TypeGuard[Mapping[str, Any]]:
+    """Tell ready-made inputs from images and prompts: a message is a mapping too.
+
+    Example:
+        >>> is_encoding({"input_ids": []}), is_encoding({"role": "user", "content": ""})
+        (True, False)
+    """
+    return isinstance(value, Mapping) and not is_message(value)
+
+
 def has_images(inputs: tuple[Any, ...]) -> bool:
     """Tell whether positional arguments are `(images, prompts)` or `(images,)`.
+
+    Messages alone are, where they show an image; chats of text are nnsight's.
 
     Raises:
         InputError: If images stand beside something else in a list.
     """
-    return len(inputs) == 2 or bool(inputs and is_images(inputs[0]))
+    if len(inputs) == 2:
+        return True
+    if inputs and (is_message(inputs[0]) or hold_messages(inputs[0])):
+        asked = _as_prompts(inputs[0])
+        return any(_list_places(prompt, None) for prompt in asked)
+    return bool(inputs and is_images(inputs[0]))
+
+
+def join_images(
+    inputs: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Read messages with `images=` beside them as `(images, messages)`.
+
+    Example:
+        >>> chat = [{"role": "user", "content": "What?"}]
+        >>> join_images((chat,), {"images": "a.png"})
+        (('a.png', [{'role': 'user', 'content': 'What?'}]), {})
+    """
+    rest = dict(kwargs)
+    if len(inputs) == 1 and "images" in rest and hold_messages(inputs[0]):
+        return (rest.pop("images"), inputs[0]), rest
+    return inputs, rest
 
 
 def are_prompts(value: object) -> bool:
@@ -324,9 +560,13 @@ def are_prompts(value: object) -> bool:
     Example:
         >>> are_prompts("What?"), are_prompts(["What?"]), are_prompts(3)
         (True, True, False)
+        >>> are_prompts([{"role": "user", "content": "What?"}])
+        True
     """
+    if are_messages(value) or is_message(value):
+        return True
     if isinstance(value, list | tuple):
-        return all(isinstance(item, str) for item in value)
+        return all(isinstance(item, str) or are_messages(item) for item in value)
     return value is None or isinstance(value, str)
 
 
@@ -434,3 +674,71 @@ def repeat_rows(encoding: Encoding, rows: Sequence[int]) -> Encoding:
         per_row = len(sizes) // n_rows
         sizes = [s for row in rows for s in sizes[row * per_row : (row + 1) * per_row]]
     return Encoding(copies, image_sizes=sizes)
+
+
+# ---- Encodings that were made elsewhere.
+
+
+def check_encoding(encoding: Mapping[Any, Any]) -> None:
+    """Check that a ready-made encoding has token ids, and masks and images that fit.
+
+    What only some families take is theirs to check.
+
+    Raises:
+        InputError: If a key is no text, `input_ids` are no integers of `[batch, key]`,
+            the attention mask is no mask of them, or pixels are no finite numbers.
+
+    Example:
+        >>> check_encoding({"input_ids": [[1, 2]]})
+        Traceback (most recent call last):
+            ...
+        eah_interp.errors.InputError: input_ids must be a (dense) tensor of int \
+[batch, key], got [[1, 2]]
+    """
+    encoding = check_mapping("an encoding", encoding, error=InputError)
+    ids = encoding.get("input_ids")
+    if ids is None:
+        embedded = encoding.get("inputs_embeds")
+        if embedded is None:
+            named = ", ".join(encoding) or "nothing"
+            msg = f"an encoding has input_ids: expected token ids, got {named}"
+            raise InputError(msg)
+        check_tensor("inputs_embeds", embedded, axes="batch key d_model")
+        return
+    if encoding.get("inputs_embeds") is not None:
+        msg = "an encoding has input_ids or inputs_embeds: expected one, got both"
+        raise InputError(msg)
+    check_tensor("input_ids", ids, axes="batch key", kind="int")
+    if not ids.numel() or ids.is_meta:
+        raise InputError(f"input_ids hold no tokens: their shape is {tuple(ids.shape)}")
+    labels = encoding.get("labels")
+    if labels is not None:
+        check_tensor("labels", labels, axes="batch key", kind="int")
+        check_sizes("labels", labels, *ids.shape)
+    _check_mask(encoding.get("attention_mask"), ids)
+    _check_pixels(encoding.get("pixel_values"))
+
+
+def _check_mask(mask: Any, ids: Tensor) -> None:
+    """Check that an attention mask is none, one of the ids, or a mapping of some."""
+    if mask is None or isinstance(mask, Mapping):
+        return
+    if not isinstance(mask, Tensor):
+        got = show_value(mask)
+        raise InputError(f"attention_mask must be a tensor of flags, got {got}")
+    fits = mask.ndim == 4 or (mask.ndim == 2 and len(mask) == len(ids))
+    if not fits or mask.is_complex() or mask.is_meta:
+        msg = (
+            f"the attention mask has shape {tuple(mask.shape)}: expected a flag for "
+            f"each token of input_ids, {tuple(ids.shape)}"
+        )
+        raise InputError(msg)
+
+
+def _check_pixels(pixels: Any) -> None:
+    """Check that pixels are finite numbers; some families take a list of tensors."""
+    listed = pixels if isinstance(pixels, list | tuple) else [pixels]
+    for one in () if pixels is None else listed:
+        check_tensor("pixel_values", one)
+        if one.is_meta or not bool(one.isfinite().all()):
+            raise InputError("pixel_values hold NaN or infinity: expected numbers")

@@ -12,9 +12,19 @@ import transformers as hf
 from torch import nn
 from transformers import AutoConfig, PreTrainedTokenizerBase, ProcessorMixin
 
-from eah_interp.errors import EAHError, InputError, ModelError
+from eah_interp.arguments import check_path
+from eah_interp.errors import EAHError, InputError, ModelError, show_value
+from eah_interp.lvlm.adapters import find_adapter, finding_base, has_processor
 from eah_interp.lvlm.anatomy import refuse_config
+from eah_interp.lvlm.foreign_code import (
+    TRUST,
+    check_trust,
+    never_asking,
+    refuse_kernel,
+    refuse_kernels_of,
+)
 from eah_interp.lvlm.model import LVLM
+from eah_interp.lvlm.processors import fit_processor
 
 # ---- Which nnsight and transformers the hook points were tested with.
 
@@ -147,12 +157,14 @@ def load(
     """Load a vision-language model for tracing; with no name, the embedded toy.
 
     The toy needs no network and no GPU. Everything else goes through transformers'
-    `from_pretrained`; code from the Hub is run only with `trust_remote_code=True`.
+    `from_pretrained`; code of the checkpoint's own, from the Hub or in its folder, is
+    run only with `trust_remote_code=True`, and nobody is asked.
 
     Args:
         name_or_path: A Hub id, a folder that `save_pretrained` wrote, `"toy:seed-1"`
             and the like for another of the toys (`eah_interp.toy.TOYS`); `"toy"` or
-            None for the first.
+            None for the first. A folder that holds an adapter of PEFT is loaded with
+            the base model that it names, and with its own processor if it has one.
         verify: Run and check the hook points once (a few tokens, five forwards).
             Switch it off only for a model that was verified before.
         image_token_id: The image token's id, where the config does not name it.
@@ -163,22 +175,27 @@ def load(
         **from_pretrained: `dtype`, `device_map`, `attn_implementation`, `revision`,
             `quantization_config`, `trust_remote_code`, ... Where the checkpoint's
             processor cannot be loaded, `processor` takes another, or a tokenizer:
-            then trace ready-made inputs (`input_ids=..., pixel_values=...`).
+            then trace ready-made inputs (`input_ids=..., pixel_values=...`). Settings
+            by which it counts image tokens are the model's own, as for `wrap`.
 
     Returns:
         The model, ready to trace.
 
     Raises:
-        ModelError: If the model cannot be worked on, or the checkpoint lacks weights;
-            the message says why.
-        InputError: If a folder was named that does not exist.
-        SettingsError: If a toy was named that does not exist.
+        ModelError: If there is no such model, it cannot be worked on, the checkpoint
+            or adapter lacks weights, or it needs code of its own that was not asked
+            for; the message says why.
+        ExtraMissingError: If an adapter is to be loaded and PEFT is not installed.
+        InputError: If a folder was named that does not exist, or the name is none.
+        SettingsError: If a toy was named that does not exist, or `trust_remote_code`
+            is no boolean.
 
     Example:
         >>> model = load()
         >>> model.n_layers >= 4 and model.n_heads >= 8
         True
     """
+    name_or_path = _check_name(name_or_path)
     kind, _, which = str(name_or_path or _TOY).partition(":")
     knows = ""
     if kind == _TOY and not isinstance(name_or_path, Path):
@@ -189,6 +206,16 @@ def load(
         wanted: Any = which or TOYS[0]
         name_or_path = toy_path(wanted)  # refuses names it does not know
     name = str(name_or_path)
+    adapter = find_adapter(Path(name).expanduser())
+    if adapter is not None:
+        folder = Path(name).expanduser()
+        from_pretrained["peft"] = str(folder)
+        if from_pretrained.get("processor") is None and has_processor(folder):
+            trusted = check_trust(from_pretrained.get(TRUST))
+            with _refusing(str(folder)), never_asking(str(folder)):
+                found = load_processor(folder, **{TRUST: trusted})
+            from_pretrained["processor"] = found
+        name_or_path = name = adapter["base_model_name_or_path"]
     looks_local = isinstance(name_or_path, Path) or name.startswith((".", "/", "~"))
     if looks_local:
         folder = Path(name).expanduser()
@@ -200,14 +227,24 @@ def load(
             )
             raise InputError(msg)
         name = str(folder)
+    trusted = from_pretrained[TRUST] = check_trust(from_pretrained.get(TRUST))
+    refuse_kernel(from_pretrained.get("attn_implementation"), trusted=trusted)
     given = {key: from_pretrained[key] for key in _LOCATE if key in from_pretrained}
-    config = from_pretrained.get("config") or AutoConfig.from_pretrained(name, **given)
-    kinds = getattr(config, "architectures", None) or [type(config).__name__]
-    # By its config, before gigabytes of weights are read.
-    refuse_config(config, kinds[0], image_token=image_token_id)
-    if from_pretrained.get("processor") is None:
-        from_pretrained["processor"] = load_processor(name, **given)
-    with naming_versions():
+    # never_asking inside: it knows why code was refused.
+    with _refusing(name), never_asking(name):
+        config = from_pretrained.get("config")
+        if config is None:
+            with finding_base(from_pretrained.get("peft"), name):
+                config = AutoConfig.from_pretrained(name, **given)
+        refuse_kernels_of(config, trusted=trusted)
+        kinds = getattr(config, "architectures", None) or [type(config).__name__]
+        # By its config, before gigabytes of weights are read.
+        refuse_config(config, kinds[0], image_token=image_token_id)
+        processor = from_pretrained.get("processor")
+        if processor is None:
+            processor = load_processor(name, **given)
+    from_pretrained["processor"] = fit_processor(processor, config)
+    with naming_versions(), _refusing(name):
         model = LVLM(
             name,
             dispatch=dispatch,
@@ -231,9 +268,12 @@ def wrap(
     """Wrap a transformers model that is already in memory.
 
     Args:
-        model: A decoder-only `...ForConditionalGeneration`.
+        model: A decoder-only `...ForConditionalGeneration`. Of a `PeftModel` of layers
+            (LoRA and its relatives) the model inside is wrapped, its adapter in place.
         processor: Its processor. Without one, trace ready-made inputs
-            (`input_ids=..., pixel_values=...`).
+            (`input_ids=..., pixel_values=...`). Where it counts image tokens by other
+            settings than the model's (LLaVA and its like: `patch_size`,
+            `vision_feature_select_strategy`), a copy with the model's is used.
         verify: As for `load`.
         image_token_id: The image token's id, where the config does not name it.
         **options: Passed on to `LVLM`, such as `tokenizer`.
@@ -249,14 +289,40 @@ def wrap(
         >>> wrap(tiny_lvlm("llava"), tiny_processor("llava")).verified
         True
     """
+    if not isinstance(model, nn.Module):
+        got = show_value(model)
+        msg = f"expected a transformers model to wrap, got {got}; eah.load takes names"
+        raise ModelError(msg)
     with naming_versions():
         return LVLM(
             model,
-            processor=processor,
+            processor=fit_processor(processor, getattr(model, "config", None)),
             verify=verify,
             image_token_id=image_token_id,
             **options,
         )
+
+
+def _check_name(value: object) -> str | Path | None:
+    if value is None:
+        return None
+    path = check_path("name_or_path", value)
+    if isinstance(value, str) and not value.strip():
+        msg = "name_or_path is empty: expected a Hub id, a folder, or None for the toy"
+        raise InputError(msg)
+    return str(value) if isinstance(value, str) else path
+
+
+@contextlib.contextmanager
+def _refusing(name: str) -> Iterator[None]:
+    """Raise what transformers says of a checkpoint it cannot load as a ModelError."""
+    try:
+        yield
+    except EAHError:
+        raise
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise ModelError(f"cannot load {show_value(name)}: {reason}") from error
 
 
 _LOCATE = ("revision", "trust_remote_code", "token", "cache_dir", "subfolder")

@@ -4,36 +4,56 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from nnsight import TransformersModel
-from torch import nn
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
-from eah_interp.errors import InputError, SettingsError, UnsupportedError
-from eah_interp.indices import check_integer
+from eah_interp.arguments import check_count
+from eah_interp.errors import InputError, UnsupportedError, show_value
+from eah_interp.indices import check_integer, to_int, to_ints
+from eah_interp.lvlm.adapters import attaching, take_out
 from eah_interp.lvlm.anatomy import (
     Anatomy,
     AttentionSite,
     check_settings,
     resolve_anatomy,
 )
+from eah_interp.lvlm.foreign_code import (
+    TRUST,
+    check_trust,
+    never_asking,
+    refuse_custom_generate,
+)
 from eah_interp.lvlm.hook_points import HookedModel
 from eah_interp.lvlm.inputs import (
-    DEFAULT_PROMPT,
     Encoding,
     Row,
+    are_many,
     are_prompts,
     cast_floats,
+    check_encoding,
     encode_rows,
     has_images,
     image_placeholder,
+    join_images,
     pair_rows,
 )
+from eah_interp.lvlm.positions import check_positions
+from eah_interp.lvlm.processors import name_miscount
 from eah_interp.lvlm.prompt import INPUTS
 from eah_interp.lvlm.remote import is_shipping, ship_package
-from eah_interp.lvlm.runs import refuse_nan, stoppable, watched_run
+from eah_interp.lvlm.runs import (
+    LockedBackend,
+    OneRunAtATime,
+    plain_passes,
+    refuse_nan,
+    stoppable,
+    watched_run,
+)
 from eah_interp.lvlm.spans import ImageSpan, find_spans
 from eah_interp.lvlm.verify import verify_hook_points
-from eah_interp.lvlm.weights import checking_weights
+from eah_interp.lvlm.weights import as_dispatched, checking_weights, find_device
 
 logger = logging.getLogger("eah_interp")
 
@@ -79,10 +99,15 @@ class LVLM(HookedModel):
         self._allow_missing = allow_missing
         self.verified = False
         if not isinstance(model, str):
+            model = take_out(model)
             # Refuse an unfit model before nnsight builds anything on it.
             resolve_anatomy(model, image_token=image_token_id)
         kwargs.setdefault("task", TASK)
-        super().__init__(model, *args, **kwargs)
+        kwargs.setdefault("interleaver", OneRunAtATime())
+        # A wrapped model's too: its processor may be loaded from where it came from.
+        kwargs[TRUST] = check_trust(kwargs.get(TRUST))
+        with never_asking(str(model) if isinstance(model, str) else "the processor"):
+            super().__init__(model, *args, **kwargs)
         self.anatomy = resolve_anatomy(self._module, image_token=image_token_id)
         if self.dispatched:
             self._check()
@@ -109,6 +134,11 @@ class LVLM(HookedModel):
         """Width of a head's queries and keys."""
         return self.anatomy.d_head
 
+    @property
+    def device(self) -> torch.device:
+        """The device that inputs go to, also where weights are kept on another."""
+        return find_device(self._module)
+
     def __repr__(self) -> str:
         """Show which interventions a patched twin carries, then the modules."""
         carried = "".join(f"patched by {patch}\n" for patch in self.patches)
@@ -125,8 +155,11 @@ class LVLM(HookedModel):
         """Load the real weights, then verify the hook points on them."""
         if self.dispatched:
             return
-        super().dispatch()
-        self._check()
+        with self.alone():
+            if not self.dispatched:
+                with never_asking(str(self.repo_id)):
+                    super().dispatch()
+                self._check()
 
     def _load(self, repo_id: str, *args: Any, **kwargs: Any) -> nn.Module:
         with checking_weights(allow_missing=self._allow_missing):
@@ -143,7 +176,22 @@ class LVLM(HookedModel):
         # the class's name instead, so it would find none.
         return {"processor"}
 
+    def _load_meta(self, repo_id: str, *args: Any, **kwargs: Any) -> nn.Module:
+        with attaching(self.peft):
+            built: nn.Module = super()._load_meta(repo_id, *args, **kwargs)
+        return built
+
+    def _finalize_pipeline(self) -> nn.Module:
+        with attaching(self.peft):
+            module: nn.Module = super()._finalize_pipeline()
+        # PEFT's new layers begin in training mode, dropout included.
+        return module if self.peft is None else module.eval()
+
     def _wrap(self, module: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:
+        with as_dispatched(module):
+            return self._wrap_whole(module, *args, **kwargs)
+
+    def _wrap_whole(self, module: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:
         if self.processor is not None or self.repo_id:
             wrapped: nn.Module = super()._wrap(module, *args, **kwargs)
             return wrapped
@@ -162,8 +210,10 @@ class LVLM(HookedModel):
         """Encode images and prompts as one left-padded batch of model inputs.
 
         Args:
-            images: An image, a list of images (a row each), or a list of lists.
-            prompts: A prompt or a list of prompts; "Describe the image." when None.
+            images: An image, a list of images (a row each), or a list of lists; None,
+                or left out, where the messages hold them.
+            prompts: A prompt or a list of prompts; "Describe the image." when None. A
+                prompt is a text, or a list of Hugging Face messages.
 
         Returns:
             The model's inputs, on the CPU, floating-point ones in the model's dtype.
@@ -181,7 +231,8 @@ class LVLM(HookedModel):
 
     def _encode_rows(self, rows: list[Row]) -> Encoding:
         placeholder = image_placeholder(self.processor)
-        with unset_fake_temporarily():
+        # A tokenizer keeps its padding on itself, so two threads cannot share it.
+        with self.alone(), unset_fake_temporarily():
             encoding = encode_rows(rows, self.processor, placeholder=placeholder)
         return cast_floats(encoding, self._module.dtype)
 
@@ -199,6 +250,8 @@ class LVLM(HookedModel):
         Raises:
             InputError: If the tokens do not add up to the family's layout.
         """
+        if isinstance(encoding, Mapping) and "input_ids" in encoding:
+            check_encoding(encoding)
         return find_spans(
             self._module.config,
             encoding,
@@ -219,15 +272,17 @@ class LVLM(HookedModel):
             ModelError: If a layer has no attention to patch.
             SettingsError: If a layer or head does not exist, or these are no settings.
         """
-        if not hasattr(settings, "find_sites"):
-            msg = (
-                "a patch is an intervention's settings, such as eah.EAH() or eah.PAI()"
-                f": got {settings!r}"
-            )
-            raise SettingsError(msg)
         return check_settings(self, settings)
 
     # -- running ---------------------------------------------------------------------
+
+    def alone(self) -> Any:
+        """Return the lock that keeps other threads from running the model meanwhile.
+
+        Every run takes it by itself, in its twins too. Take it where hooks of your own
+        are on the model: `with model.alone(): ...`.
+        """
+        return self.interleaver.lock
 
     def trace(self, *inputs: Any, **kwargs: Any) -> Any:
         """Open a trace of one forward pass.
@@ -244,17 +299,19 @@ class LVLM(HookedModel):
         if not kwargs.get("remote"):
             # Before the workers are set up, so that verification has its own run.
             self.dispatch()
+            kwargs.setdefault("backend", LockedBackend(self.alone()))
         return super().trace(*inputs, **kwargs)
 
     def scan(self, *inputs: Any, **kwargs: Any) -> Any:
         """Open a trace that computes shapes only; arguments as for `trace`."""
         inputs, kwargs = self._take_images(inputs, kwargs)
+        kwargs.setdefault("backend", LockedBackend(self.alone()))
         return super().scan(*inputs, **kwargs)
 
     def describe(
         self,
         images: object,
-        prompts: object = DEFAULT_PROMPT,
+        prompts: object = None,
         *,
         max_new_tokens: int = 64,
         **generate: Any,
@@ -273,7 +330,9 @@ class LVLM(HookedModel):
         Raises:
             InputError: As for `encode`.
             NumericalError: If the model's logits are NaN.
+            SettingsError: If `max_new_tokens` is no number of 1 or more.
         """
+        max_new_tokens = check_count("max_new_tokens", max_new_tokens)
         encoding = self.encode(images, prompts)
         self._say_what_it_knows(encoding)
         # First, so that a processor of the user's does not see NaN and pass it on.
@@ -290,8 +349,7 @@ class LVLM(HookedModel):
             text.strip()
             for text in self.processor.batch_decode(new, skip_special_tokens=True)
         ]
-        many = isinstance(images, list | tuple) or isinstance(prompts, list | tuple)
-        return answers if many else answers[0]
+        return answers if are_many(images, prompts) else answers[0]
 
     def _say_what_it_knows(self, encoding: Encoding) -> None:
         """Log, once, that words about images of another size mean nothing."""
@@ -304,28 +362,48 @@ class LVLM(HookedModel):
 
     def interleave(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Run the model with its workers, then see that promised patches happened."""
-        with watched_run(self):
-            return super().interleave(stoppable(self, fn), *args, **kwargs)
+        refuse_custom_generate(kwargs)
+        with self.alone(), watched_run(self), plain_passes(self):
+            try:
+                return super().interleave(stoppable(self, fn), *args, **kwargs)
+            except (ValueError, RuntimeError) as error:
+                # Raised by the model, which knows how many features an image has.
+                if (miscount := name_miscount(error, self.processor)) is None:
+                    raise
+                raise miscount from error
 
     def _take_images(
         self, inputs: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Encode `(images, prompts)` where that is what was given."""
+        inputs, kwargs = join_images(inputs, kwargs)
         if len(inputs) > 2 or (len(inputs) == 2 and not are_prompts(inputs[1])):
             kinds = ", ".join(type(value).__name__ for value in inputs)
             msg = f"expected (images, prompts), got {len(inputs)} arguments: {kinds}"
             raise InputError(msg)
         if has_images(inputs):
             return (), {**self.encode(*inputs), **kwargs}
+        given = [one for one in (*inputs, kwargs) if isinstance(one, Mapping)]
+        for one in given:
+            if "input_ids" in one or one is not kwargs:
+                check_encoding(one)
+        if len(inputs) == 1 and not _is_taken(inputs[0]):
+            got = show_value(inputs[0])
+            msg = (
+                f"expected (images, prompts), text, token ids or an encoding, got {got}"
+            )
+            raise InputError(msg)
         return inputs, kwargs
 
     def _batch_size(self, *inputs: Any, **kwargs: Any) -> int:
+        inputs, kwargs = join_images(inputs, kwargs)
         if has_images(inputs):
             return len(self._rows(inputs))
         size: int = super()._batch_size(*inputs, **kwargs)
         return size
 
     def _batch(self, invokes: list[Any], fn: Any) -> tuple[Any, Any]:
+        invokes = [join_images(inputs, kwargs) for inputs, kwargs in invokes]
         pictured = [has_images(inputs) for inputs, _ in invokes]
         if any(pictured):
             args, kwargs = self._batch_images(invokes, pictured)
@@ -338,6 +416,8 @@ class LVLM(HookedModel):
                     "(images, prompts), or encode all rows and give them to trace"
                 )
                 raise UnsupportedError(msg) from error
+        name = fn if isinstance(fn, str) else getattr(fn, "__name__", "")
+        check_positions(self, kwargs, generates=name == "generate")
         setattr(self.interleaver, INPUTS, kwargs)
         return args, kwargs
 
@@ -369,3 +449,17 @@ class LVLM(HookedModel):
         if not is_shipping():
             return super().__reduce_ex__(protocol)
         return object.__new__, (HookedModel,), self.__getstate__()
+
+
+def _is_taken(value: object) -> bool:
+    """Whether nnsight takes a value in the place of images: text, ids, an encoding."""
+    if isinstance(value, list | tuple):
+        kinds = {str if isinstance(item, str) else type(item) for item in value}
+        return len(kinds) == 1 and all(map(_is_taken_item, value))
+    return isinstance(value, str | Tensor | Mapping)
+
+
+def _is_taken_item(value: object) -> bool:
+    ids = isinstance(value, list | tuple) and to_ints(value) is not None
+    whole = to_int(value) is not None
+    return ids or whole or isinstance(value, str | Tensor | Mapping)

@@ -17,6 +17,7 @@ from eah_interp._types import ColumnMask, HeadOutputs
 from eah_interp.errors import InputError, UnsupportedError
 from eah_interp.kernels.patterns import (
     PatternBlock,
+    check_tensor,
     find_visible,
     is_abstract,
     mix_values,
@@ -58,6 +59,7 @@ class Prompt:
         """
         if prompt_mask is None:
             return self
+        check_tensor("prompt_mask", prompt_mask, axes="batch key", kind="bool")
         if prompt_mask.shape != self.image_mask.shape:
             msg = (
                 f"the prompt mask has shape {tuple(prompt_mask.shape)}: expected a "
@@ -186,6 +188,7 @@ def _read_tokens(mask: Any, image_mask: Tensor) -> Tensor:
 
 
 def _check_widths(ids: Tensor, image_mask: Tensor, mask: Any) -> None:
+    check_tensor("image_mask", image_mask, axes="batch key", kind="bool")
     if tuple(image_mask.shape) != tuple(ids.shape):
         msg = (
             f"the image mask has shape {tuple(image_mask.shape)}: expected a flag for "

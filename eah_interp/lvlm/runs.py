@@ -1,23 +1,34 @@
 """One run of a model: who patches what in it, and what it must have done by its end."""
 
 import contextlib
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.metadata import version
+from types import MethodType
 from typing import Any
 
 import torch
 from nnsight.intervention.interleaver import (
     EarlyStopException,
     GreenletExit,
+    Interleaver,
     Mediator,
     OutOfOrderError,
 )
+from nnsight.modeling.tp import TPFragments
+from nnsight.tracing.backend import Backend
 from torch import Tensor, nn
 
 from eah_interp.errors import NumericalError, UnsupportedError
 from eah_interp.kernels.patterns import is_abstract
 from eah_interp.lvlm.prompt import INPUTS, Memory
+
+try:
+    from nnsight.intervention.source import Controller
+except ImportError:  # another nnsight, which goes its own way in every pass
+    Controller = object
 
 PROMISES = "eah_promises"
 """Attribute of nnsight's interleaver: the memories of this run's patching workers."""
@@ -187,10 +198,13 @@ def _noted_passes(model: Any) -> Iterator[None]:
     its cache, and without a cache each pass reads everything.
     """
     passes: list[ForwardPass] = []
+    ours = threading.get_ident()
     setattr(model.interleaver, PASSES, passes)
 
     def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         del module
+        if threading.get_ident() != ours:  # who calls the bare model meanwhile
+            return
         given = [kwargs.get("inputs_embeds"), kwargs.get("input_ids"), *args[:1]]
         read = next((tensor for tensor in given if isinstance(tensor, Tensor)), None)
         cache = kwargs.get("past_key_values")
@@ -263,9 +277,23 @@ def check_mode(model: Any) -> None:
         UnsupportedError: If dropout would draw, or layers would be computed a second
             time, outside the patch.
     """
-    root: nn.Module = model._module
-    if not root.training:
-        return
+    found = name_training(model._module)
+    if found:
+        msg = (
+            f"{found}; call eval() on the model, or gradient_checkpointing_disable() "
+            "if it is that"
+        )
+        raise UnsupportedError(msg)
+
+
+def name_training(root: nn.Module) -> str:
+    """Name what in training mode makes a model's passes differ.
+
+    The model itself may be in evaluation mode: PEFT's new layers begin in training.
+
+    Returns:
+        A sentence; empty if there is nothing of the kind.
+    """
     for name, module in root.named_modules():
         if not module.training:
             continue
@@ -274,13 +302,13 @@ def check_mode(model: Any) -> None:
         drops = drops or (isinstance(module, nn.Dropout) and module.p > 0)
         if again or drops:
             what = (
-                "gradient checkpointing computes layers a second time, without the "
-                "patch; call gradient_checkpointing_disable() or eval()"
+                "gradient checkpointing computes layers a second time, unpatched"
                 if again
-                else "dropout draws anew in every pass; call eval()"
+                else "dropout draws anew in every pass"
             )
-            msg = f"the model is in training mode, and in {name or 'it'} {what} on it"
-            raise UnsupportedError(msg)
+            whose = "the model is" if root.training else "a part of the model is"
+            return f"{whose} in training mode, and in {name or 'it'} {what}"
+    return ""
 
 
 def note_pattern(interleaver: Any, pattern: Tensor, *, layer: int) -> None:
@@ -377,3 +405,242 @@ def stoppable(model: Any, function: Any) -> Callable[..., Any]:
     # nnsight goes by the name of what runs.
     call.__name__ = function if named else getattr(function, "__name__", "call")
     return call
+
+
+# ---- Passes in which nobody waits run as transformers runs them.
+#
+# nnsight stands in every module's forward, and asks there whether somebody waits for
+# what goes in or comes out. In a generation's steps after a patched prompt nobody does,
+# nor in any pass of a run without a patch: there the modules' own forwards are put
+# back, for as long as the pass takes. What is returned is the same, bit for bit.
+#
+# That nobody waits is read off nnsight's state at the door of each pass: no worker has
+# code left to run (an edit of all steps, a loop, a value to be saved), but for one that
+# wants the run's result, which no module gives; nothing is cached; and no other wrapper
+# traces the same modules. Hooks of modules, ours and the user's, run as ever.
+
+IS_KNOWN = Controller is not object and version("nnsight").startswith("0.8.")
+"""Whether this nnsight is one whose handlers are known here."""
+
+_RESULT = "result"
+"""What nnsight calls the value of a whole run, which no module hands over."""
+
+
+class _Door(Controller):
+    """nnsight's handler of a module that whole passes go through, and who lets them."""
+
+    def __init__(self, module: nn.Module, handler: Any, run: "_Run") -> None:
+        super().__init__(module, handler.state)
+        self.run = run
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        # A compiler reads this method too: it is to find nnsight's, and nothing that
+        # changes from pass to pass.
+        if (
+            torch.compiler.is_compiling()
+            or self.run.is_plain
+            or _somebody_waits(self.state)
+        ):
+            return super().__call__(*args, **kwargs)
+        with self.run.plainly():
+            return super().__call__(*args, **kwargs)
+
+
+class _Run:
+    """One run's handlers, and whether they stand aside.
+
+    Attributes:
+        is_plain: Whether a pass without them goes on.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self._interleaver = model.interleaver
+        self.is_plain = False
+        self._root: nn.Module = model._module
+        self._handlers: list[tuple[dict[str, Any], Any, MethodType]] | None = None
+
+    @contextlib.contextmanager
+    def plainly(self) -> Iterator[None]:
+        """Put the modules' own forwards back, for one pass."""
+        if self._handlers is None:
+            self._handlers = list(_list_handlers(self._root))
+        busy = self._interleaver.busy
+        try:
+            self.is_plain = True
+            # Handlers that cannot stand aside (accelerate's modules keep theirs) are
+            # told that there is nobody to ask.
+            self._interleaver.busy = False
+            for place, handler, forward in self._handlers:
+                # Unless somebody has put a forward of his own there in the meantime.
+                if place.get("forward") is handler:
+                    place["forward"] = forward
+            yield
+        finally:
+            self._interleaver.busy = busy
+            self.restore()
+
+    def restore(self) -> None:
+        """Put every handler back that stands aside."""
+        for place, handler, forward in self._handlers or ():
+            if place.get("forward") is forward:
+                place["forward"] = handler
+        self.is_plain = False
+
+
+def _list_handlers(
+    root: nn.Module,
+) -> Iterator[tuple[dict[str, Any], Any, MethodType]]:
+    """List where handlers stand, the handlers, and the forwards that they call."""
+    pending, known = [root], {root}
+    while pending:  # modules() takes as long as a pass of a small model
+        module = pending.pop()
+        below = {child for child in module._modules.values() if child is not None}
+        pending += below - known
+        known |= below
+        place = vars(module)
+        handler = place.get("forward")
+        # Under accelerate's hooks, nnsight's handler is what moves tensors to devices.
+        if isinstance(handler, Controller) and "_hf_hook" not in place:
+            # Without operations, also where they are open.
+            yield place, handler, MethodType(handler.state.original, module)
+
+
+def _somebody_waits(state: Any) -> bool:
+    """Whether a run that goes through a module has use for handlers now.
+
+    Args:
+        state: What nnsight keeps of the module.
+    """
+    for reference, *_ in state.routes:
+        interleaver = reference()
+        if interleaver is None or not interleaver.interleaving:
+            continue
+        workers = interleaver.mediators
+        shards = interleaver.fragments
+        if interleaver.observers or (shards is not None and shards.enabled):
+            return True  # caches, and values that lie on several devices
+        if interleaver.busy and not workers:
+            return True  # a server's, which drives workers of its own
+        if any(worker.alive and not _waits_for_result(worker) for worker in workers):
+            return True
+    return False
+
+
+def _waits_for_result(worker: Any) -> bool:
+    return worker.pending is not None and worker.pending.provider == _RESULT
+
+
+@contextlib.contextmanager
+def plain_passes(model: Any) -> Iterator[None]:
+    """Let passes of a run in which nobody waits go without nnsight's handlers.
+
+    At its end the model is as it was before, however it ends.
+
+    Args:
+        model: The LVLM that runs.
+    """
+    run, doors = _Run(model), list[tuple[dict[str, Any], Any, _Door]]()
+    # What generate() calls is the whole model, or in some families a part of it.
+    path = model.anatomy.layers.split(".")[:-1]
+    try:
+        for depth in range(len(path) + 1 if IS_KNOWN else 0):
+            module = model._module.get_submodule(".".join(path[:depth]))
+            place = vars(module)
+            handler = place.get("forward")
+            if type(handler) is Controller:
+                door = _Door(module, handler, run)
+                doors.append((place, handler, door))
+                place["forward"] = door
+        yield
+    finally:
+        # Again, for a Ctrl-C that came while a pass was putting them back.
+        run.restore()
+        for place, handler, door in doors:
+            if place.get("forward") is door:
+                place["forward"] = handler
+
+
+# ---- One model in several threads: one run at a time, and each knows its own.
+
+
+def _own(name: str) -> Any:
+    """Make an attribute of which every thread has its own."""
+
+    def read(self: Any) -> Any:
+        try:
+            return getattr(self.local, name)
+        except AttributeError:
+            raise AttributeError(name) from None
+
+    def write(self: Any, value: Any) -> None:
+        setattr(self.local, name, value)
+
+    return property(read, write)
+
+
+class OneRunAtATime(Interleaver):
+    """nnsight's interleaver, shared by a model's threads and its patched twins.
+
+    Workers, batches and counts of a run are kept on it, so two runs at once would take
+    each other's; whoever runs holds `lock`. A module that another thread calls
+    meanwhile, outside nnsight, belongs to no run.
+
+    Attributes:
+        lock: Held for a whole run; again by the thread that holds it, as where a trace
+            opens a second one.
+        local: What a thread knows of its latest run.
+    """
+
+    lock: Any
+    local: Any
+
+    def __init__(self) -> None:
+        """Make it as nnsight does, for models split across devices too."""
+        self._make_locks()
+        super().__init__(fragments=TPFragments())
+
+    def _make_locks(self) -> None:
+        self.lock, self.local = threading.RLock(), threading.local()
+
+    eah_inputs = _own("inputs")
+    eah_promises = _own("promises")
+    eah_passes = _own("passes")
+
+    # Whether some thread runs, and which: no other is interleaving.
+    _running = False
+    _runner = 0
+
+    @property
+    def interleaving(self) -> bool:
+        """Whether this thread is inside a run."""
+        if not self._running:
+            return False
+        if torch.compiler.is_compiling():  # which cannot ask for the thread
+            return True
+        return self._runner == threading.get_ident()
+
+    @interleaving.setter
+    def interleaving(self, value: bool) -> None:
+        self._running, self._runner = value, threading.get_ident()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the locks here: a copy has its own."""
+        return {k: v for k, v in vars(self).items() if k not in ("lock", "local")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take a copy's state, with locks of its own."""
+        self.__dict__.update(state)
+        self._make_locks()
+
+
+class LockedBackend(Backend):
+    """Runs a captured block here, when no other thread runs the model."""
+
+    def __init__(self, lock: Any) -> None:
+        """Take the lock of the model's interleaver."""
+        self._lock = lock
+
+    def __call__(self, tracer: Any) -> None:
+        """Run the block, alone with the model."""
+        with self._lock:
+            super().__call__(tracer)

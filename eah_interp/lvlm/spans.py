@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig, ProcessorMixin
 
 from eah_interp._types import ColumnMask
-from eah_interp.errors import InputError, ModelError, UnsupportedError
+from eah_interp.errors import InputError, ModelError, UnsupportedError, show_value
 from eah_interp.lvlm.layouts import grids
 from eah_interp.lvlm.layouts.grids import Box as Box
 from eah_interp.lvlm.layouts.grids import EncodedImage, Layout
@@ -173,6 +173,9 @@ def find_spans(
         InputError: The encoding lacks `input_ids`, or its image tokens do not add up
             to whole images, or to as many as are described.
     """
+    if not isinstance(encoding, Mapping):
+        got = show_value(encoding)
+        raise InputError(f"expected an encoding, a mapping with input_ids, got {got}")
     ids = encoding.get("input_ids")
     if not isinstance(ids, Tensor) or ids.ndim != 2:
         raise InputError(

@@ -36,6 +36,7 @@ from eah_interp.lvlm.anatomy import (
 )
 from eah_interp.lvlm.attention import AttentionCall
 from eah_interp.lvlm.layouts.grids import pair
+from eah_interp.lvlm.runs import name_training
 from eah_interp.lvlm.writers import UNKNOWN
 
 PROBE_LENGTH = 7
@@ -83,12 +84,12 @@ def _check_patches(model: Any, anatomy: Anatomy, inputs: dict[str, Tensor]) -> N
         with _checked_sums(model._module, anatomy):
             plain = _run_plainly(model, inputs, 1)
         plain += _run_plainly(model, inputs, N_PLAIN - 1)
-        _check_deterministic(plain)
+        _check_deterministic(model._module, plain)
         same, _ = _patched_forward(model, anatomy, inputs, move=False)
         if not _nearest(same, plain) <= _noise(plain):
             # Of kernels that race, three runs may agree by chance: ask a few more.
             plain += _run_plainly(model, inputs, N_MORE)
-            _check_deterministic(plain)
+            _check_deterministic(model._module, plain)
         noise = _noise(plain)
         changed = _nearest(same, plain)
         if not changed <= noise:
@@ -160,7 +161,7 @@ def _check_sum(anatomy: Anatomy, layer: int, parts: list[Tensor]) -> Any:
     return hook
 
 
-def _check_deterministic(plain: list[Tensor]) -> None:
+def _check_deterministic(root: nn.Module, plain: list[Tensor]) -> None:
     """Refuse a model whose plain runs differ so much that patches drown in it."""
     first = plain[0]
     if first.isnan().any():
@@ -176,12 +177,19 @@ def _check_deterministic(plain: list[Tensor]) -> None:
     allowed = max(MOST_NOISE, 4 * torch.finfo(first.dtype).eps)
     noise = _noise(plain)
     if not noise <= allowed * size:
+        training = name_training(root)
+        remedy = (
+            f"{training}; call model.eval()"
+            if training
+            else "call model.eval() if it is training, or torch."
+            "use_deterministic_algorithms(True), or load it with another dtype or "
+            "attn_implementation"
+        )
         msg = (
             f"the model is not deterministic: plain runs of one prompt differ by "
             f"{noise:.2g}, expected at most {allowed * size:.2g} ({allowed:.2g} of the "
-            "logits' range), so what a patch changes cannot be told from noise; call "
-            "model.eval() if it is training, or torch.use_deterministic_algorithms"
-            "(True), or load it with another dtype or attn_implementation"
+            f"logits' range), so what a patch changes cannot be told from noise; "
+            f"{remedy}"
         )
         raise ModelError(msg)
 
@@ -282,7 +290,7 @@ def _check_explained(site: AttentionSite, call: AttentionCall, output: Any) -> N
 def _check_image_token(model: Any, anatomy: Anatomy) -> None:
     token = anatomy.image_token_id
     if token is not None and token < 0:
-        size = model._module.get_input_embeddings().num_embeddings
+        size = _count_tokens(model)
         msg = f"image_token_id={token} is not a token; vocabulary of {size}"
         raise ModelError(msg)
 
@@ -310,7 +318,7 @@ def _blank_image(model: Any, ids: Tensor) -> dict[str, Tensor]:
 
 def _probe_ids(model: Any, anatomy: Anatomy) -> Tensor:
     """Choose plain text tokens, spread over the vocabulary, no special ones."""
-    size = model._module.get_input_embeddings().num_embeddings
+    size = _count_tokens(model)
     special = set(getattr(model.tokenizer, "all_special_ids", None) or ())
     special.add(anatomy.image_token_id)
     wanted = torch.linspace(size // 10, size - 1 - size // 10, PROBE_LENGTH).long()
@@ -321,6 +329,13 @@ def _probe_ids(model: Any, anatomy: Anatomy) -> Tensor:
             token += 1
         ids.append(token)
     return torch.tensor([ids], device=model.device)
+
+
+def _count_tokens(model: Any) -> int:
+    # An adapter's embedding has its parts' weights, and no number of its own.
+    embedding = model._module.get_input_embeddings()
+    embedding = getattr(embedding, "base_layer", embedding)
+    return int(embedding.num_embeddings)
 
 
 def _distance(a: Tensor, b: Tensor) -> float:

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from PIL import Image
 
+from eah_interp.arguments import check_text
 from eah_interp.attribution import (
     Case,
     attribute_heads,
@@ -54,6 +55,7 @@ from eah_interp.report.subjects import (
     Question,
     Subject,
     check_question,
+    list_texts,
     make_subject,
 )
 
@@ -110,8 +112,12 @@ def inspect_image(
         >>> found.asked[0].question.prompt, found.remarks
         ('Is there a flower in the image?', ())
     """
-    given = [questions] if isinstance(questions, str) else list(questions)
+    given = list_texts("questions", questions)
+    objects = list_texts("objects", objects)
+    absent = list_texts("absent", absent)
     check_question(given, [*objects, *absent])
+    if title is not None:
+        check_text("title", title)
     subject = make_subject(
         image,
         given,

@@ -1,10 +1,13 @@
 """One image's result on one page of HTML, without a network or another file."""
 
+import dataclasses
+import shlex
 from importlib.resources import files
 from pathlib import Path
 
+from eah_interp.arguments import check_path
 from eah_interp.errors import SettingsError, UnsupportedError
-from eah_interp.files import save_bytes
+from eah_interp.files import name_file, save_bytes
 from eah_interp.report.figures import (
     draw_attention,
     draw_broadcast,
@@ -49,7 +52,7 @@ def write_report(found: Inspection, path: str | Path) -> Path:
         ExtraMissingError: If matplotlib is not installed.
         SettingsError: If the file cannot be written.
     """
-    path = Path(path)
+    path = check_path("path", path, error=SettingsError)
     if not path.parent.is_dir():
         msg = f"cannot write {path}: the folder {path.parent} does not exist; make it"
         raise SettingsError(msg)
@@ -66,6 +69,7 @@ def render(found: Inspection) -> str:
     Returns:
         The page.
     """
+    found = _without_folders(found)
     donors, note = _draw_donors(found)
     template = files("eah_interp.report").joinpath(TEMPLATE).read_text("utf-8")
     return render_page(
@@ -102,6 +106,30 @@ def render(found: Inspection) -> str:
         ],
         settings=tabulate_settings(found.eah),
         facts=tabulate_facts(found),
+    )
+
+
+def _without_folders(found: Inspection) -> Inspection:
+    """Return a result that names files without the folders above them.
+
+    The page may be mailed; the result, and its JSON, keep paths as they were given.
+    """
+    paths = [found.subject.title, str(found.model["name"])]
+
+    def shorten(text: str) -> str:
+        for path in sorted(paths, key=len, reverse=True):
+            text = text.replace(path, name_file(path))
+        return text
+
+    words = shlex.split(found.command)
+    return dataclasses.replace(
+        found,
+        model={**found.model, "name": name_file(str(found.model["name"]))},
+        subject=dataclasses.replace(
+            found.subject, title=name_file(found.subject.title)
+        ),
+        command=shlex.join(map(name_file, words)),
+        remarks=tuple(map(shorten, found.remarks)),
     )
 
 

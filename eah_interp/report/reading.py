@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from eah_interp._types import DonorRule
-from eah_interp.errors import InputError
+from eah_interp.errors import InputError, UnsupportedError
 from eah_interp.interventions import EAH, EAHPatch, edit, intervene
 from eah_interp.lvlm import LVLM
 from eah_interp.lvlm.inputs import image_placeholder, pair_rows, write_prompt
@@ -287,7 +287,7 @@ def list_model(model: LVLM, name: str | None) -> dict[str, Any]:
         "n_heads": model.n_heads,
         "n_kv_heads": model.n_kv_heads,
         "d_head": model.d_head,
-        "device": str(next(model.parameters()).device),
+        "device": str(model.device),
         "dtype": str(model.dtype).removeprefix("torch."),
     }
 
@@ -300,11 +300,16 @@ def describe_model(model: LVLM, name: str | None) -> dict[str, Any]:
     from eah_interp.studies.manifest import hash_weights
 
     module = model._module
-    size = sum(t.nbytes for t in module.state_dict().values())
+    size = sum(p.nbytes for p in module.parameters())
     text = module.config.get_text_config()
-    hashed = f"not hashed: {size / 1e9:.1f} GB"
+    weights = f"not hashed: {size / 1e9:.1f} GB"
+    if size <= MOST_HASHED:
+        try:
+            weights = hash_weights(module)
+        except UnsupportedError:
+            weights = "not hashed: 4-bit weights, repacked for this CPU"
     return {
         **list_model(model, name),
         "attention": str(text._attn_implementation),
-        "weights": hash_weights(module) if size <= MOST_HASHED else hashed,
+        "weights": weights,
     }

@@ -6,7 +6,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from eah_interp.errors import InputError
+from eah_interp.arguments import check_unicode
+from eah_interp.errors import InputError, show_value
+from eah_interp.indices import to_list
 from eah_interp.lvlm import LVLM
 from eah_interp.lvlm.images import read_image
 from eah_interp.lvlm.inputs import DEFAULT_PROMPT
@@ -188,6 +190,18 @@ def draw_subject(
         questions=tuple(map(Question, prompts)) or tuple(asked),
         drawn=True,
     )
+
+
+def list_texts(name: str, value: object) -> list[str]:
+    """List one text, or several.
+
+    Raises:
+        InputError: If it is something else.
+    """
+    listed = [value] if isinstance(value, str) else to_list(value)
+    if listed is None or not all(isinstance(one, str) for one in listed):
+        raise InputError(f"{name} must be texts, got {show_value(value)}")
+    return [check_unicode(name, one) for one in listed]
 
 
 def check_question(questions: Sequence[str], named: Sequence[str]) -> None:

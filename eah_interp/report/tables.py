@@ -129,7 +129,7 @@ def say_settings(eah: EAH) -> str:
     """
     layers = ", ".join(map(str, eah.layers))
     plural = "s" * (len(eah.layers) > 1)
-    donor = f"head {eah.donor}" if isinstance(eah.donor, int) else eah.donor
+    donor = eah.donor_name
     heads = "all" if eah.recipients == "all" else ", ".join(map(str, eah.recipients))
     gamma = "" if eah.gamma is None else f", gamma {eah.gamma:g}"
     return (

@@ -9,6 +9,7 @@ from eah_interp.studies.items import caption_items as caption_items
 from eah_interp.studies.items import pope_items as pope_items
 from eah_interp.studies.items import toy_items as toy_items
 from eah_interp.studies.manifest import ModelSource as ModelSource
+from eah_interp.studies.own_data import table_items as table_items
 from eah_interp.studies.report import report as report
 from eah_interp.studies.study import Study as Study
 from eah_interp.studies.study import StudyRun as StudyRun

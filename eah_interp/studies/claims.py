@@ -8,10 +8,15 @@ from typing import Any, Literal
 import pandas as pd
 import torch
 
-from eah_interp.errors import InputError
+from eah_interp.errors import InputError, SettingsError, show_value
 from eah_interp.statistics import Effect, percentile_effect, resample_sums
 from eah_interp.studies.conditions import BASELINE, PatchedConditions
-from eah_interp.studies.contrasts import Contrast, Draws, contrast_conditions
+from eah_interp.studies.contrasts import (
+    Contrast,
+    Draws,
+    check_drawing,
+    contrast_conditions,
+)
 from eah_interp.studies.items import cluster_items
 from eah_interp.studies.scores import (
     ALL,
@@ -114,9 +119,16 @@ def answer_claims(
 
     Returns:
         The claims, in order.
+
+    Raises:
+        SettingsError: If there is no such reference, or `draws` are none.
     """
+    draws = check_drawing(draws)
+    if not isinstance(reference, str) or reference not in run.conditions:
+        listed, got = ", ".join(run.conditions), show_value(reference)
+        msg = f"reference must be a condition of the study ({listed}), got {got}"
+        raise SettingsError(msg)
     rows = score_rows(run) if rows is None else rows
-    draws = Draws() if draws is None else draws
     conditions = PatchedConditions(run.manifest.conditions)
     # One kind of question: claims are about all of them.
     whole = dataclasses.replace(rows, questions=rows.questions.assign(kind=ALL))

@@ -2,20 +2,35 @@
 
 import dataclasses
 import itertools
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from eah_interp.errors import SettingsError
+from eah_interp.arguments import check_kind, check_mapping, check_text
+from eah_interp.errors import SettingsError, show_value
+from eah_interp.indices import to_list
 from eah_interp.interventions import EAH, PAI, VAR, Ablation, Intervention, edit
 from eah_interp.interventions.donation import seed_items
+from eah_interp.interventions.intervention import known_kinds
+from eah_interp.interventions.plugins import describe_plugin, find_plugin
 from eah_interp.kernels.sinks import DEFAULT_BETA
+from eah_interp.studies.store import check_folders, check_name
 
-KINDS: dict[str, type[EAH] | type[Intervention]] = {
-    "eah": EAH,
-    **{kind.kind: kind for kind in (Ablation, PAI, VAR)},
+OURS: dict[str, type[Intervention]] = {
+    kind.kind: kind for kind in (EAH, Ablation, PAI, VAR)
 }
-"""What can be done to a model, by its name in files."""
+"""What this package does to a model, by its name in files."""
+
+
+def list_kinds() -> dict[str, type[Intervention]]:
+    """List what can be done to a model, by its name in files: ours, then a user's own.
+
+    Example:
+        >>> list(list_kinds())[:4]
+        ['eah', 'ablation', 'pai', 'var']
+    """
+    return {**OURS, **known_kinds(), **OURS}
 
 
 @dataclass(frozen=True)
@@ -28,14 +43,27 @@ class Condition:
     """
 
     name: str
-    patch: EAH | Intervention | None = None
+    patch: Intervention | None = None
+
+    def __post_init__(self) -> None:
+        check_text("a condition's name", self.name, error=SettingsError)
+        check_patch("patch", self.patch)
 
     def to_dict(self) -> dict[str, Any]:
-        """Write the condition as a mapping of plain values."""
+        """Write the condition as a mapping of plain values.
+
+        An intervention of a user's own is named, with a hash of its source.
+
+        Raises:
+            SettingsError: If its source, or a donor function's, cannot be read.
+        """
         if self.patch is None:
             return {"name": self.name}
-        kind = "eah" if isinstance(self.patch, EAH) else self.patch.kind
-        return {"name": self.name, kind: self.patch.to_dict()}
+        kind = type(self.patch)
+        named = {"name": self.name, kind.kind: self.patch.to_dict()}
+        if OURS.get(kind.kind) is not kind:
+            named["code"] = describe_plugin(kind)
+        return named
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Condition":
@@ -49,15 +77,28 @@ class Condition:
             >>> Condition.from_dict(condition.to_dict()) == condition
             True
         """
-        kinds = [key for key in values if key != "name"]
-        if len(kinds) > 1 or set(kinds) - set(KINDS):
+        values = check_mapping("a condition", values)
+        found = list_kinds()
+        code = values.get("code")
+        if isinstance(code, Mapping):
+            own = find_plugin(code)
+            found[getattr(own, "kind", "")] = own
+        kinds = [key for key in values if key not in ("name", "code")]
+        if len(kinds) > 1 or set(kinds) - set(found):
             msg = (
-                f"a condition is a name and one of {', '.join(KINDS)}, or none, got "
+                f"a condition is a name and one of {', '.join(found)}, or none, got "
                 f"{', '.join(map(str, values))}"
             )
             raise SettingsError(msg)
         given = values[kinds[0]] if kinds else None
-        patch = None if given is None else KINDS[kinds[0]].from_dict(given)
+        if given is not None and not isinstance(given, Mapping):
+            msg = (
+                f"{kinds[0]} must be settings with their values, got "
+                f"{show_value(given)}"
+            )
+            raise SettingsError(msg)
+        patch = None if given is None else found[kinds[0]].from_dict(given)
+        check_name(values.get("name"))
         return cls(values["name"], patch)
 
     def check(self, model: Any) -> None:
@@ -86,6 +127,21 @@ class Condition:
         return edit(model, patch)
 
 
+def check_patch(name: str, value: object) -> None:
+    """Check that an argument is an intervention's settings, or None.
+
+    Raises:
+        SettingsError: If it is something else.
+    """
+    check_kind(
+        name,
+        value,
+        (Intervention, type(None)),
+        expected="an intervention's settings, such as eah.EAH(), or None",
+        error=SettingsError,
+    )
+
+
 BASELINE = Condition("baseline")
 
 CONTROL_DONORS = ("sparsest", "random", "mean", "uniform", "shuffled")
@@ -101,6 +157,9 @@ def control_conditions(eah: EAH | None = None) -> tuple[Condition, ...]:
         >>> [condition.name for condition in control_conditions()]
         ['baseline', 'EAH', 'sparsest', 'random', 'mean', 'uniform', 'shuffled']
     """
+    check_kind(
+        "eah", eah, (EAH, type(None)), expected="EAH settings", error=SettingsError
+    )
     eah = EAH() if eah is None else eah
     controls = [
         Condition(donor, dataclasses.replace(eah, donor=donor))  # type: ignore[arg-type]
@@ -112,7 +171,7 @@ def control_conditions(eah: EAH | None = None) -> tuple[Condition, ...]:
 def sweep(
     axes: Mapping[str, Sequence[Any]],
     *,
-    eah: EAH | Intervention | None = None,
+    eah: Intervention | None = None,
     prefix: str | None = None,
 ) -> tuple[Condition, ...]:
     """Vary settings, every combination a condition.
@@ -132,6 +191,13 @@ def sweep(
         >>> [condition.name for condition in sweep({"alpha": [0.2, 0.5]}, eah=PAI())]
         ['PAI alpha=0.2', 'PAI alpha=0.5']
     """
+    check_patch("eah", eah)
+    for name, values in check_mapping("axes", axes).items():
+        if to_list(values) is None:
+            got = show_value(values)
+            raise SettingsError(f"axes must have a list under {name!r}, got {got}")
+    if prefix is not None:
+        check_text("prefix", prefix, error=SettingsError)
     eah = EAH() if eah is None else eah
     kind = type(eah)
     prefix = kind.__name__ if prefix is None else prefix
@@ -172,23 +238,30 @@ def name_changes(first: str, changes: Mapping[str, Any]) -> str:
 def _short(value: Any) -> str:
     if isinstance(value, list | tuple):
         return "+".join(map(_short, value))
-    return str(value)
+    return str(getattr(value, "__name__", value))
 
 
 def check_conditions(conditions: Sequence[Condition]) -> None:
-    """Check that there are conditions, each with a name of its own.
+    """Check that there are conditions, each with a name, and a folder, of its own.
 
     Raises:
         SettingsError: If not.
     """
-    names = [condition.name for condition in conditions]
+    listed = to_list(conditions)
+    if listed is None or not all(isinstance(one, Condition) for one in listed):
+        got = show_value(conditions)
+        raise SettingsError(f"conditions must be a list of Conditions, got {got}")
+    names = [condition.name for condition in listed]
     if not names:
         msg = "a study needs at least 1 condition, got none"
         raise SettingsError(msg)
-    twice = {name for name in names if names.count(name) > 1}
+    for name in names:
+        check_name(name)
+    twice = {name for name, count in Counter(names).items() if count > 1}
     if twice:
         msg = f"conditions called {', '.join(sorted(twice))} stand there more than once"
         raise SettingsError(msg)
+    check_folders(names)
 
 
 # ---- Conditions that differ in one setting: what a sweep varied.

@@ -8,12 +8,14 @@ from typing import Any
 import pandas as pd
 import torch
 
+from eah_interp.arguments import check_kind
 from eah_interp.benchmarks.chair import match_lengths
-from eah_interp.errors import InputError
+from eah_interp.errors import InputError, SettingsError
 from eah_interp.statistics import (
     Effect,
     Sums,
     adjust_holm,
+    check_draws,
     cohens_h,
     compare_outcomes,
     estimate_odds,
@@ -43,6 +45,21 @@ class Draws:
     level: float = 0.95
     resamples: int = 2000
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_draws(level=self.level, resamples=self.resamples, seed=self.seed)
+
+
+def check_drawing(draws: object) -> Draws:
+    """Check how intervals are to be drawn; `Draws()` where nothing is said.
+
+    Raises:
+        SettingsError: If it is something else.
+    """
+    given = Draws() if draws is None else draws
+    return check_kind(
+        "draws", given, Draws, expected="Draws(...) or None", error=SettingsError
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

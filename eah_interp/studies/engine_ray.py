@@ -10,7 +10,6 @@ from typing import Any
 
 import pandas as pd
 import torch
-from tqdm import tqdm
 
 from eah_interp.errors import (
     ExtraMissingError,
@@ -18,6 +17,7 @@ from eah_interp.errors import (
     SettingsError,
     UnsupportedError,
 )
+from eah_interp.lvlm.weights import check_plain
 from eah_interp.studies.conditions import Condition
 from eah_interp.studies.manifest import (
     Manifest,
@@ -25,7 +25,7 @@ from eah_interp.studies.manifest import (
     hash_weights,
     list_versions,
 )
-from eah_interp.studies.runner import Stop, polite
+from eah_interp.studies.runner import Stop, make_bar, polite
 from eah_interp.studies.store import Store
 from eah_interp.studies.work import Batch, run_batch, score_batch
 
@@ -87,7 +87,7 @@ def run_ray(
         total = sum(len(b.items) for b, condition in jobs if condition is not None)
         with (
             polite(store.folder) as stop,
-            tqdm(total=total, desc="items x conditions", disable=not progress) as bar,
+            make_bar(total, progress=progress) as bar,
         ):
             pool.start(min(count, len(jobs)))
             for (batch, condition), rows in pool.run(jobs, stop):
@@ -237,10 +237,16 @@ class Shipment:
 
     @classmethod
     def of(cls, model: Any) -> "Shipment":
-        """Pack an LVLM that is in memory."""
+        """Pack an LVLM that is in memory.
+
+        Raises:
+            UnsupportedError: If its weights are quantised, hold an adapter, or are
+                kept off the device.
+        """
         from safetensors.torch import save
 
         module = model._module
+        check_plain(module, for_what="shipping a model in memory to Ray's workers")
         state = {
             # A clone: safetensors refuses weights that are tied to each other.
             name: tensor.detach().cpu().contiguous().clone()

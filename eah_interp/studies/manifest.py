@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 import platform
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -13,11 +13,14 @@ from typing import Any
 
 import torch
 
+from eah_interp.arguments import check_text
 from eah_interp.errors import EAHError, InputError, ModelError, SettingsError
 from eah_interp.files import save_bytes
+from eah_interp.foreign_files import read_json
+from eah_interp.lvlm.weights import list_state
 from eah_interp.studies.conditions import Condition
-from eah_interp.studies.items import Item, hash_image, list_images
-from eah_interp.studies.store import has_rows, list_answered
+from eah_interp.studies.items import Item, check_items, hash_image, list_images
+from eah_interp.studies.store import check_folders, has_rows, list_answered
 
 FORMAT = 2
 
@@ -188,19 +191,24 @@ class Manifest:
             InputError: If there is none, or it is of another format.
         """
         try:
-            values = json.loads((folder / MANIFEST).read_text())
-        except (OSError, ValueError) as error:
+            values = read_json(folder / MANIFEST)
+        except InputError as error:
             msg = f"{folder} is no study: expected {MANIFEST} in it; {error}"
             raise InputError(msg) from error
         found = values.get("format") if isinstance(values, dict) else None
         names = {item.name for item in fields(cls)}
         expected = {FORMAT: names, PATHS: names - {"images"}}
-        if found not in expected or set(values) != expected[found]:
+        wanted = expected.get(found) if type(found) is int else None
+        if wanted is None or set(values) != wanted:
             msg = (
-                f"{folder / MANIFEST} has format {found}, expected {FORMAT} with its "
-                "fields; it was written by another version of eah_interp"
+                f"{folder / MANIFEST} has format {found!r:.60}, expected {FORMAT} with "
+                "its fields; it was written by another version of eah_interp"
             )
             raise InputError(msg)
+        for name, value in values.items():
+            if not _FITS[name](value):
+                msg = f"{folder / MANIFEST}: {name} cannot be {value!r:.60}"
+                raise InputError(msg)
         values["conditions"] = tuple(values["conditions"])
         images = values.pop("images", None)
         return cls(**values, images=None if images is None else tuple(images))
@@ -242,16 +250,20 @@ def load_items(folder: Path, manifest: Manifest) -> tuple[Item, ...]:
         InputError: If they cannot be read, or are not those of the manifest.
     """
     try:
-        listed = json.loads((folder / ITEMS).read_text())
-    except (OSError, ValueError) as error:
+        listed = read_json(folder / ITEMS)
+    except InputError as error:
         msg = f"{folder} is no study: expected {ITEMS} in it; {error}"
         raise InputError(msg) from error
+    if not isinstance(listed, list):
+        msg = f"{folder / ITEMS} does not list items: {listed!r:.60}"
+        raise InputError(msg)
     try:
         items = tuple(Item.from_dict(values) for values in listed)
-        found = _hash_items(items, with_paths=manifest.format == PATHS)
-    except (TypeError, AttributeError) as error:
+        check_items(items)
+    except InputError as error:
         msg = f"{folder / ITEMS} does not list items: {error}"
         raise InputError(msg) from error
+    found = _hash_items(items, with_paths=manifest.format == PATHS)
     if found != manifest.items:
         msg = (
             f"{folder / ITEMS} was changed since the study was begun: expected items "
@@ -280,7 +292,7 @@ def hash_weights(hf_model: torch.nn.Module) -> str:
     """
     total = hashlib.sha256()
     # By name: two versions of a class may list the same weights in another order.
-    for name, tensor in sorted(hf_model.state_dict().items()):
+    for name, tensor in list_state(hf_model):
         total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         whole = tensor.detach().cpu().contiguous().view(-1)
         total.update(whole.view(torch.uint8).numpy().data)
@@ -305,6 +317,56 @@ def name_images(items: Sequence[Item], manifest: Manifest) -> list[str]:
     known = dict(zip(list_images(items), manifest.images or (), strict=False))
     paths = [os.path.normpath(item.image) for item in items]
     return [known.get(path) or path for path in paths]
+
+
+# ---- What a manifest that somebody sent may hold.
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _are_conditions(value: Any) -> bool:
+    """Whether these are conditions with names that can be folders of their own."""
+    if not isinstance(value, list) or not value:
+        return False
+    try:
+        read = [Condition.from_dict(one) for one in value]
+        check_folders([condition.name for condition in read])
+    except EAHError:
+        return False
+    return True
+
+
+def _is_mapping(value: Any) -> bool:
+    return isinstance(value, dict)
+
+
+def _are_versions(value: Any) -> bool:
+    return isinstance(value, dict) and all(map(_is_text, value.values()))
+
+
+def _are_images(value: Any) -> bool:
+    return value is None or (
+        isinstance(value, list) and all(one is None or _is_text(one) for one in value)
+    )
+
+
+_FITS: dict[str, Callable[[Any], bool]] = {
+    **dict.fromkeys(("format", "n_items", "batch_size"), _is_count),
+    "seed": lambda value: type(value) is int,
+    **dict.fromkeys(("items", "model", "weights", "dtype"), _is_text),
+    **dict.fromkeys(("attention", "device"), _is_text),
+    "conditions": _are_conditions,
+    "decoding": _is_mapping,
+    "versions": _are_versions,
+    "images": _are_images,
+}
+"""Whether a value can stand under a key of a manifest."""
 
 
 def _write(manifest: Manifest) -> bytes:
@@ -373,6 +435,13 @@ class ModelSource:
     device_map: str | None = None
     attn_implementation: str | None = None
     revision: str | None = None
+
+    def __post_init__(self) -> None:
+        check_text("name", self.name, error=SettingsError)
+        for name in ("dtype", "device_map", "attn_implementation", "revision"):
+            value = getattr(self, name)
+            if value is not None:
+                check_text(name, value, error=SettingsError)
 
     def load(self) -> Any:
         """Load the model.

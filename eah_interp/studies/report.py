@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from eah_interp.arguments import check_path
 from eah_interp.benchmarks.pope import Rule
-from eah_interp.files import save_bytes
+from eah_interp.errors import SettingsError
+from eah_interp.files import name_file, save_bytes
 from eah_interp.studies.claims import Claim, answer_claims, density_and_errors
 from eah_interp.studies.contrasts import Draws, Pair
 from eah_interp.studies.scores import ScoredRows, score_rows
@@ -70,6 +72,7 @@ def report(
         InputError: As for `summarise`.
         ExtraMissingError: If matplotlib or statsmodels is not installed.
     """
+    path = check_path("out", out, error=SettingsError)
     check_sum(run, reference=reference, partial=partial)
     rows = score_rows(run, annotations=annotations, synonyms=synonyms, rule=rule)
     summary = sum_up(run, rows, reference=reference, draws=draws, rule=rule)
@@ -80,7 +83,6 @@ def report(
         drawings=tuple(_draw(run, rows, summary)),
         missing=sum(int(row["missing"]) for row in summary.failures),
     )
-    path = Path(out)
     save_bytes(page.encode(), path)
     return path
 
@@ -115,7 +117,11 @@ def render(
         manifest=manifest,
         facts=_tabulate_facts(summary),
         claims=[(claim, _tabulate_claim(claim)) for claim in claims],
-        examples=examples,
+        # The page may be mailed: where the images lie is nobody else's to know.
+        examples=[
+            dataclasses.replace(example, image=name_file(example.image))
+            for example in examples
+        ],
         drawings=drawings,
         missing=missing,
     )

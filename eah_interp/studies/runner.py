@@ -1,7 +1,9 @@
 """A study in this process: batch by batch, resumable, stopped politely by Ctrl-C."""
 
 import contextlib
+import re
 import signal
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +12,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from eah_interp.errors import SettingsError
+from eah_interp.errors import SettingsError, show_value
 from eah_interp.studies.conditions import Condition
 from eah_interp.studies.store import Store
 from eah_interp.studies.work import Batch, run_batch, score_batch
@@ -43,11 +45,12 @@ class Shard:
             >>> Shard.parse("2/8")
             Shard(index=2, count=8)
         """
-        index, slash, count = text.partition("/")
-        if not (slash and index.isdigit() and count.isdigit()):
-            msg = f"expected a shard such as 2/8, got {text!r}"
+        # No more digits: Python refuses to read them.
+        found = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", str(text))
+        if not isinstance(text, str) or found is None:
+            msg = f"expected a shard such as 2/8, got {show_value(text)}"
             raise SettingsError(msg)
-        return cls(int(index), int(count))
+        return cls(int(found[1]), int(found[2]))
 
     def has(self, batch: Batch) -> bool:
         """Whether a batch is of this share."""
@@ -96,7 +99,7 @@ def run_local(
     total = sum(len(b.items) * len(lacking) for b, lacking, _ in work)
     with (
         polite(store.folder) as stop,
-        tqdm(total=total, desc="items x conditions", disable=not progress) as bar,
+        make_bar(total, progress=progress) as bar,
     ):
         for batch, lacking, score in work:
             if score:
@@ -107,6 +110,20 @@ def run_local(
                 store.write(condition.name, batch.number, rows)
                 bar.update(len(batch.items))
                 stop.check()
+
+
+def make_bar(total: int, *, progress: bool) -> Any:
+    """Make a study's bar, whose durations are those of a clock that never goes back.
+
+    Args:
+        total: Items times conditions to do.
+        progress: Whether to show it.
+    """
+    bar: Any = tqdm(total=total, desc="items x conditions", disable=not progress)
+    if progress:
+        bar._time = time.monotonic
+        bar.start_t = bar.last_print_t = bar._time()
+    return bar
 
 
 class Stop:

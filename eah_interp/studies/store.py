@@ -2,6 +2,7 @@
 
 import io
 import re
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ import pandas as pd
 
 from eah_interp.errors import ExtraMissingError, InputError, SettingsError
 from eah_interp.files import clear_parts, make_folder, save_bytes
+from eah_interp.foreign_files import Kind, read_parquet
 
 ROWS, SINKS = "rows", "sinks"
 
@@ -22,6 +24,20 @@ COLUMNS = {
     "error": "string",
 }
 """Columns of a row and their types: everything else about an item is in the items."""
+
+KINDS: dict[str, Kind] = {
+    name: "integer" if dtype == "Int64" else "text" for name, dtype in COLUMNS.items()
+}
+SINK_KINDS: dict[str, Kind] = {
+    "item": "text",
+    "layer": "integer",
+    "head": "integer",
+    "density": "number",
+}
+
+
+SINK_KEYS = ["item", "layer", "head"]
+"""What a sink density is of."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +90,7 @@ class Store:
             InputError: If a file cannot be read; it is named.
         """
         for path in [self._of(c) / _name(b) for c in conditions for b in batches]:
-            if path.exists() and _read(path)["error"].notna().any():
+            if path.exists() and _read_rows(path)["error"].notna().any():
                 path.unlink(missing_ok=True)
 
     def has_sinks(self, batch: int) -> bool:
@@ -98,7 +114,7 @@ class Store:
         parts = {}
         for name in conditions:
             for path in _files(self._of(name)):
-                part = parts[path] = _read(path)
+                part = parts[path] = _read_rows(path)
                 if not part["condition"].eq(name).all():
                     msg = f"{path} has rows of another condition than {name!r}"
                     raise InputError(f"{msg}: it was copied there; delete it")
@@ -108,9 +124,8 @@ class Store:
 
     def read_sinks(self) -> pd.DataFrame:
         """Read the sink densities; an empty table if there are none."""
-        parts = {path: _read(path) for path in _files(self.folder / SINKS)}
-        keys = ["item", "layer", "head"]
-        return _join(parts, keys=keys) if parts else pd.DataFrame()
+        parts = {path: _read_sinks(path) for path in _files(self.folder / SINKS)}
+        return _join(parts, keys=SINK_KEYS) if parts else pd.DataFrame()
 
     def _of(self, condition: str) -> Path:
         return self.folder / ROWS / slug(condition)
@@ -125,6 +140,68 @@ def slug(name: str) -> str:
     """
     # A leading dot too: a condition called ".." would be another folder.
     return re.sub(r"[^\w.=+-]|^\.", lambda m: f"%{ord(m.group()):02X}", name)
+
+
+MOST_BYTES = 255
+"""How long a folder's name may be, on most file systems."""
+
+_RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)
+"""What Windows takes for a device, whatever its ending."""
+
+
+def check_name(name: object) -> None:
+    """Check that a condition's name can name a folder, on any machine.
+
+    Raises:
+        SettingsError: If it is no text, empty, too long, ends in a dot, holds what is
+            no text, or is a device's on Windows.
+
+    Example:
+        >>> check_name("EAH layers=0+1")
+        >>> check_name("aux")
+        Traceback (most recent call last):
+            ...
+        eah_interp.errors.SettingsError: name must be one that a folder can have: \
+'aux' is a device on Windows; choose another
+    """
+    wrong = ""
+    if not isinstance(name, str):
+        wrong = f"got {name!r:.60}, which is no text"
+    elif not name.strip():
+        wrong = f"{name!r} is empty"
+    elif any(unicodedata.category(sign) in ("Cc", "Cs") for sign in name):
+        wrong = f"{name[:60]!a} holds control characters, or half a character"
+    elif len(slug(name).encode()) > MOST_BYTES:
+        wrong = (
+            f"{name[:60]!r}... is {len(slug(name).encode())} bytes long as a folder, "
+            f"at most {MOST_BYTES} are possible"
+        )
+    elif _RESERVED.fullmatch(name):
+        wrong = f"{name!r} is a device on Windows"
+    elif name.endswith("."):
+        wrong = f"{name[-60:]!r} ends in a dot, which Windows leaves out"
+    if wrong:
+        msg = f"name must be one that a folder can have: {wrong}; choose another"
+        raise SettingsError(msg)
+
+
+def check_folders(names: Sequence[str]) -> None:
+    """Check that each of some conditions can have a folder of its own.
+
+    Raises:
+        SettingsError: If two are the same to a file system that does not tell capitals,
+            or ways to write an accent, apart.
+    """
+    seen: dict[str, str] = {}
+    for name in names:
+        folded = unicodedata.normalize("NFC", slug(name).casefold())
+        if folded in seen:
+            msg = (
+                f"conditions called {seen[folded]!r} and {name!r} would share a folder "
+                "where capitals, or ways to write an accent, are not told apart"
+            )
+            raise SettingsError(msg)
+        seen[folded] = name
 
 
 def _name(batch: int) -> str:
@@ -168,10 +245,10 @@ def list_answered(folder: Path) -> set[str]:
     """List the items that something was measured of: not those that failed."""
     found: set[str] = set()
     for path in (p for place in (folder / ROWS).glob("*") for p in _files(place)):
-        rows = _read(path)
+        rows = _read_rows(path)
         found |= set(rows["item"][rows["error"].isna()])
     for path in _files(folder / SINKS):
-        found |= set(_read(path)["item"])
+        found |= set(_read_sinks(path)["item"])
     return found
 
 
@@ -185,12 +262,36 @@ def _to_parquet(table: pd.DataFrame) -> bytes:
     return buffer.getvalue()
 
 
-def _read(path: Path) -> pd.DataFrame:
+def _read_rows(path: Path) -> pd.DataFrame:
+    """Read a file of rows, with the columns and types that were written."""
+    return _read(path, KINDS).astype(COLUMNS)
+
+
+def _read_sinks(path: Path) -> pd.DataFrame:
+    """Read a file of sink densities."""
+    table = _read(path, SINK_KINDS)
+    if table[["layer", "head", "density"]].isna().any(axis=None):
+        raise _changed(path, "a row lacks its layer, head or density")
+    return table
+
+
+def _changed(path: Path, what: str) -> InputError:
+    msg = (
+        f"{path} was changed since it was written: {what}; delete this file and run "
+        "the study again, which makes it anew"
+    )
+    return InputError(msg)
+
+
+def _read(path: Path, kinds: dict[str, Kind]) -> pd.DataFrame:
     try:
-        return pd.read_parquet(path, engine="pyarrow")
-    except (OSError, ValueError) as error:
+        table = read_parquet(path, kinds)
+    except InputError as error:
         msg = (
             f"cannot read {path}: {error}; delete this file and run the study again, "
             "which makes it anew"
         )
         raise InputError(msg) from error
+    if table[["item"]].isna().any(axis=None):
+        raise _changed(path, "a row names no item")
+    return table

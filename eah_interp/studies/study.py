@@ -1,14 +1,17 @@
 """A causal ablation study: items x conditions, run once, believed afterwards."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import pandas as pd
 
-from eah_interp.errors import InputError, SettingsError, UnsupportedError
+from eah_interp.arguments import check_kind, check_mapping, check_path
+from eah_interp.errors import InputError, SettingsError, UnsupportedError, show_value
 from eah_interp.files import make_folder
+from eah_interp.indices import check_choice, check_integer, to_int
 from eah_interp.studies.conditions import Condition, check_conditions
 from eah_interp.studies.items import Item, check_items
 from eah_interp.studies.manifest import Manifest, ModelSource, load_items
@@ -65,9 +68,20 @@ class Study:
         check_conditions(self.conditions)
         for condition in self.conditions:
             condition.check(self.model)
-        if self.batch_size < 1:
-            msg = f"batch_size must be at least 1, got {self.batch_size}"
+        number = to_int(self.batch_size)
+        if number is None or number < 1:
+            msg = f"batch_size must be at least 1, got {show_value(self.batch_size)}"
             raise SettingsError(msg)
+        seed = check_integer("seed", self.seed)
+        check_kind(
+            "sinks", self.sinks, bool, expected="True or False", error=SettingsError
+        )
+        if self.source is not None and not isinstance(self.source, ModelSource):
+            got = show_value(self.source)
+            raise SettingsError(f"source must be a ModelSource or None, got {got}")
+        # A frozen dataclass: integers of NumPy become plain ones, as JSON wants them.
+        object.__setattr__(self, "batch_size", number)
+        object.__setattr__(self, "seed", seed)
         check_decoding(self.model, self.settings)
 
     @property
@@ -114,7 +128,7 @@ class Study:
             KeyboardInterrupt: After the running batch, if Ctrl-C was pressed.
             ExtraMissingError: If pyarrow, or ray, is not installed.
         """
-        folder = Path(folder)
+        folder = check_path("folder", folder, error=SettingsError)
         share = Shard.parse(shard)
         manifest = Manifest.of(
             self.model,
@@ -124,9 +138,7 @@ class Study:
             batch_size=self.batch_size,
             seed=self.seed,
         )
-        if engine not in get_args(Engine):
-            msg = f"engine must be 'local' or 'ray', got {engine!r}"
-            raise SettingsError(msg)
+        check_choice("engine", engine, Engine)
         store = Store(folder)
         make_folder(folder)
         manifest.save(folder, self.items, trust_images=trust_images)
@@ -178,7 +190,7 @@ class StudyRun:
         Raises:
             InputError: If it is none.
         """
-        run = cls(Path(folder))
+        run = cls(check_path("folder", folder))
         _ = run.manifest
         return run
 
@@ -195,7 +207,11 @@ class StudyRun:
     def items(self) -> pd.DataFrame:
         """List the items, by `item`."""
         items = load_items(self.folder, self.manifest)
-        listed = [item.to_dict() for item in items]
+        listed = [
+            {k: v for k, v in item.to_dict().items() if k != "columns"}
+            | {"prompt": item.prompt_text, **item.columns}
+            for item in items
+        ]
         return pd.DataFrame(listed).rename(columns={"id": "item"})
 
     def rows(self) -> pd.DataFrame:
@@ -261,6 +277,9 @@ DECODING: dict[str, dict[str, Any]] = {
 
 ONE_ANSWER = {"num_return_sequences", "return_dict_in_generate"}
 
+CODE = {"custom_generate", "trust_remote_code"}
+"""What would have `generate` run a folder's code: no study file may say that."""
+
 
 def complete_decoding(
     decoding: Mapping[str, Mapping[str, Any]],
@@ -274,6 +293,11 @@ def complete_decoding(
         >>> complete_decoding({"caption": {"num_beams": 5}})["caption"]
         {'max_new_tokens': 64, 'do_sample': False, 'num_beams': 5}
     """
+    for task, settings in check_mapping("decoding", decoding).items():
+        for name, value in check_mapping(f"decoding of {task}", settings).items():
+            if isinstance(value, float) and not math.isfinite(value):
+                msg = f"decoding of {task}: {name} must be finite, got {value}"
+                raise SettingsError(msg)
     unknown = set(decoding) - set(DECODING)
     if unknown:
         msg = f"decoding is given by task: expected {', '.join(DECODING)}, got "
@@ -297,7 +321,9 @@ def check_decoding(model: Any, decoding: Mapping[str, Mapping[str, Any]]) -> Non
     config = model._module.generation_config
     known = set(config.to_dict()) | set(vars(config))
     for task, settings in decoding.items():
-        unknown = sorted({*settings} - known | {*settings} & ONE_ANSWER)
+        # A checkpoint's own file may hold any key, and so make it known.
+        refused = ONE_ANSWER | CODE
+        unknown = sorted(map(str, {*settings} - known | {*settings} & refused))
         if unknown:
             msg = (
                 f"decoding of {task}: expected settings of transformers' generate that "

@@ -6,20 +6,24 @@ stand in one, and how an entry of its conditions becomes conditions.
 
 import dataclasses
 import functools
+import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from eah_interp.arguments import check_path
 from eah_interp.errors import EAHError, ExtraMissingError, SettingsError
+from eah_interp.interventions.intervention import Intervention
+from eah_interp.interventions.plugins import find_plugin
 from eah_interp.studies.conditions import (
     BASELINE,
-    KINDS,
     Condition,
     check_conditions,
     combine,
     control_conditions,
+    list_kinds,
     name_changes,
 )
 from eah_interp.studies.items import (
@@ -30,6 +34,8 @@ from eah_interp.studies.items import (
     toy_items,
 )
 from eah_interp.studies.manifest import ModelSource
+from eah_interp.studies.own_data import table_items
+from eah_interp.studies.store import check_name
 from eah_interp.studies.study import Study, complete_decoding
 from eah_interp.studies.work import Batch, split_batches
 from eah_interp.studies.yaml_file import YamlFile, explain, locate, prefix
@@ -85,6 +91,7 @@ class StudyFile:
             >>> len(study.items), [condition.name for condition in study.conditions]
             (14, ['baseline', 'EAH'])
         """
+        path = check_path("path", path)
         file = YamlFile.read(path)
         values = _with_list(file.values)
         checked = _check(file, values)
@@ -175,6 +182,8 @@ def _read_conditions(
         place = ("conditions", number)
         try:
             several = read_condition(entry, seed=seed)
+            for condition in several:
+                check_name(condition.name)
         except ValidationError as error:
             wrong += explain(file, error, place)
         except ValueError as error:  # also our own SettingsError
@@ -198,7 +207,8 @@ def _read_conditions(
 
 def _list_items(entry: dict[str, Any], *, folder: Path) -> tuple[Item, ...]:
     source = entry.pop("source")
-    paths = [key for key in ("questions", "images") if source != "toy" and key in entry]
+    kinds = ("questions", "images", "file", "download")
+    paths = [key for key in kinds if source != "toy" and entry.get(key) is not None]
     for key in paths:
         given = entry[key]
         entry[key] = (
@@ -211,6 +221,8 @@ def _list_items(entry: dict[str, Any], *, folder: Path) -> tuple[Item, ...]:
             return toy_items(entry.pop("n_scenes"), **entry)
         if source == "pope":
             return pope_items(entry.pop("questions"), entry.pop("images"), **entry)
+        if source == "table":
+            return table_items(entry.pop("file"), **entry)
         return caption_items(entry.pop("images"), **entry)
     except EAHError as error:
         msg = f"items from {source}: {error}"
@@ -228,13 +240,16 @@ def make_base() -> Any:
         ExtraMissingError: If pydantic is not installed.
     """
     try:
-        from pydantic import BaseModel, model_validator
+        from pydantic import BaseModel, ConfigDict, model_validator
         from pydantic_core import PydanticCustomError
     except ImportError as error:
         msg = "study files need pydantic: pip install 'eah-interp[eval]'"
         raise ExtraMissingError(msg) from error
 
     class Strict(BaseModel):
+        # A donor may be a function.
+        model_config = ConfigDict(arbitrary_types_allowed=True)
+
         @model_validator(mode="before")
         @classmethod
         def refuse_unknown(cls, values: Any) -> Any:
@@ -296,7 +311,27 @@ def make_study_schema() -> Any:
         __base__=base,
         source=(Literal["captions"], ...),
         images=(str | list[str], ...),
-        prompt=(str, "Describe the image."),
+        prompt=(str | list[dict[str, Any]], "Describe the image."),
+        limit=limit,
+    )
+    column: Any = (str | None, None)
+    own = create_model(
+        "Table",
+        __base__=base,
+        source=(Literal["table"], ...),
+        file=(str, ...),
+        task=(Literal["yes_no", "caption"], "yes_no"),
+        image=(str, "image"),
+        question=(str, "question"),
+        label=(str, "label"),
+        objects=(str, "objects"),
+        name=column,
+        kind=column,
+        cluster=column,
+        images=column,
+        prompt=(str | list[dict[str, Any]], "Describe the image."),
+        suffix=(str, ""),
+        download=column,
         limit=limit,
     )
     decoding = create_model(
@@ -306,11 +341,15 @@ def make_study_schema() -> Any:
         caption=(dict[str, Any], {}),
     )
     source: Any = Field(discriminator="source")
+    kinds: Any = toy | pope | captions | own
     return create_model(
         "StudyFile",
         __base__=base,
         model=(model, Field(default_factory=model)),
-        items=(_list_of(Annotated[toy | pope | captions, source]), Field(min_length=1)),
+        items=(
+            _list_of(Annotated[kinds, source]),
+            Field(min_length=1),
+        ),
         conditions=(list[Any], Field(min_length=1)),
         decoding=(decoding, Field(default_factory=decoding)),
         batch_size=(PositiveInt, 32),
@@ -325,6 +364,10 @@ def _list_of(kind: Any) -> Any:
 
 # ---- Conditions as a study file writes them: by the kind of what is done.
 
+
+MOST_CONDITIONS = 10_000
+"""How many combinations a sweep may have: ten axes of ten values have a million times
+as many."""
 
 PRESETS = ("paper", "official")
 """Class methods that make a kind's published settings."""
@@ -350,7 +393,7 @@ def read_condition(entry: Any, *, seed: int) -> tuple[Condition, ...]:
     """
     if entry == BASELINE.name:
         return (BASELINE,)
-    if isinstance(entry, str) and entry in KINDS:
+    if isinstance(entry, str) and entry in list_kinds():
         entry = {"kind": entry}
     if isinstance(entry, Mapping) and "controls" in entry:
         given = make_controls_schema().model_validate(entry).controls
@@ -363,8 +406,8 @@ def read_condition(entry: Any, *, seed: int) -> tuple[Condition, ...]:
         name, kind, patch = _make(entry, seed=seed)
         return (Condition(name or _name(kind, entry), patch),)
     msg = (
-        f"expected baseline, {', '.join(KINDS)}, or keys with values that begin with "
-        f"kind, controls or sweep, got {entry!r}"
+        f"expected baseline, {', '.join(list_kinds())}, or keys with values that begin "
+        f"with kind, controls or sweep, got {entry!r}"
     )
     raise ValueError(msg)
 
@@ -372,13 +415,13 @@ def read_condition(entry: Any, *, seed: int) -> tuple[Condition, ...]:
 def _make(entry: Mapping[str, Any], *, seed: int) -> tuple[str | None, str, Any]:
     """Make the settings of an entry, `preset` included, with its name and kind."""
     kind = entry["kind"]
-    if kind not in KINDS:
-        msg = f"kind must be one of {', '.join(KINDS)}, got {kind!r}"
+    if not isinstance(kind, str) or kind not in list_kinds():
+        msg = f"kind must be one of {', '.join(list_kinds())}, got {kind!r}"
         raise ValueError(msg)
-    checked = make_kind_schema(kind).model_validate(entry)
+    settings: Any = list_kinds()[kind]
+    checked = make_kind_schema(settings).model_validate(entry)
     given = {name: getattr(checked, name) for name in checked.model_fields_set}
     _, name, preset = (given.pop(key, None) for key in ("kind", "name", "preset"))
-    settings = KINDS[kind]
     if "seed" in {field.name for field in dataclasses.fields(settings)}:
         given.setdefault("seed", seed)
     try:
@@ -398,6 +441,13 @@ def _read_sweep(entry: Mapping[str, Any], *, seed: int) -> tuple[Condition, ...]
         if not isinstance(values, list) or not values:
             msg = f"sweep of {name} must be a list of values, got {values!r}"
             raise ValueError(msg)
+    n_conditions = math.prod(map(len, axes.values()))
+    if n_conditions > MOST_CONDITIONS:
+        msg = (
+            f"sweep must be of at most {MOST_CONDITIONS} combinations, got "
+            f"{n_conditions}"
+        )
+        raise ValueError(msg)
     found = []
     for changes in combine(axes):
         name, kind, patch = _make(base | changes, seed=seed)
@@ -408,7 +458,7 @@ def _read_sweep(entry: Mapping[str, Any], *, seed: int) -> tuple[Condition, ...]
 
 def _name(kind: str, entry: Mapping[str, Any]) -> str:
     """Name a condition that was given no name: kind, preset, and what differs."""
-    first = KINDS[kind].__name__
+    first = list_kinds()[kind].__name__
     first += f" {entry['preset']}" if entry.get("preset") else ""
     changed = {k: v for k, v in entry.items() if k not in ("kind", "preset", "name")}
     return name_changes(first, changed)
@@ -432,15 +482,14 @@ def make_controls_schema() -> Any:
 
 
 @functools.cache
-def make_kind_schema(kind: str) -> Any:
+def make_kind_schema(settings: type[Intervention]) -> Any:
     """Make the model of a kind from the fields of its settings."""
     base = make_base()
     from pydantic import BeforeValidator, create_model
 
-    settings = KINDS[kind]
     presets = tuple(name for name in PRESETS if hasattr(settings, name))
     fields: dict[str, Any] = {
-        "kind": (Literal[kind], ...),
+        "kind": (Literal[settings.kind], ...),
         "name": (str | None, None),
     }
     if presets:
@@ -449,12 +498,18 @@ def make_kind_schema(kind: str) -> Any:
         needed = field.default is dataclasses.MISSING
         needed = needed and field.default_factory is dataclasses.MISSING
         kind_of: Any = field.type
-        several = Annotated[kind_of, BeforeValidator(_listed(field.name))]
+        several = Annotated[kind_of, BeforeValidator(_taken(field.name))]
         fields[field.name] = (several, ... if needed else None)
     return create_model(settings.__name__, __base__=base, **fields)
 
 
-def _listed(name: str) -> Any:
-    """Take `layers: 1` for `layers: [1]`."""
+def _taken(name: str) -> Any:
+    """Take `layers: 1` for `layers: [1]`, and `donor: {plugin: ...}` for its code."""
     alone = name in ("layers", "recipients", "heads")
-    return lambda value: [value] if alone and isinstance(value, int) else value
+
+    def take(value: Any) -> Any:
+        if name == "donor" and isinstance(value, Mapping):
+            return find_plugin(value)
+        return [value] if alone and isinstance(value, int) else value
+
+    return take

@@ -1,6 +1,7 @@
 """A study summed up, or two compared: answers scored, then values and changes."""
 
 import dataclasses
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,12 +9,14 @@ from typing import Any
 
 import pandas as pd
 
+from eah_interp.arguments import check_kind
 from eah_interp.benchmarks.pope import Rule
-from eah_interp.errors import InputError, SettingsError
+from eah_interp.errors import InputError, SettingsError, show_value
 from eah_interp.studies.conditions import BASELINE
 from eah_interp.studies.contrasts import (
     Draws,
     adjust_family,
+    check_drawing,
     contrast_conditions,
     score_conditions,
 )
@@ -67,13 +70,13 @@ def check_sum(run: StudyRun, *, reference: str, partial: bool) -> None:
         UnsupportedError: If rows are missing and `partial` is not set.
         SettingsError: If there is no such reference.
     """
+    check_kind("run", run, StudyRun, expected="a StudyRun")
     if not partial:
         run.check_complete()
-    if reference not in run.conditions:
+    if not isinstance(reference, str) or reference not in run.conditions:
         listed = ", ".join(run.conditions)
-        msg = (
-            f"reference must be a condition of the study ({listed}), got {reference!r}"
-        )
+        got = show_value(reference)
+        msg = f"reference must be a condition of the study ({listed}), got {got}"
         raise SettingsError(msg)
 
 
@@ -86,7 +89,7 @@ def sum_up(
     rule: Rule,
 ) -> StudySummary:
     """Sum up a study whose answers are scored, as `summarise` says."""
-    draws = Draws() if draws is None else draws
+    draws = check_drawing(draws)
     contrasts = [
         contrast
         for name in run.conditions
@@ -215,7 +218,8 @@ def _list_asked(run: StudyRun, *, known: bool) -> Iterator[tuple[Any, ...]]:
     for item, image in zip(
         items, name_images(items, manifest) if known else images, strict=True
     ):
-        yield item.id, item.task, image, item.prompt, item.label
+        prompt = json.dumps(item.prompt)  # messages are dicts, which have no hash
+        yield item.id, item.task, image, prompt, item.label
 
 
 def _only(rows: ScoredRows, items: set[str]) -> ScoredRows:

@@ -1,11 +1,13 @@
 """YAML whose every value knows its line, and the errors that name it."""
 
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from eah_interp.errors import ExtraMissingError, InputError, SettingsError
+from eah_interp.foreign_files import read_text
 
 Place = Sequence[str | int]
 """A way into a document: `("conditions", 0, "beta")`."""
@@ -31,8 +33,8 @@ class YamlFile:
 
         Raises:
             InputError: If it cannot be read.
-            SettingsError: If it is no YAML, or a key stands there twice; the line is
-                named.
+            SettingsError: If it is no YAML, a key stands there twice, or it is nested
+                too deep or too large with its aliases written out; the line is named.
             ExtraMissingError: If PyYAML is not installed.
         """
         try:
@@ -42,21 +44,21 @@ class YamlFile:
             raise ExtraMissingError(msg) from error
         path = Path(path)
         try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            reason = getattr(error, "strerror", None) or str(error)
-            msg = f"cannot read the study file {path}: {reason}"
+            text = read_text(path)
+        except InputError as error:
+            msg = str(error).replace("cannot read", "cannot read the study file", 1)
             raise InputError(msg) from error
+        loader: Any = None
         try:
-            root = yaml.compose(text, Loader=yaml.SafeLoader)
+            loader = _make_loader()(text)
+            root = loader.get_single_node()
+            _check_size(root)
             _check_keys(path, root)
-            values = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            mark = getattr(error, "problem_mark", None)
-            where = f"{path}:{mark.line + 1}" if mark else str(path)
-            what = getattr(error, "problem", None) or " ".join(str(error).split())
-            msg = f"{where}: expected YAML, got {what}"
-            raise SettingsError(msg) from error
+            values = None if root is None else loader.construct_document(root)
+        except (yaml.YAMLError, ValueError, OverflowError) as error:
+            if isinstance(error, SettingsError):
+                raise
+            raise SettingsError(_explain_yaml(path, text, loader, error)) from error
         return cls(path, values, root)
 
     def find(self, place: Place) -> "Found":
@@ -91,6 +93,107 @@ class Found:
 
     line: int
     place: Place
+
+
+# ---- Bounds: a few lines of YAML can stand for more values than there is memory.
+
+
+MOST_DEEP = 32
+"""How deep values may be nested: a study file needs seven."""
+
+MOST_VALUES = 50_000
+"""How many values a document may hold, an alias counted as what it stands for."""
+
+
+@functools.cache
+def _make_loader() -> Any:
+    """Make PyYAML's safe loader with bounds, whose every error is YAML's own."""
+    import yaml
+    from yaml.composer import ComposerError
+    from yaml.constructor import ConstructorError
+
+    class Loader(yaml.SafeLoader):  # type: ignore[misc]
+        depth = n_values = 0
+
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            event = self.peek_event()
+            self.depth += 1
+            self.n_values += 1
+            problem = ""
+            if self.depth > MOST_DEEP:
+                problem = f"values nested more than {MOST_DEEP} deep"
+            elif self.n_values > MOST_VALUES:
+                problem = f"more than {MOST_VALUES} values"
+            if problem:
+                raise ComposerError(None, None, problem, event.start_mark)
+            node = super().compose_node(parent, index)
+            self.depth -= 1
+            if isinstance(node.value, str) and not _is_plain(node.value):
+                problem = f"{node.value[:40]!a}, which is no text"
+                raise ComposerError(None, None, problem, node.start_mark)
+            return node
+
+        def construct_object(self, node: Any, deep: bool = False) -> Any:  # noqa: FBT001, FBT002, is inherited
+            try:
+                return super().construct_object(node, deep=deep)
+            except (ValueError, LookupError, TypeError, AttributeError) as error:
+                # `!!int x`, 2001-99-99, an integer of ten thousand digits
+                kind = node.tag.rpartition(":")[2]
+                problem = f"{str(node.value)[:40]!r}, which is no {kind}"
+                mark = node.start_mark
+                raise ConstructorError(None, None, problem, mark) from error
+
+    return Loader
+
+
+def _is_plain(text: str) -> bool:
+    """Whether a value can be written, and name a file: no NUL, no lone surrogate."""
+    return "\0" not in text and not any("\ud800" <= sign <= "\udfff" for sign in text)
+
+
+def _check_size(root: Any) -> None:
+    """Refuse a document that its aliases make endless, or too large.
+
+    Raises:
+        yaml.YAMLError: If it is.
+    """
+    from yaml.composer import ComposerError
+
+    sizes: dict[int, int] = {}
+    open_nodes: set[int] = set()
+
+    def measure(node: Any) -> int:
+        if id(node) in open_nodes:
+            problem = "an alias inside of what it stands for"
+            raise ComposerError(None, None, problem, node.start_mark)
+        if id(node) not in sizes:
+            open_nodes.add(id(node))
+            children = node.value if isinstance(node.value, list) else []
+            inner = [one for entry in children for one in _in_entry(entry)]
+            sizes[id(node)] = 1 + sum(map(measure, inner))
+            open_nodes.discard(id(node))
+        if sizes[id(node)] > MOST_VALUES:
+            problem = f"more than {MOST_VALUES} values, with its aliases written out"
+            raise ComposerError(None, None, problem, node.start_mark)
+        return sizes[id(node)]
+
+    if root is not None:
+        measure(root)
+
+
+def _in_entry(entry: Any) -> tuple[Any, ...]:
+    return entry if isinstance(entry, tuple) else (entry,)
+
+
+def _explain_yaml(path: Path, text: str, loader: Any, error: Exception) -> str:
+    """Write an error of PyYAML's with file and line."""
+    mark = getattr(error, "problem_mark", None)
+    place = getattr(error, "position", None)  # of a sign that YAML does not allow
+    if mark is None and place is None and loader is not None:
+        mark = loader.get_mark()
+    line = text.count("\n", 0, place) + 1 if mark is None else mark.line + 1
+    what = getattr(error, "problem", None) or " ".join(str(error).split())
+    return f"{path}:{line}: expected YAML, got {what}"
 
 
 def _check_keys(path: Path, node: Any) -> None:

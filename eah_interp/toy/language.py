@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
-from eah_interp.errors import SettingsError
+from eah_interp.arguments import check_kind, check_text
+from eah_interp.errors import InputError, SettingsError, show_value
+from eah_interp.indices import check_integer, to_list
 from eah_interp.toy.render import Scene
 from eah_interp.toy.world import COLOURS, OBJECTS, POPULARITY, World, draw_objects
 
@@ -98,6 +100,8 @@ def prompt_for(text: str, *, image_tokens: int = 1) -> str:
         >>> prompt_for("Is there a boat?")
         'USER: <image>\nIs there a boat? ASSISTANT:'
     """
+    check_text("text", text)
+    image_tokens = check_integer("image_tokens", image_tokens)
     return f"USER: {IMAGE_TOKEN * image_tokens}\n{text} ASSISTANT:"
 
 
@@ -115,6 +119,10 @@ def caption_of(objects: Sequence[str], *, template: str = CAPTIONS[0]) -> str:
         >>> caption_of(["boat", "fish", "tree"])
         'There is a boat, a fish and a tree in the image.'
     """
+    listed_names = to_list(objects)
+    if not listed_names or not all(isinstance(name, str) for name in listed_names):
+        got = show_value(objects)
+        raise InputError(f"objects must be a list of one name or more, got {got}")
     phrases = [f"a {name}" for name in objects]
     listed = ", ".join(phrases[:-1])
     joined = f"{listed} and {phrases[-1]}" if listed else phrases[-1]
@@ -128,6 +136,7 @@ def mentions_in(text: str) -> tuple[str, ...]:
         >>> mentions_in(" There is a boat, a tree and a boat.")
         ('boat', 'tree', 'boat')
     """
+    check_text("text", text)
     words = "".join(c if c.isalpha() else " " for c in text).split()
     return tuple(word for word in words if word in OBJECTS)
 
@@ -184,7 +193,8 @@ def questions_for(
         Questions, a "Yes" and a "No" in turn.
 
     Raises:
-        SettingsError: Unknown `sampling`.
+        SettingsError: Unknown `sampling`, or `pairs` or `seed` no integer >= 0.
+        InputError: `scene` is no scene.
 
     Example:
         >>> from eah_interp.toy import draw_scene
@@ -192,8 +202,11 @@ def questions_for(
         >>> [q.answer for q in questions_for(scene)]
         [True, False]
     """
-    if sampling not in SAMPLINGS:
-        raise SettingsError(f"sampling: expected one of {SAMPLINGS}, got {sampling!r}")
+    check_kind("scene", scene, Scene, expected="a Scene, as draw_scene gives it")
+    if not isinstance(sampling, str) or sampling not in SAMPLINGS:
+        got = show_value(sampling)
+        raise SettingsError(f"sampling: expected one of {SAMPLINGS}, got {got}")
+    pairs, seed = check_integer("pairs", pairs), check_integer("seed", seed)
     rng = np.random.default_rng((scene.seed, seed, 2))
     pairs = min(pairs, len(scene.objects))
     present = rng.permutation(np.array(scene.objects))[:pairs].tolist()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import torch
 
-from eah_interp.errors import ExtraMissingError, SettingsError
+from eah_interp.errors import ExtraMissingError, SettingsError, show_value
 from eah_interp.toy.language import SPECIAL_TOKENS, list_pieces
 from eah_interp.toy.world import World
 
@@ -166,8 +166,8 @@ def toy_path(name: ToyName = "seed-0") -> Path:
         >>> (toy_path() / "config.json").name
         'config.json'
     """
-    if name not in TOYS:
-        raise SettingsError(f"expected one of {TOYS}, got {name!r}")
+    if not isinstance(name, str) or name not in TOYS:
+        raise SettingsError(f"expected one of {TOYS}, got {show_value(name)}")
     if name == TOYS[0]:
         return Path(str(resources.files("eah_interp.toy"))) / "weights" / name
     if importlib.util.find_spec(_OTHERS) is None:

@@ -11,7 +11,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from eah_interp.errors import InputError, SettingsError
+from eah_interp.arguments import check_kind
+from eah_interp.errors import InputError, SettingsError, show_value
+from eah_interp.indices import check_integer, to_list
 from eah_interp.toy.render import Scene, render_scene
 from eah_interp.toy.world import OBJECTS, SPLITS, Split, World, draw_objects, plan_scene
 
@@ -35,7 +37,7 @@ def draw_scene(
         The scene.
 
     Raises:
-        SettingsError: An unknown split.
+        SettingsError: An unknown split, or a seed that is no integer >= 0.
         InputError: An unknown object.
 
     Example:
@@ -43,16 +45,20 @@ def draw_scene(
         >>> scene.objects, scene.image.shape, scene.labels.shape
         (('boat', 'tree'), (80, 80, 3), (10, 10))
     """
-    if split not in SPLITS:
-        raise SettingsError(f"split: expected one of {SPLITS}, got {split!r}")
-    unknown = [name for name in objects or () if name not in OBJECTS]
-    if unknown:
-        raise InputError(f"objects: expected names in OBJECTS, got {unknown}")
+    seed = check_integer("seed", seed)
+    if not isinstance(split, str) or split not in SPLITS:
+        got = show_value(split)
+        raise SettingsError(f"split: expected one of {SPLITS}, got {got}")
+    check_kind("world", world, (World, type(None)), expected="a World or None")
+    named = () if objects is None else to_list(objects)
+    if named is None or any(name not in OBJECTS for name in map(_as_name, named)):
+        got = show_value(objects)
+        raise InputError(f"objects: expected names in OBJECTS, got {got}")
     world = world or World()
     rng = np.random.default_rng((SPLITS.index(split), seed))
     names = draw_objects(rng, prior=world.prior)
     if objects is not None:
-        names = tuple(objects)
+        names = tuple(named)
     plan = plan_scene(rng, names=names, world=world)
     return render_scene(plan, seed=seed, split=split, world=world)
 
@@ -66,7 +72,12 @@ def draw_scenes(
         >>> [len(scene.objects) for scene in draw_scenes(range(3))]
         [2, 4, 4]
     """
-    return [draw_scene(seed, split=split, world=world) for seed in seeds]
+    listed = to_list(seeds)
+    if listed is None:
+        raise SettingsError(
+            f"seeds must be a list of integers, got {show_value(seeds)}"
+        )
+    return [draw_scene(seed, split=split, world=world) for seed in listed]
 
 
 def without_object(scene: Scene, name: str) -> Scene:
@@ -112,8 +123,9 @@ def with_object_swapped(scene: Scene, name: str, *, by: str) -> Scene:
         ('car', 'tree')
     """
     _require(scene, name)
-    if by not in OBJECTS or by in scene.objects:
-        raise InputError(f"by: expected an object not in {scene.objects}, got {by!r}")
+    if _as_name(by) not in OBJECTS or by in scene.objects:
+        got = show_value(by)
+        raise InputError(f"by: expected an object not in {scene.objects}, got {got}")
     plan = tuple(
         dataclasses.replace(p, name=by) if p.name == name else p
         for p in scene.placements
@@ -122,5 +134,12 @@ def with_object_swapped(scene: Scene, name: str, *, by: str) -> Scene:
 
 
 def _require(scene: Scene, name: str) -> None:
-    if name not in scene.objects:
-        raise InputError(f"name: expected one of {scene.objects}, got {name!r}")
+    check_kind("scene", scene, Scene, expected="a Scene, as draw_scene gives it")
+    if _as_name(name) not in scene.objects:
+        got = show_value(name)
+        raise InputError(f"name: expected one of {scene.objects}, got {got}")
+
+
+def _as_name(value: object) -> str:
+    """Return a text as it is, and no name for anything else: arrays compare oddly."""
+    return value if isinstance(value, str) else ""

@@ -8,6 +8,9 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 
+from eah_interp.errors import SettingsError, show_value
+from eah_interp.indices import check_integer, to_float
+
 GROUPS: dict[str, tuple[str, ...]] = {
     "sea": ("boat", "fish", "shell", "lighthouse"),
     "garden": ("tree", "flower", "butterfly", "mushroom"),
@@ -89,6 +92,23 @@ class World:
     difficulty: float = 0.5
     image_size: int = 80
     patch_size: int = 8
+
+    def __post_init__(self) -> None:
+        for name in ("prior", "difficulty"):
+            share = to_float(getattr(self, name))
+            if share is None or not 0 <= share <= 1:
+                got = show_value(getattr(self, name))
+                raise SettingsError(f"{name} must be a share from 0 to 1, got {got}")
+            object.__setattr__(self, name, share)
+        for name in ("image_size", "patch_size"):
+            number = check_integer(name, getattr(self, name), least=1)
+            object.__setattr__(self, name, number)
+        if self.image_size % self.patch_size:
+            msg = (
+                f"patch_size must divide image_size, got {self.patch_size} and "
+                f"{self.image_size}"
+            )
+            raise SettingsError(msg)
 
     @property
     def grid(self) -> int:

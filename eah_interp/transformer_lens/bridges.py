@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from eah_interp.errors import ExtraMissingError, ModelError
 from eah_interp.lvlm import LVLM
+from eah_interp.lvlm.weights import check_plain
 
 
 def to_bridge(model: LVLM) -> Any:
@@ -27,6 +28,8 @@ def to_bridge(model: LVLM) -> Any:
     Raises:
         ExtraMissingError: If TransformerLens is not installed.
         ModelError: If TransformerLens has no bridge for this model.
+        UnsupportedError: If its weights are quantised, hold an adapter, or are kept off
+            the device.
     """
     try:
         from transformer_lens.model_bridge import sources
@@ -36,6 +39,7 @@ def to_bridge(model: LVLM) -> Any:
         raise ExtraMissingError(msg) from error
     model.dispatch()
     original = model._module
+    check_plain(original, for_what="a TransformerBridge")
     twin = _twin(original)
     kind = type(original).__name__
     build = getattr(

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import pandas as pd
 import torch
@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from eah_interp.errors import InputError, SettingsError
+from eah_interp.indices import check_choice, check_columns
 from eah_interp.lvlm.images import ImageLike, read_image
 from eah_interp.lvlm.spans import Box, ImageSpan
 from eah_interp.viz.widgets import Widget
@@ -152,10 +153,8 @@ def find_groups(
         SettingsError: If `by` is unknown.
         InputError: If a position to keep holds no image token of this prompt.
     """
-    if by not in get_args(By):
-        msg = f"by must be one of {', '.join(get_args(By))}, got {by!r}"
-        raise SettingsError(msg)
-    spans, kept = tokens.spans, frozenset(keep)
+    check_choice("by", by, By)
+    spans, kept = tokens.spans, check_columns("keep", keep)
     strangers = kept - {column for span in spans for column in span.columns}
     if strangers:
         msg = (

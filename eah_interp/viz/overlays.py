@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageEnhance
 
-from eah_interp.errors import UnsupportedError
+from eah_interp.arguments import check_mapping
+from eah_interp.errors import InputError, UnsupportedError
+from eah_interp.indices import check_columns
 from eah_interp.lvlm.images import ImageLike, read_image
 from eah_interp.lvlm.spans import Box, ImagePart, ImageSpan
 from eah_interp.viz.figures import COLUMN_WIDTH, PAGE_WIDTH, add_bar, make_figure
@@ -65,7 +67,7 @@ def draw_sinks(
             "expected image tokens that stand for places in the image, got learned "
             "queries or a layout that is not known; look at densities instead"
         )
-    sinks = frozenset(columns)
+    sinks = check_columns("columns", columns)
     boxes = [box for box in map(span.place, sorted(sinks)) if box is not None]
     bright = _enlarge(read_image(image))
     size = bright.size
@@ -110,6 +112,7 @@ def plot_sinks(
         InputError: As for `draw_sinks`.
         ExtraMissingError: If matplotlib is not installed.
     """
+    columns = check_mapping("columns", columns, error=InputError)
     image = read_image(image)
     panels = {"image": image}
     for title, sinks in columns.items():

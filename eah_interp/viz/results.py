@@ -7,6 +7,8 @@ that method's options.
 
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
+from eah_interp.errors import InputError, show_value
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -50,39 +52,55 @@ class Effects(Protocol):
 
 def plot_sink_map(found: Plotted, **options: Any) -> "Figure":
     """Draw sink density by layer and head: `SinkMap.plot`."""
+    _check(found, "plot")
     return found.plot(**options)
 
 
 def plot_donors(found: Plotted, **options: Any) -> "Figure":
     """Draw one layer's heads, plain beside patched: `BroadcastScores.plot`."""
+    _check(found, "plot")
     return found.plot(**options)
 
 
 def plot_attention(found: Plotted, image: "ImageLike", **options: Any) -> "Figure":
     """Draw what heads attend to on the image: `HeadPatterns.plot`."""
+    _check(found, "plot")
     return found.plot(image, **options)
 
 
 def plot_targets(found: Effects) -> "Figure":
     """Draw effects of heads on every target: `HeadAttribution.plot_targets`."""
+    _check(found, "plot_targets")
     return found.plot_targets()
 
 
 def plot_top(found: Effects, target: int = 0, **options: Any) -> "Figure":
     """Draw the components with the largest effects: `HeadAttribution.plot_top`."""
+    _check(found, "plot_top")
     return found.plot_top(target, **options)
 
 
 def group_patterns(found: Patterns, **options: Any) -> "GroupedPatterns":
     """Put an image's tokens together: `HeadPatterns.group`."""
+    _check(found, "group")
     return found.group(**options)
 
 
 def show_attention(found: Patterns, **options: Any) -> "Widget":
     """Show whole patterns, to click through: `HeadPatterns.show`."""
+    _check(found, "show")
     return found.show(**options)
 
 
 def show_tokens(found: Patterns, **options: Any) -> "Widget":
     """Show what one row of each head attends to: `HeadPatterns.show_tokens`."""
+    _check(found, "show_tokens")
     return found.show_tokens(**options)
+
+
+def _check(found: object, method: str) -> None:
+    """Check that a result can be drawn this way: those that can say so themselves."""
+    if not callable(getattr(found, method, None)):
+        got = show_value(found)
+        msg = f"expected a result that has {method}(), such as read_patterns gives, "
+        raise InputError(f"{msg}got {got}")

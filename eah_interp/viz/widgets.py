@@ -15,8 +15,10 @@ from uuid import uuid4
 
 from PIL import Image
 
-from eah_interp.errors import ExtraMissingError, SettingsError
+from eah_interp.arguments import check_mapping, check_path, check_text
+from eah_interp.errors import ExtraMissingError, SettingsError, show_value
 from eah_interp.files import make_folder, save_bytes
+from eah_interp.indices import check_choice, to_list
 
 BUNDLE = Path("dist") / "cdn" / "iife.js"
 """CircuitsVis's JavaScript, inside its package."""
@@ -67,9 +69,14 @@ class Widget:
     thumbnails: dict[int, Image.Image] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.element not in ELEMENTS:
-            msg = f"element must be one of {', '.join(ELEMENTS)}, got {self.element!r}"
-            raise SettingsError(msg)
+        check_choice("element", self.element, list(ELEMENTS))
+        check_mapping("properties", self.properties)
+        check_text("caption", self.caption, error=SettingsError)
+        try:
+            _write_script(self.properties)
+        except (TypeError, ValueError) as error:
+            msg = f"properties must be what JSON holds, without NaN: {error}"
+            raise SettingsError(msg) from error
 
     def fragment(self) -> str:
         """Write the widget as HTML that finds the JavaScript in its page.
@@ -131,7 +138,12 @@ def share_page(widgets: Sequence[Widget], *, title: str = "CircuitsVis") -> str:
         SettingsError: If there is no widget.
         ExtraMissingError: If circuitsvis is not installed.
     """
-    if not widgets:
+    listed = to_list(widgets)
+    if listed is None or not all(isinstance(widget, Widget) for widget in listed):
+        got = show_value(widgets)
+        raise SettingsError(f"widgets must be a list of Widgets, got {got}")
+    check_text("title", title, error=SettingsError)
+    if not listed:
         msg = "there is nothing to show: expected at least one widget, got none"
         raise SettingsError(msg)
     heading = html.escape(title)
@@ -153,8 +165,8 @@ def save_page(
         SettingsError: If there is no widget, or the file cannot be written.
         ExtraMissingError: If circuitsvis is not installed.
     """
-    path = Path(path)
-    content = share_page(widgets, title=title).encode()
+    path = check_path("path", path, error=SettingsError)
+    content = share_page(widgets, title=title).encode(errors="backslashreplace")
     make_folder(path.parent)
     save_bytes(content, path)
     return path

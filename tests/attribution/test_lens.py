@@ -311,7 +311,7 @@ def test_values_are_the_targets(toy_lens):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"k": 0}, "k must be at least 1"),
+        ({"k": 0}, "k must be an integer of 1 or more"),
         ({"by": "size"}, "no column to compare"),
         ({"place": "text"}, "place must be image or answer"),
     ],

@@ -77,7 +77,7 @@ def test_a_result_of_another_kind_is_refused(found, tmp_path):
     folder = found.save(tmp_path)
     saved = json.loads((folder / FIELDS).read_text())
     (folder / FIELDS).write_text(json.dumps({**saved, "kind": "Path"}))
-    with pytest.raises(InputError, match="holds a Path, expected a Result"):
+    with pytest.raises(InputError, match="of kind 'Path', expected a Result"):
         Result.load(folder)
     saved["fields"]["fields"]["patch"]["class"] = "Popen"
     (folder / FIELDS).write_text(json.dumps(saved))

@@ -5,8 +5,9 @@ import json
 import pytest
 
 from eah_interp.benchmarks import make_vocabulary, read_captions, read_synonyms
-from eah_interp.benchmarks.records import read_json, read_records
+from eah_interp.benchmarks.records import read_records
 from eah_interp.errors import InputError
+from eah_interp.foreign_files import read_json
 
 ROWS = [(7, "A cup."), (8, "Two cups,\nand “tea”.")]
 

@@ -24,11 +24,12 @@ def find_command_lines():
 def check_words(words, choices_of):
     """Check the words of a command line; raise LookupError where one is unknown."""
     words, command = words[1:], typer.main.get_command(app)
+    anywhere = {"--plugin": next(p for p in command.params if p.name == "plugin")}
     while words and words[0] in getattr(command, "commands", {}):
         command, words = command.commands[words[0]], words[1:]
     options = {
         name: p for p in command.params for name in [*p.opts, *p.secondary_opts]
-    } | {"--help": None, "-h": None}
+    } | {"--help": None, "-h": None, **anywhere}
     arguments = [p for p in command.params if p.param_type_name == "argument"]
     given = []
     while words:
@@ -88,4 +89,6 @@ STUDIES = [
 @pytest.mark.parametrize(("name", "block"), STUDIES)
 def test_a_study_file_on_a_page_is_valid(name, block, tmp_path):
     (tmp_path / "study.yaml").write_text(block.text)
+    own = "file,asked,right\na.png,Is there a cup?,yes\n"  # what a reader brings
+    (tmp_path / "questions.csv").write_text(own)
     assert StudyFile.load(tmp_path / "study.yaml").study().conditions, name

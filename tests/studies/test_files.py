@@ -64,3 +64,12 @@ def test_parts_of_live_processes_stay_and_those_of_dead_ones_go(tmp_path):
     assert not old.exists()
     assert "." not in files._SELF
     assert platform.node()
+
+
+def test_a_clock_that_went_back_clears_no_part_of_a_live_process(tmp_path, monkeypatch):
+    part = tmp_path / ".a.parquet.other-node.1.ab.part"
+    part.write_bytes(b"")
+    later = part.stat().st_mtime
+    monkeypatch.setattr(time, "time", lambda: later - 10**6)
+    clear_parts(tmp_path)
+    assert part.exists()

@@ -2,14 +2,24 @@
 
 import json
 from collections import Counter
+from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from eah_interp.benchmarks import read_pope_questions
 from eah_interp.errors import InputError, SettingsError
-from eah_interp.studies import Item, caption_items, pope_items, toy_items
+from eah_interp.studies import (
+    Item,
+    StudyFile,
+    StudyRun,
+    caption_items,
+    compare_runs,
+    pope_items,
+    toy_items,
+)
 from eah_interp.studies.items import check_items, open_image
+from tests.studies.common import content, toy_study
 
 
 def test_every_toy_scene_is_asked_a_yes_and_a_no_by_each_sampling_and_described():
@@ -140,3 +150,72 @@ def test_items_without_a_name_of_their_own_are_refused():
 def test_an_item_survives_its_mapping():
     item = toy_items(1)[0]
     assert Item.from_dict(json.loads(json.dumps(item.to_dict()))) == item
+
+
+CHAT = (
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What?"}]},
+)
+
+
+def test_an_item_of_messages_survives_its_mapping_and_can_be_read():
+    item = Item("1", "caption", "toy:test:1", CHAT)
+    assert Item.from_dict(json.loads(json.dumps(item.to_dict()))) == item
+    assert item in {item}
+    assert item.prompt == CHAT
+    assert item.prompt_text == "system: Be brief.\nuser: What?"
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ([{"type": "image", "path": "b.png"}], "item '1' have 1 images: expected one"),
+        ([{"type": "image"}, {"type": "image"}], "item '1' have 2 images"),
+        ([{"type": "video"}], "type 'video': expected 'text' or 'image'"),
+        ([{"type": "text", "text": "?", "more": Path("a")}], "cannot be saved"),
+    ],
+)
+def test_items_whose_messages_show_other_images_are_refused(parts, message):
+    with pytest.raises(InputError, match=message):
+        Item("1", "caption", "a.png", [{"role": "user", "content": parts}])
+
+
+def test_a_study_of_messages_answers_as_the_same_text_does(toy, tmp_path):
+    scenes = [f"toy:test:{seed}" for seed in range(2)]
+    told = [
+        Item(image, "caption", image, [CHAT[1] | {"content": content}])
+        for image, content in zip(
+            scenes, ["Describe the image.", describe_parts()], strict=True
+        )
+    ]
+    written = [Item(image, "caption", image, "Describe the image.") for image in scenes]
+    toy_study(toy, items=told).run(tmp_path / "told", progress=False)
+    toy_study(toy, items=written).run(tmp_path / "written", progress=False)
+    one, other = content(tmp_path / "told"), content(tmp_path / "written")
+    assert one.drop(columns="prompt").equals(other.drop(columns="prompt"))
+    assert set(one.prompt) == {"user: Describe the image."}
+    again = StudyRun.load(tmp_path / "told")
+    assert again.manifest.items != StudyRun.load(tmp_path / "written").manifest.items
+    with pytest.raises(SettingsError, match=r"another study \(items"):
+        compare_runs(again, StudyRun.load(tmp_path / "written"))
+    compare_runs(again, again)
+
+
+def describe_parts():
+    return [{"type": "image"}, {"type": "text", "text": "Describe the image."}]
+
+
+def test_a_study_file_takes_messages(tmp_path):
+    Image.new("RGB", (2, 2)).save(tmp_path / "a.png")
+    file = tmp_path / "study.yaml"
+    file.write_text(
+        "items: {source: captions, images: ., prompt: [{role: system, content: Be "
+        "brief.}, {role: user, content: [{type: image}, "
+        "{type: text, text: 'What?'}]}]}\n"
+        "conditions: [baseline]\n"
+    )
+    (item,) = StudyFile.load(file).items
+    assert item.prompt == CHAT
+    file.write_text(file.read_text().replace("type: image", "type: video"))
+    with pytest.raises(InputError, match=r"items from captions.*type 'video'"):
+        StudyFile.load(file)

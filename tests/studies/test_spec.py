@@ -1,14 +1,16 @@
 """Claims about study files: what they say is what runs, and errors name the line."""
 
+import itertools
 import sys
 
 import pytest
 
 import eah_interp as eah
 from eah_interp.errors import ExtraMissingError, InputError, SettingsError
-from eah_interp.studies import StudyFile, study_file
+from eah_interp.studies import Condition, StudyFile, study_file
 from eah_interp.studies.conditions import BASELINE, KINDS
 from eah_interp.studies.study_file import read_condition
+from tests.studies.common import toy_study
 
 GOOD = """\
 model:
@@ -162,3 +164,77 @@ def test_without_its_packages_the_extra_is_named(load, monkeypatch, package):
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(ExtraMissingError, match=r"eah-interp\[eval\]"):
         load(GOOD)
+
+
+LAUGHS = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
+    f"{name}: &{name} [{','.join(['*' + before] * 9)}]\n"
+    for before, name in itertools.pairwise("abcdefgh")
+)
+BOUNDS = {
+    "aliases": (LAUGHS, r":\d: .*more than 50000 values, with its aliases written out"),
+    "merged": (LAUGHS.replace("[x,x,x,x,x,x,x,x,x]", "{x: 1}"), r":\d: .*than 50000"),
+    "a circle": ("a: 1\nb: &a [*a]\n", r":2: .*an alias inside of what it stands for"),
+    "a circle of keys": ("&a {x: &b [*a], y: *b}", r":1: .*an alias inside of"),
+    "depth": ("a:\n  " + "[" * 5000, r":2: .*values nested more than 32 deep"),
+    "values": ("a: [" + "x," * 60_000 + "]", r":1: .*more than 50000 values"),
+    "an integer": ("a: 1\nseed: " + "9" * 5000, r":2: .*9', which is no int"),
+    "a date": ("seed: 2001-99-99", r":1: .*'2001-99-99', which is no timestamp"),
+    "a tag": ("seed: !!int x", r":1: .*'x', which is no int"),
+    "code": ("seed: !!python/object/apply:os.getcwd []", r":1: .*determine a constr"),
+    "half a character": ('a: 1\nb: "\\ud800"', r":2: .*which is no text"),
+    "no character": ('a: 1\nb: "\\U00110000"', r":2: expected YAML"),
+    "a NUL": ('a: 1\nb: "\\0"', r":2: .*which is no text"),
+    "a raw NUL": ("a: 1\nb: \0", r":2: .*unacceptable character"),
+}
+
+
+@pytest.mark.parametrize(("text", "message"), BOUNDS.values(), ids=BOUNDS)
+def test_yaml_is_read_within_bounds(load, text, message):
+    with pytest.raises(SettingsError, match=rf"study\.yaml{message}"):
+        load(text)
+
+
+def test_yaml_that_is_no_utf8_is_refused_with_its_line(tmp_path):
+    path = tmp_path / "study.yaml"
+    path.write_bytes(b"a: 1\nb: \xff")
+    with pytest.raises(InputError, match=r"study\.yaml:2: expected text in UTF-8"):
+        StudyFile.load(path)
+    path.write_bytes(b"\xef\xbb\xbf" + GOOD.replace("\n", "\r\n").encode())
+    assert len(StudyFile.load(path).items) == 14
+
+
+NAMES = {
+    "too long": ("x" * 300, "is 300 bytes long as a folder"),
+    "long as a folder": ('"' + " " * 100 + 'x"', "is 301 bytes long"),
+    "empty": ('" "', "is empty"),
+    "a device": ("aux.1", "is a device on Windows"),
+    "a device in capitals": ("LPT1", "is a device on Windows"),
+    "a dot at the end": ("a.", "ends in a dot"),
+    "dots": ("..", "ends in a dot"),
+    "a line": ('"a\\nb"', "holds control characters"),
+}
+
+
+@pytest.mark.parametrize(("name", "message"), NAMES.values(), ids=NAMES)
+def test_a_name_that_can_be_no_folder_is_refused_with_its_line(load, name, message):
+    with pytest.raises(SettingsError, match=f":9: conditions.1.name: name .*{message}"):
+        load(GOOD.replace("first layers", name))
+
+
+def test_names_that_would_share_a_folder_are_refused(load, toy):
+    pairs = (("eah", "EAH"), ("\uac00", "\u1100\u1161"), ("stra\u00dfe", "STRASSE"))
+    for one, other in pairs:
+        names = f"  - {{kind: eah, name: {one}}}\n  - {{kind: eah, name: {other}}}\n"
+        with pytest.raises(SettingsError, match=r":6: conditions: .*share a folder"):
+            load(GOOD.replace("  - baseline\n", names))
+        conditions = [Condition(one), Condition(other)]
+        with pytest.raises(SettingsError, match="would share a folder"):
+            toy_study(toy, conditions=conditions)
+
+
+def test_a_study_that_never_ends_is_refused(load):
+    with pytest.raises(SettingsError, match="expected n_scenes of 1 to 100000"):
+        load(GOOD.replace("n_scenes: 2", "n_scenes: 1" + "0" * 30))
+    axes = ", ".join(f"{name}: [1, 2, 3, 4, 5, 6, 7, 8, 9]" for name in "abcdefghi")
+    with pytest.raises(SettingsError, match=r":7: .*at most 10000 combinations"):
+        load(GOOD.replace("- baseline", f"- sweep: {{{axes}}}"))
