@@ -9,7 +9,14 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
-from eah_interp._types import ColumnMask, HeadOutputs, Keys, Queries, Values
+from eah_interp._types import (
+    ColumnMask,
+    HeadOutputs,
+    Keys,
+    Pattern,
+    Queries,
+    Values,
+)
 from eah_interp.errors import InputError, SettingsError, show_value
 from eah_interp.indices import to_float, to_int
 
@@ -246,12 +253,37 @@ def mix_values(
         change_logits=change_logits,
         block=block,
     ):
-        weights = change(part).to(values.dtype)
-        n_batch, _, size, width = weights.shape
-        seen = values[:, :, :width]  # a causal block's weights end with its last row
-        grouped = weights.reshape(n_batch, n_groups, -1, width) @ seen
-        mixed.append(grouped.view(n_batch, n_heads, size, -1))
+        mixed.append(_multiply_values(change(part), values))
     return torch.cat(mixed, 2).transpose(1, 2).contiguous()
+
+
+def apply_pattern(pattern: Pattern, values: Values) -> HeadOutputs:
+    """Mix values by a whole pattern, as `mix_values` does by blocks.
+
+    Args:
+        pattern: Any weights; what they are at keys that a mask hides counts too.
+        values: One per key/value group; keys beyond the pattern's are left out.
+
+    Returns:
+        Each head's mixture of values, in the values' dtype.
+
+    Example:
+        >>> import torch
+        >>> values = torch.randn(1, 2, 6, 4)
+        >>> first = torch.zeros(1, 2, 5, 6)
+        >>> first[..., 0] = 1
+        >>> mixed = apply_pattern(first, values)  # [batch query head d_value]
+        >>> bool((mixed == values[:, :, :1].transpose(1, 2)).all())
+        True
+    """
+    return _multiply_values(pattern, values).transpose(1, 2).contiguous()
+
+
+def _multiply_values(weights: Tensor, values: Values) -> Tensor:
+    n_batch, n_heads, size, width = weights.shape
+    seen = values[:, :, :width]  # a causal block's weights end with its last row
+    grouped = weights.to(values.dtype).reshape(n_batch, values.shape[1], -1, width)
+    return (grouped @ seen).view(n_batch, n_heads, size, -1)
 
 
 def rows_per_block(queries: Queries, keys: Keys, *, block: int | None = None) -> int:

@@ -11,7 +11,7 @@ import ast
 import inspect
 import textwrap
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
@@ -20,6 +20,7 @@ from eah_interp.errors import EAHError, ModelError, SettingsError, show_value
 from eah_interp.indices import to_int
 from eah_interp.lvlm.adapters import is_adapted
 from eah_interp.lvlm.spans import image_token_id
+from eah_interp.lvlm.writers import Writers, find_writers
 
 # ---- Finding the attention call in a forward's source, by what it is.
 
@@ -191,6 +192,9 @@ class Anatomy:
         unembedding: The output embedding.
         image_token_id: The id that stands where an image's features go; None where
             the model has none and every call must say where its images are.
+        writers: Which modules return what each layer adds to the residual stream.
+        vision_layers: The layers of the vision tower; None where there are none.
+        n_vision_layers: Number of these.
     """
 
     sites: dict[int, AttentionSite]
@@ -203,6 +207,9 @@ class Anatomy:
     final_norm: str | None
     unembedding: str | None
     image_token_id: int | None
+    writers: dict[int, Writers] = field(default_factory=dict)
+    vision_layers: str | None = None
+    n_vision_layers: int = 0
 
     def site(self, layer: int) -> AttentionSite:
         """Find a layer's attention, or say why it cannot be worked on.
@@ -255,6 +262,7 @@ def resolve_anatomy(model: nn.Module, *, image_token: int | None = None) -> Anat
     layers_path, layers = _find_layers(model, decoder, names, n_layers)
     sites: dict[int, AttentionSite] = {}
     unfit: dict[int, str] = {}
+    writers: dict[int, Writers] = {}
     for index, layer in enumerate(layers):
         path = f"{layers_path}.{index}"
         found = [
@@ -276,6 +284,8 @@ def resolve_anatomy(model: nn.Module, *, image_token: int | None = None) -> Anat
             )
         else:
             unfit[index] = _why_unfit(layer, found)
+        attends = "self_attn" if index in sites else None
+        writers[index] = find_writers(layer, attention=attends)
     if not sites:
         msg = f"no decoder layer can be patched: {next(iter(unfit.values()))}"
         raise ModelError(msg)
@@ -289,6 +299,7 @@ def resolve_anatomy(model: nn.Module, *, image_token: int | None = None) -> Anat
         if "norm" in name and "per_layer" not in name  # Gemma 4 has norms before it
     ]
     unembedding = model.get_output_embeddings()  # type: ignore[operator]
+    vision_layers = _find_vision_layers(model, names)
     return Anatomy(
         sites=sites,
         unfit=unfit,
@@ -300,6 +311,11 @@ def resolve_anatomy(model: nn.Module, *, image_token: int | None = None) -> Anat
         final_norm=f"{prefix}.{norms[-1]}" if norms else None,
         unembedding=names.get(id(unembedding)),
         image_token_id=_image_token(model, image_token),
+        writers=writers,
+        vision_layers=vision_layers,
+        n_vision_layers=(
+            len(model.get_submodule(vision_layers)._modules) if vision_layers else 0
+        ),
     )
 
 
@@ -419,6 +435,27 @@ def _find_layers(
         "cannot be patched at the attention call"
     )
     raise ModelError(msg)
+
+
+def _find_vision_layers(model: nn.Module, names: dict[int, str]) -> str | None:
+    """Find the vision tower's layers: a list as long as its config says, that attends.
+
+    The tower is what was built from the model's `vision_config`.
+    """
+    config = getattr(model.config, "vision_config", None)
+    if config is None:
+        return None
+    n_layers = getattr(config, "num_hidden_layers", None)
+    lists = [
+        names[id(module)]
+        for tower in model.modules()
+        if isinstance(getattr(tower, "config", None), type(config))
+        for module in tower.modules()
+        if isinstance(module, nn.ModuleList)
+        and len(module) == n_layers
+        and any("Attention" in type(part).__name__ for part in module.modules())
+    ]
+    return min(lists, key=lambda path: path.count("."), default=None)
 
 
 def _why_unfit(layer: nn.Module, found: list[str]) -> str:

@@ -12,15 +12,21 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
-from eah_interp._types import ColumnMask, Donors, HeadMask, HeadOutputs
+from eah_interp._types import ColumnMask, Donors, HeadMask, HeadOutputs, Pattern
 from eah_interp.errors import ModelError, UnsupportedError
 from eah_interp.kernels.broadcast import (
     broadcast_keys,
     broadcast_queries,
     changed_heads,
 )
-from eah_interp.kernels.patterns import PatternBlock, mix_values
+from eah_interp.kernels.patterns import (
+    PatternBlock,
+    apply_pattern,
+    mix_values,
+    pattern_blocks,
+)
 
 # ---- What an attention call gets besides queries and keys: masks and biases.
 
@@ -315,6 +321,24 @@ class AttentionCall:
         values = self.values[:, :, : parts["keys"].shape[2]]
         queries, keys = parts.pop("queries"), parts.pop("keys")
         return mix_values(queries, keys, values, change=change, **parts)
+
+    def pattern(self) -> Pattern:
+        """Write the whole pattern out, `[batch head query key]`, in float32.
+
+        It takes as much memory as eager attention's.
+        """
+        parts = self.pattern_inputs()
+        queries, keys = parts.pop("queries"), parts.pop("keys")
+        width = keys.shape[2]
+        blocks = [
+            pad(block.weights, (0, width - block.weights.shape[-1]))
+            for block in pattern_blocks(queries, keys, **parts)
+        ]
+        return torch.cat(blocks, 2)
+
+    def apply(self, pattern: Pattern) -> HeadOutputs:
+        """Attend with another pattern, whole: what the call would return."""
+        return apply_pattern(pattern, self.values)
 
     def _sink_logits(self) -> Tensor | None:
         """Read a learned sink's logits: of each row (Inkling 2), or of each head."""

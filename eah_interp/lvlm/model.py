@@ -25,6 +25,7 @@ from eah_interp.lvlm.foreign_code import (
     never_asking,
     refuse_custom_generate,
 )
+from eah_interp.lvlm.hook_points import HookedModel
 from eah_interp.lvlm.inputs import (
     Encoding,
     Row,
@@ -60,7 +61,7 @@ logger = logging.getLogger("eah_interp")
 TASK = "image-text-to-text"
 
 
-class LVLM(TransformersModel):
+class LVLM(HookedModel):
     """nnsight's `TransformersModel`, with images as first-class inputs.
 
     `trace`, `generate`, `scan` and `tracer.invoke` take `(images, prompts)` beside
@@ -445,10 +446,10 @@ class LVLM(TransformersModel):
         return ship_package(super()._remote_backend(*args, **kwargs))
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        """Travel to a server as the `TransformersModel` that it knows."""
+        """Travel to a server as the `TransformersModel` that it knows, with names."""
         if not is_shipping():
             return super().__reduce_ex__(protocol)
-        return object.__new__, (TransformersModel,), self.__getstate__()
+        return object.__new__, (HookedModel,), self.__getstate__()
 
 
 def _is_taken(value: object) -> bool:

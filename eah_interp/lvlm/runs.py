@@ -37,6 +37,9 @@ PROMISES = "eah_promises"
 PASSES = "eah_passes"
 """Attribute of nnsight's interleaver: this run's forward passes of the decoder."""
 
+PATTERN = "eah_pattern"
+"""Attribute of nnsight's interleaver: the pattern that was written out last."""
+
 _PATCHED = "eah_patched"
 """Attribute of the run's batcher: the outputs replaced, as (layer, step, rows)."""
 
@@ -309,6 +312,37 @@ def name_training(root: nn.Module) -> str:
     return ""
 
 
+def note_pattern(interleaver: Any, pattern: Tensor, *, layer: int) -> None:
+    """Note a pattern that was written out for a reader, until anything else is read."""
+    if not pattern.is_inference():  # these do not count their changes
+        setattr(interleaver, PATTERN, (pattern, pattern._version, layer))
+
+
+def check_pattern_unchanged(interleaver: Any, *, rewritten: int | None = None) -> None:
+    """Check that a pattern was not changed in place, which changes nothing in the run.
+
+    Args:
+        interleaver: nnsight's interleaver.
+        rewritten: The layer whose pattern is written right now.
+
+    Raises:
+        UnsupportedError: If it was, and was not written back.
+    """
+    noted = getattr(interleaver, PATTERN, None)
+    setattr(interleaver, PATTERN, None)
+    if noted is None:
+        return
+    pattern, version, layer = noted
+    if pattern._version != version and layer != rewritten:
+        msg = (
+            f"attention_probabilities[{layer}] was changed in place, which changes "
+            "nothing in the model: it was written out for you; keep it, change it, "
+            f"and assign it, as in model.attention_probabilities[{layer}] = pattern, "
+            "or change a clone() of it"
+        )
+        raise UnsupportedError(msg)
+
+
 def patches_of_run(model: Any) -> tuple[Memory, ...]:
     """List what this process's patching workers learned in a model's latest run."""
     return tuple(getattr(model.interleaver, PROMISES, ()))
@@ -323,11 +357,13 @@ def watched_run(model: Any) -> Iterator[None]:
     """
     setattr(model.interleaver, INPUTS, None)
     setattr(model.interleaver, PROMISES, [])
+    setattr(model.interleaver, PATTERN, None)
     with warnings.catch_warnings(), _noted_passes(model):
         if model.loops_openly:
             warnings.filterwarnings("ignore", ".* was never reached: the loop asked")
         yield
     check_promises(model.interleaver, passes_of(model))
+    check_pattern_unchanged(model.interleaver)
 
 
 def refuse_nan(ids: Tensor, scores: Tensor) -> Tensor:

@@ -11,9 +11,14 @@ What is checked, on a prompt of a few text tokens (three plain and two patched r
 4. queries and keys written at a call read back in that call's output;
 5. giving every head the pattern of one head moves the logits, by ten times the noise;
 6. the image token's id, where there is one, is not negative.
+
+A layer whose output is not its input plus what attention and MLP are thought to add
+(`writers.py`) keeps its attention, and loses the names of what they add.
 """
 
+import contextlib
 import inspect
+from collections.abc import Iterator
 from itertools import combinations
 from typing import Any
 
@@ -32,6 +37,7 @@ from eah_interp.lvlm.anatomy import (
 from eah_interp.lvlm.attention import AttentionCall
 from eah_interp.lvlm.layouts.grids import pair
 from eah_interp.lvlm.runs import name_training
+from eah_interp.lvlm.writers import UNKNOWN
 
 PROBE_LENGTH = 7
 """Tokens of the prompt that hook points are verified on."""
@@ -75,7 +81,9 @@ def verify_hook_points(model: Any, anatomy: Anatomy) -> None:
 
 def _check_patches(model: Any, anatomy: Anatomy, inputs: dict[str, Tensor]) -> None:
     with torch.no_grad():
-        plain = _run_plainly(model, inputs, N_PLAIN)
+        with _checked_sums(model._module, anatomy):
+            plain = _run_plainly(model, inputs, 1)
+        plain += _run_plainly(model, inputs, N_PLAIN - 1)
         _check_deterministic(model._module, plain)
         same, _ = _patched_forward(model, anatomy, inputs, move=False)
         if not _nearest(same, plain) <= _noise(plain):
@@ -106,6 +114,51 @@ def _check_patches(model: Any, anatomy: Anatomy, inputs: dict[str, Tensor]) -> N
 
 def _run_plainly(model: Any, inputs: dict[str, Tensor], n_runs: int) -> list[Tensor]:
     return [model._module(**inputs, use_cache=False).logits for _ in range(n_runs)]
+
+
+@contextlib.contextmanager
+def _checked_sums(root: nn.Module, anatomy: Anatomy) -> Iterator[None]:
+    """Drop the writers of layers that do not return the sum that they should."""
+    handles: list[Any] = []
+    for layer, writers in anatomy.writers.items():
+        if not writers.adds_up:
+            continue
+        whole = root.get_submodule(f"{anatomy.layers}.{layer}")
+        parts: list[Tensor] = []
+        for path in (writers.attention or writers.instead, writers.mlp):
+            writer = whole.get_submodule(str(path))
+            handles.append(writer.register_forward_hook(_note_part(parts)))
+        check = _check_sum(anatomy, layer, parts)
+        handles.append(whole.register_forward_hook(check, with_kwargs=True))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _note_part(parts: list[Tensor]) -> Any:
+    def hook(module: nn.Module, args: Any, output: Any) -> None:
+        del module, args
+        parts.append(output[0] if isinstance(output, tuple) else output)
+
+    return hook
+
+
+def _check_sum(anatomy: Anatomy, layer: int, parts: list[Tensor]) -> Any:
+    def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        del module
+        entering = args[0] if args else next(iter(kwargs.values()))
+        leaving = output[0] if isinstance(output, tuple) else output
+        total = entering.to(leaving.device).float()
+        for part in parts:
+            total = total + part.to(leaving.device).reshape(total.shape)
+        parts.clear()
+        allowed = _TOLERANCE.get(leaving.dtype, _COARSE)
+        if not _distance(leaving, total) <= allowed * float(total.abs().max()):
+            anatomy.writers[layer] = UNKNOWN
+
+    return hook
 
 
 def _check_deterministic(root: nn.Module, plain: list[Tensor]) -> None:

@@ -104,13 +104,35 @@ assert "eah_interp" not in sys.modules or not hasattr(
 def test_a_server_without_the_package_computes_the_same(
     tmp_path, pytestconfig, settings
 ):
+    body = f"    patch = eah.intervene(model, {settings})"
+    reported = REPORTED[settings.split("(")[0]]
+    check_server(tmp_path, pytestconfig, body, reported)
+
+
+BY_NAME = """
+    mask = model.image_mask
+    queries = model.queries[0]
+    model.attention_probabilities[1] *= ~mask[:, None, None]
+    model.heads_output[1][:, 2] = 0
+    model.mlps_output[-1] = model.mlps_output[-1] * 2
+    patch = model.layers_output[-1].save()
+    model.logits = model.logits / 2
+"""
+
+
+def test_a_server_without_the_package_knows_hook_points_by_name(tmp_path, pytestconfig):
+    check_server(tmp_path, pytestconfig, BY_NAME, "patch.clone()")
+
+
+def check_server(tmp_path, pytestconfig, body, reported):
+    """Run a trace's body on a client and on a server, and compare."""
     folder = tiny_folder(tmp_path / "model", "llava", n_kv_heads=2)
     request = tmp_path / "request.bin"
     outputs = []
     for name, text in (("client", CLIENT), ("server", SERVER)):
         script = tmp_path / f"{name}.py"
-        program = text.replace("SETTINGS", settings)
-        script.write_text(program.replace("REPORTED", REPORTED[settings.split("(")[0]]))
+        program = text.replace("    patch = eah.intervene(model, SETTINGS)", body)
+        script.write_text(program.replace("REPORTED", reported))
         outputs.append(tmp_path / f"{name}.safetensors")
         env = {**os.environ, "OMP_NUM_THREADS": "1"}
         env.pop("PYTHONPATH", None)
