@@ -24,7 +24,8 @@ from eah_interp.files import make_folder, save_bytes
 from eah_interp.foreign_files import Kind as Column
 from eah_interp.foreign_files import read_json, read_parquet
 from eah_interp.indices import to_int, to_ints, to_list
-from eah_interp.interventions.intervention import known_kinds
+from eah_interp.interventions.intervention import Intervention, known_kinds
+from eah_interp.interventions.plugins import PLUGIN, describe_plugin, find_plugin
 from eah_interp.lvlm.spans import ImagePart, ImageSpan
 
 Kind = TypeVar("Kind", bound="Result")
@@ -62,7 +63,8 @@ class Result:
 
         Raises:
             ExtraMissingError: If pyarrow is not installed.
-            SettingsError: If the folder or a file cannot be written.
+            SettingsError: If the folder or a file cannot be written, or the patch is
+                code of a user's own whose source cannot be read.
         """
         folder = check_path("folder", folder, error=SettingsError)
         make_folder(folder)
@@ -154,13 +156,22 @@ def _pack(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
             )
             for field in dataclasses.fields(value)
         }
-        return {"class": type(value).__name__, "fields": fields}
+        packed = {"class": type(value).__name__, "fields": fields}
+        if isinstance(value, Intervention) and not _is_ours(type(value)):
+            packed["code"] = describe_plugin(type(value))
+        return packed
+    if callable(value):  # a donor rule of a user's own
+        return describe_plugin(value)
     if isinstance(value, Mapping):
         pairs = [[k, _pack(v, f"{name}.{k}", tensors)] for k, v in value.items()]
         return {"mapping": pairs}
     if isinstance(value, list | tuple):
         return [_pack(v, f"{name}.{i}", tensors) for i, v in enumerate(value)]
     return value
+
+
+def _is_ours(kind: type[Any]) -> bool:
+    return kind.__module__.partition(".")[0] == "eah_interp"
 
 
 class _Unpacker:
@@ -185,6 +196,8 @@ class _Unpacker:
             return node
         if "tensor" in node:
             return self._tensor(node)
+        if PLUGIN in node:
+            return find_plugin(node)
         if "mapping" in node:
             pairs = node["mapping"]
             if not isinstance(pairs, list) or any(
@@ -214,6 +227,8 @@ class _Unpacker:
         settings = {kind.__name__: kind for kind in known_kinds().values()}
         name, given = node.get("class"), node.get("fields")
         known = isinstance(name, str) and (_KINDS.get(name) or settings.get(name))
+        if isinstance(node.get("code"), dict):
+            known = find_plugin(node["code"])
         if not known or not dataclasses.is_dataclass(known):
             what = f"a saved result names {name!r}, which is no part of results"
             raise self.refuse(what)

@@ -52,8 +52,8 @@ class Halve(Intervention):
         pass
 
     def apply_at(self, point):
-        every = torch.ones(point.call.queries.shape[:2], dtype=torch.bool)
-        point.replace(point.mark(None, every, None), lambda z: z * self.factor)
+        where = point.rows_of(self.steps)[:, :, None].expand(-1, -1, point.call.n_heads)
+        point.replace(point.output * self.factor, where)
 
 
 @pytest.fixture(scope="module")
@@ -183,6 +183,21 @@ def test_code_whose_source_says_not_everything_is_refused_in_files_only(model):
             eah.EAH(donor=rule).to_dict()
 
 
+@pytest.mark.parametrize("patch", [eah.EAH(donor=second), Halve(factor=0.25)])
+def test_a_saved_result_names_code_and_is_refused_without_it(patch, unknown, tmp_path):
+    toy, image = eah.load(), eah.toy.draw_scene(0).pil()
+    found = eah.attribute_heads(
+        toy, image, "Describe the image.", objects=["boat"], patch=patch
+    )
+    folder = found.save(tmp_path / "found")
+    loaded = type(found).load(folder)
+    assert loaded.patch == patch
+    assert loaded.frame().equals(found.frame())
+    plugins._known.clear()
+    with pytest.raises(SettingsError, match="imported only where you say so"):
+        type(found).load(folder)
+
+
 def test_an_intervention_of_ones_own_stands_in_a_condition_by_name(unknown):
     condition = Condition("half", Halve(factor=0.25))
     written = json.loads(json.dumps(condition.to_dict()))
@@ -216,8 +231,8 @@ class Quarter(Intervention):
         pass
 
     def apply_at(self, point):
-        every = torch.ones(point.call.queries.shape[:2], dtype=torch.bool)
-        point.replace(point.mark(None, every, None), lambda z: z / 4)
+        where = point.rows_of(self.steps)[:, :, None].expand(-1, -1, point.call.n_heads)
+        point.replace(point.output / 4, where)
 """
 
 STUDY = """
@@ -253,6 +268,7 @@ def test_a_study_of_own_code_runs_by_plugin_and_not_without(folder, unknown):
     done = runner.invoke(app, [*words, *own])
     assert done.exit_code == 0, done.stderr
     run = eah.studies.StudyRun.load(folder / "found")
+    assert run.frame().error.isna().all()
     rows = run.frame().pivot_table(
         index="item", columns="condition", values="answer", aggfunc="first"
     )
@@ -297,4 +313,5 @@ def test_a_study_in_python_runs_own_code_and_resumes_it(tmp_path, unknown):
     items = toy_items(1, captions=False, samplings=("random",))
     study = Study(toy, items, conditions)
     rows = study.run(tmp_path / "s", progress=False).frame()
+    assert rows.error.isna().all()
     assert study.run(tmp_path / "s", progress=False).frame().equals(rows)
