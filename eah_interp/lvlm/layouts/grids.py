@@ -158,7 +158,8 @@ def number(rows: int, columns: int, *, start: int = 0, stride: int = 0) -> Grid:
         start: Number of the first token.
         stride: Distance from one row's first token to the next row's; `columns` if 0.
     """
-    if rows < 1 or columns < 1:
+    # With a stride, a crop so thin that newlines are all that is left has no columns.
+    if not stride and (rows < 1 or columns < 1):
         msg = (
             f"an image would have {rows} x {columns} patches: expected 1 x 1 or more; "
             "its pixel_values are of a size that the model's processor does not make"
