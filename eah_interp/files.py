@@ -30,6 +30,8 @@ def save_bytes(content: bytes, path: Path, *, replace: bool = True) -> bool:
     Raises:
         SettingsError: If it cannot be written.
     """
+    if not path.name:
+        raise SettingsError(f"expected a file to write to, got {str(path)!r}")
     part = path.with_name(f".{path.name}.{_SELF}.{os.getpid()}.{uuid.uuid4().hex}.part")
     try:
         with part.open("wb") as file:

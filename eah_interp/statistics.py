@@ -536,7 +536,8 @@ def percentile_effect(
     """
     check_level(level)
     n = check_integer("n", n)
-    if not isinstance(samples, Tensor) or samples.ndim != 1 or not len(samples):
+    is_one_axis = isinstance(samples, Tensor) and samples.ndim == 1 and len(samples)
+    if not is_one_axis or samples.is_meta:
         got = show_value(samples)
         raise InputError(f"samples must be a tensor of one axis, got {got}")
     if not isinstance(estimate, float) and to_float(estimate) is None:

@@ -55,7 +55,9 @@ def parse_donor(text: str | None) -> Any:
         from eah_interp.interventions.plugins import find_plugin
 
         return find_plugin({"plugin": text})
-    return int(text) if text.lstrip("-").isdecimal() else text
+    # No head has a number so long that Python would refuse to read it.
+    is_number = text.lstrip("-").isdecimal() and len(text) < 20
+    return int(text) if is_number else text
 
 
 def check_output(

@@ -709,6 +709,10 @@ def check_encoding(encoding: Mapping[Any, Any]) -> None:
         msg = "an encoding has input_ids or inputs_embeds: expected one, got both"
         raise InputError(msg)
     check_tensor("input_ids", ids, axes="batch key", kind="int")
+    if ids.dtype not in (torch.int32, torch.int64):
+        kind = str(ids.dtype).removeprefix("torch.")
+        msg = f"input_ids must be int64 or int32, as embeddings take them, got {kind}"
+        raise InputError(msg)
     if not ids.numel() or ids.is_meta:
         raise InputError(f"input_ids hold no tokens: their shape is {tuple(ids.shape)}")
     labels = encoding.get("labels")
@@ -740,5 +744,8 @@ def _check_pixels(pixels: Any) -> None:
     listed = pixels if isinstance(pixels, list | tuple) else [pixels]
     for one in () if pixels is None else listed:
         check_tensor("pixel_values", one)
+        if not one.numel():
+            msg = f"pixel_values of shape {tuple(one.shape)} hold nothing"
+            raise InputError(f"{msg}: expected images, or no pixel_values")
         if one.is_meta or not bool(one.isfinite().all()):
             raise InputError("pixel_values hold NaN or infinity: expected numbers")

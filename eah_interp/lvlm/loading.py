@@ -293,6 +293,10 @@ def wrap(
         got = show_value(model)
         msg = f"expected a transformers model to wrap, got {got}; eah.load takes names"
         raise ModelError(msg)
+    if processor is not None and not callable(processor):
+        got = show_value(processor)
+        msg = f"expected the model's processor, or None, got {got}"
+        raise ModelError(f"{msg}; AutoProcessor.from_pretrained loads one by name")
     with naming_versions():
         return LVLM(
             model,

@@ -9,7 +9,7 @@ from typing import Any
 from PIL import Image
 
 from eah_interp.arguments import check_unicode
-from eah_interp.errors import InputError
+from eah_interp.errors import InputError, show_value
 from eah_interp.lvlm.images import read_image
 
 Messages = Sequence[Mapping[str, Any]]
@@ -80,7 +80,7 @@ def check_messages(messages: Messages) -> list[dict[str, Any]]:
         if not is_message(message) or not isinstance(message["role"], str):
             msg = (
                 f"message {place} has no role: expected {{'role': 'user', 'content': "
-                f"...}}, got {message!r:.80}"
+                f"...}}, got {show_value(message)}"
             )
             raise InputError(msg)
         known = {key: value for key, value in message.items() if value is not None}
@@ -92,8 +92,9 @@ def check_messages(messages: Messages) -> list[dict[str, Any]]:
             check_unicode(f"the content of message {place}", content)
         else:
             msg = (
-                f"the content of message {place} ({known['role']}) is {content!r:.80}: "
-                "expected a text, or a list of parts of type text and image"
+                f"the content of message {place} ({known['role']}) is "
+                f"{show_value(content)}: expected a text, or a list of parts of type "
+                "text and image"
             )
             raise InputError(msg)
         checked.append(known)
@@ -105,7 +106,7 @@ def _check_part(part: object, place: int, at: int) -> dict[str, Any]:
     if not isinstance(part, Mapping) or not isinstance(part.get("type"), str):
         msg = (
             f"{where} has no type: expected {{'type': 'image'}} or {{'type': 'text', "
-            f"'text': ...}}, got {part!r:.80}"
+            f"'text': ...}}, got {show_value(part)}"
         )
         raise InputError(msg)
     known = {key: value for key, value in part.items() if value is not None}
