@@ -40,8 +40,8 @@ from eah_interp.lvlm.inputs import (
     pair_rows,
 )
 from eah_interp.lvlm.positions import check_positions
-from eah_interp.lvlm.processors import name_miscount
 from eah_interp.lvlm.prompt import INPUTS
+from eah_interp.lvlm.refusals import check_vocabulary, name_refusal
 from eah_interp.lvlm.remote import is_shipping, ship_package
 from eah_interp.lvlm.runs import (
     LockedBackend,
@@ -367,11 +367,10 @@ class LVLM(HookedModel):
         with self.alone(), watched_run(self), plain_passes(self):
             try:
                 return super().interleave(stoppable(self, fn), *args, **kwargs)
-            except (ValueError, RuntimeError) as error:
-                # Raised by the model, which knows how many features an image has.
-                if (miscount := name_miscount(error, self.processor)) is None:
+            except (ValueError, TypeError, RuntimeError) as error:
+                if (named := name_refusal(error, self.processor)) is None:
                     raise
-                raise miscount from error
+                raise named from error
 
     def _take_images(
         self, inputs: tuple[Any, ...], kwargs: dict[str, Any]
@@ -418,6 +417,7 @@ class LVLM(HookedModel):
                 )
                 raise UnsupportedError(msg) from error
         name = fn if isinstance(fn, str) else getattr(fn, "__name__", "")
+        check_vocabulary(self, kwargs)
         check_positions(self, kwargs, generates=name == "generate")
         setattr(self.interleaver, INPUTS, kwargs)
         return args, kwargs

@@ -95,36 +95,3 @@ def check_counting(processor: Any) -> None:
                 f"{name} to the vision tower's before eah_interp.wrap or load"
             )
             raise InputError(msg)
-
-
-def name_miscount(error: Exception, processor: Any) -> InputError | None:
-    """Explain a model's complaint that image tokens are not as many as features.
-
-    Args:
-        error: What the model raised.
-        processor: Its processor.
-
-    Returns:
-        The error to raise in its place; None if it complains of something else.
-
-    Example:
-        >>> error = ValueError("Image features and image tokens do not match")
-        >>> isinstance(name_miscount(error, None), InputError)
-        True
-    """
-    said = str(error)
-    if "do not match" not in said or "tokens" not in said or "features" not in said:
-        return None
-    settings = [
-        f"{name}={getattr(processor, name)!r}"
-        for name in COUNTING
-        if hasattr(processor, name)
-    ]
-    remedy = (
-        f"the processor counts by {', '.join(settings)}: set them as the vision tower "
-        "has them"
-        if settings
-        else "pass input_ids and images of one and the same call of this model's "
-        "processor"
-    )
-    return InputError(f"{' '.join(said.split())}; {remedy}")

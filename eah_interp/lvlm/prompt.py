@@ -17,6 +17,7 @@ from eah_interp._types import ColumnMask, HeadOutputs
 from eah_interp.errors import InputError, UnsupportedError
 from eah_interp.kernels.patterns import (
     PatternBlock,
+    check_place,
     check_tensor,
     find_visible,
     is_abstract,
@@ -66,6 +67,7 @@ class Prompt:
                 f"flag for each token, {tuple(self.image_mask.shape)}"
             )
             raise InputError(msg)
+        check_place(prompt_mask=prompt_mask, input_ids=self.image_mask)
         return replace(self, prompt_mask=prompt_mask.to(self.image_mask.device))
 
     def fit(self, call: AttentionCall, *, generated: int = 0) -> "Prompt":
@@ -195,6 +197,7 @@ def _check_widths(ids: Tensor, image_mask: Tensor, mask: Any) -> None:
             f"each token of input_ids, {tuple(ids.shape)}"
         )
         raise InputError(msg)
+    check_place(image_mask=image_mask, input_ids=ids)
     if isinstance(mask, Tensor) and mask.ndim == 2 and mask.shape[1] > ids.shape[1]:
         msg = (
             f"the attention mask covers {mask.shape[1]} tokens and input_ids "

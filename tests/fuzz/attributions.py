@@ -144,7 +144,7 @@ def make_method(rng: Rng, folder: Path) -> Input:
     name = pick(rng, [one for one in METHODS if hasattr(found, one)])
     if name == "save":
         return input_of(found.save, odd(rng), then=nothing)
-    options = change(rng, METHODS[name])
+    options = change(rng, METHODS[name]) if METHODS[name] else {}
     name = f"{type(found).__name__}.{name}"
     method = getattr(found, name.rpartition(".")[2])
     then = nothing if "plot" in name else None

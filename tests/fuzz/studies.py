@@ -201,7 +201,7 @@ def make_study(rng: Rng, folder: Path) -> Input:
         values["decoding"] = {kind: pick(rng, [odd(rng), {"max_new_tokens": odd(rng)}])}
     how = change(rng, {"shard": "1/1", "engine": "local", "progress": False}, most=1)
     how["progress"] = False
-    if how["engine"] == "ray":
+    if isinstance(how["engine"], str) and how["engine"] == "ray":
         how["engine"] = "local"
     out = pick(rng, [folder / "run", folder / "run", folder / "run", odd(rng)])
     if isinstance(out, str) or out is None:

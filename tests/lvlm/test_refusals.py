@@ -261,3 +261,64 @@ def test_a_layer_that_was_not_patched_is_not_reported(model):
         patch[2]
     with pytest.raises(SettingsError, match=r"layers 0, 1 were patched: name one"):
         _ = patch.donors
+
+
+# ---- What a ready-made encoding, a mask or a setting of `generate` can hold.
+
+
+FAMILIES = ["llava", "qwen2_5_vl", "gemma3", "internvl", "paligemma", "idefics3"]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("odd", [-5, 10**6])
+def test_ids_that_the_model_has_no_embedding_for_are_refused(family, odd):
+    model = eah.wrap(tiny_lvlm(family), tiny_processor(family))
+    encoding = model.encode(random_image(), "what ?")
+    encoding["input_ids"][0, -1] = odd
+    with (
+        pytest.raises(InputError, match=rf"input_ids hold {odd}: expected ids of 0 to"),
+        model.trace(encoding),
+    ):
+        model.output.save()
+
+
+@pytest.mark.parametrize("mask", ["image_mask", "prompt_mask"])
+def test_a_mask_without_numbers_is_refused(model, mask):
+    encoding = model.encode(random_image(), "what ?")
+    masks = {mask: torch.ones_like(encoding["input_ids"], device="meta").bool()}
+    with (
+        pytest.raises(InputError, match=f"{mask} is on the meta device"),
+        model.trace(encoding),
+    ):
+        eah.intervene(model, eah.EAH(), **masks)
+
+
+def change_pixels(family, change):
+    model = eah.wrap(tiny_lvlm(family), tiny_processor(family))
+    encoding = model.encode(random_image(), "what ?")
+    encoding["pixel_values"] = change(encoding["pixel_values"])
+    with model.trace(encoding):
+        model.output.save()
+
+
+def test_pixels_that_a_vision_tower_refuses_are_named(recwarn):
+    with pytest.raises(InputError, match=r"refuses its inputs: Input image size"):
+        change_pixels("llava", lambda pixels: pixels[..., :-8])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"num_beams": "a"}, {"temperature": -1.0, "do_sample": True}, {"num_beams": 0}],
+)
+def test_settings_that_generate_refuses_are_named(model, options):
+    with pytest.raises(SettingsError, match="generate refuses its settings"):
+        model.describe(random_image(), "what ?", max_new_tokens=2, **options)
+
+
+def test_an_error_of_the_user_s_own_code_stays_as_it_is(model):
+    def mine(ids, scores):
+        raise ValueError("mine")
+
+    with pytest.raises(ValueError, match=r"^mine$") as raised:
+        model.describe(random_image(), max_new_tokens=2, logits_processor=[mine])
+    assert not isinstance(raised.value, InputError | SettingsError)
