@@ -101,7 +101,7 @@ def check_vocabulary(model: Any, inputs: Mapping[str, Any]) -> None:
         return
     # Some families give images an id that no embedding has, and replace it themselves.
     with unset_fake_temporarily():
-        given = set(ids.unique().tolist())
+        given = set(ids.flatten().tolist())
     places = set(_placeholders(model))
     odd = sorted(one for one in given - places if not 0 <= one < size)
     if odd:
