@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from eah_interp.attribution import attribute_heads as attribute_heads
     from eah_interp.attribution import logit_lens as logit_lens
     from eah_interp.attribution import patch_heads as patch_heads
+    from eah_interp.attribution import read_patterns as read_patterns
     from eah_interp.errors import EAHError as EAHError
     from eah_interp.interventions import EAH as EAH
     from eah_interp.interventions import PAI as PAI
@@ -45,6 +46,7 @@ _FOLDERS = {
         "attribute_heads",
         "logit_lens",
         "patch_heads",
+        "read_patterns",
     ),
     "errors": ("EAHError",),
     "interventions": (

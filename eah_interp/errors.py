@@ -17,6 +17,10 @@ class SettingsError(EAHError, ValueError):
     """A setting has an impossible value: a mode, layer, head, threshold or share."""
 
 
+class KeywordError(SettingsError, TypeError):
+    """A function does not have that argument, or lacks one; it says what it has."""
+
+
 class ModelError(EAHError, LookupError):
     """A model cannot be worked on: a hook point is missing, or is not what it seems."""
 

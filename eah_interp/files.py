@@ -132,6 +132,7 @@ def make_folder(path: Path) -> None:
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        msg = f"cannot make the folder {path}: {error.strerror}"
+    except (OSError, ValueError) as error:  # ValueError: no name that a folder can have
+        reason = getattr(error, "strerror", None) or str(error)
+        msg = f"cannot make the folder {path}: {reason}"
         raise SettingsError(msg) from error

@@ -13,6 +13,7 @@ from torch import Tensor
 from eah_interp.arguments import check_level
 from eah_interp.errors import ExtraMissingError, InputError, SettingsError, show_value
 from eah_interp.indices import check_integer, to_float, to_list
+from eah_interp.kinds import register
 
 Counts = Float[Tensor, "run item"]
 
@@ -23,6 +24,7 @@ _NO_WIDTH = 1e-9
 """Narrower intervals have their width from rounding."""
 
 
+@register
 @dataclass(frozen=True, kw_only=True)
 class Effect:
     """An estimate with its interval; nothing is printed without one.

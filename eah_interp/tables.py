@@ -90,7 +90,7 @@ class Table:
             f"<tfoot><tr>{self._row(self.total)}</tr></tfoot>\n" if self.total else ""
         )
         notes = f'\n<p class="note">{escape(self.notes)}</p>' if self.notes else ""
-        kind = "" if self.prose else ' class="numbers"'
+        kind = ' class="prose"' if self.prose else ' class="numbers"'
         caption = escape(self.caption)
         # a wide table scrolls by itself, also by keyboard, and not the whole page
         return (
@@ -103,8 +103,9 @@ class Table:
     __html__ = html  # jinja2 shows what has this as it is, and escapes the rest
 
     def _row(self, row: tuple[str, ...]) -> str:
-        name = _cell("th", row[0], 'scope="row"', "answer" if self.prose else "")
-        kinds = ["answer" if self.prose else align(cell) for cell in row[1:]]
+        words = "words" if len(row[0]) > LONG else ""
+        name = _cell("th", row[0], 'scope="row"', "answer" if self.prose else words)
+        kinds = ["answer" if self.prose else _kind(cell) for cell in row[1:]]
         cells = zip(row[1:], kinds, strict=True)
         return name + "".join(_cell("td", cell, "", kind) for cell, kind in cells)
 
@@ -162,6 +163,15 @@ def align(cell: str) -> str:
     if not _NUMBER.fullmatch(cell) or not cell:
         return ""
     return "number star" if cell.endswith("*") else "number"
+
+
+LONG = 24
+"""Letters of a cell that is wrapped, so that it pushes no other off the page."""
+
+
+def _kind(cell: str) -> str:
+    """Name how a cell of a table of numbers is set: words are wrapped."""
+    return align(cell) or ("words" if len(cell) > LONG else "")
 
 
 def _cell(tag: str, text: str, scope: str, kind: str) -> str:

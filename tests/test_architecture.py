@@ -21,12 +21,17 @@ ORDER = (
     "__init__",  # names come in when they are used: it imports nothing itself
     "_types",
     "errors",
+    "kinds",
     "indices",
     "arguments",
     "files",
     "foreign_files",
     "statistics",
     "tables",
+    "plugins",
+    "saved_results",
+    "shown_results",
+    "results",
     "kernels",
     "toy",
     "lvlm",
@@ -44,7 +49,7 @@ ORDER = (
 )
 # Third-party packages that only these folders name.
 HOME = {
-    "nnsight": {"lvlm", "interventions"},
+    "nnsight": {"lvlm", "interventions", "results"},
     "transformers": {"lvlm", "toy", "toy.training", "testing"},
     "transformer_lens": {"transformer_lens"},
     "typer": {"cli"},
@@ -56,7 +61,10 @@ HOME = {
     "circuitsvis": {"viz"},
     "nltk": {"benchmarks"},
     "matplotlib": {"viz"},
-    "PIL": {"lvlm", "toy", "testing", "viz", "report", "cli", "benchmarks", "studies"},
+    "PIL": {
+        *("lvlm", "toy", "testing", "viz", "report", "cli", "benchmarks", "studies"),
+        "saved_results",
+    },
 }
 KERNELS_MAY = {"torch", "einops", "jaxtyping", "eah_interp", *sys.stdlib_module_names}
 OPTIONAL = {

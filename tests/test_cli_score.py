@@ -84,6 +84,42 @@ def test_released_captions_are_scored(chair, reference_data):
     assert "Most often named though absent: " in shown
 
 
+def test_released_mme_and_hallusionbench_are_scored(reference_data):
+    folder = reference_data / "released"
+    shown = run("mme", folder / "mme").stdout
+    assert "Perception 963.611, cognition 249.643." in shown
+    record = json.loads(run("mme", folder / "mme", "--json").stdout)
+    assert round(record["score"]["perception"], 3) == 963.611
+    paths = [folder / "hallusionbench" / name for name in ("HallusionBench.json",)]
+    answers = folder / "hallusionbench/HallusionBench_result_sample.json"
+    shown = run("hallusionbench", answers, "--questions", paths[0]).stdout
+    assert "875 questions have no answer" in " ".join(shown.split())
+    assert run("hallusionbench", answers).exit_code == 2
+
+
+def test_made_answers_of_amber_and_mmvp_are_scored(tmp_path):
+    notes = [{"id": 1, "type": "relation", "truth": "no"}]
+    notes.append({"id": 2, "type": "generative", "truth": ["cup"], "hallu": []})
+    (tmp_path / "annotations.json").write_text(json.dumps(notes))
+    (tmp_path / "answers.json").write_text('[{"id": 1, "response": "No"}]')
+    words = ("amber", tmp_path / "answers.json", "--annotations")
+    words = (*words, tmp_path / "annotations.json")
+    shown = run(*words).stdout
+    assert re.search(r"relation +1 +99\.9 +99\.9 +99\.9", shown)
+    record = json.loads(run(*words, "--json").stdout)
+    assert record["score"]["corrected"]["all"]["accuracy"] == 100
+    assert run(*words, "--relations", tmp_path / "none").exit_code == 2
+    rows = ["Index,Question,Options,Correct Answer"]
+    rows += [f"{n},Is it?,(a) Yes (b) No,(a)" for n in (1, 2)]
+    (tmp_path / "Questions.csv").write_text("\n".join(rows))
+    said = [json.dumps({"question_id": n, "response": "(a)"}) for n in (1, 2)]
+    (tmp_path / "mmvp.jsonl").write_text("\n".join(said))
+    shown = run(
+        "mmvp", tmp_path / "mmvp.jsonl", "--questions", tmp_path / "Questions.csv"
+    )
+    assert re.search(r"all +2 +100\.0 +1 +100\.0 +0", shown.stdout)
+
+
 @pytest.mark.parametrize("option", ["--annotations", "--synonyms"])
 def test_a_missing_file_of_the_user_s_is_an_error_in_one_line(chair, option, tmp_path):
     arguments = list(chair)

@@ -14,12 +14,12 @@ import pandas as pd
 import pytest
 
 import eah_interp as eah
-from eah_interp.attribution.results import Result
 from eah_interp.benchmarks.chair_files import read_captions, read_ground_truth
 from eah_interp.benchmarks.mentions import make_vocabulary, read_synonyms
 from eah_interp.benchmarks.pope_files import read_pope_answers, read_pope_questions
 from eah_interp.errors import EAHError, InputError
 from eah_interp.foreign_files import read_json, read_parquet
+from eah_interp.results import Result
 from eah_interp.studies import StudyFile, StudyRun
 from eah_interp.studies.conditions import Condition
 from eah_interp.studies.progress import measure_progress

@@ -33,18 +33,33 @@ def write_entry(entry: dict[str, Any]) -> str:
           author = {Lee and others},
           year = {2024},
         }
+        >>> paper["authors"] = [{"family-names": "Lee", "given-names": "Ann"}]
+        >>> number = {"type": "other", "value": "arXiv:2401.00001"}
+        >>> paper |= {"identifiers": [number], "start": 3, "end": 9}
+        >>> print(write_entry(paper))
+        @article{lee2024on,
+          title = {On heads},
+          author = {Lee, Ann},
+          year = {2024},
+          pages = {3--9},
+          eprint = {2401.00001},
+          archivePrefix = {arXiv},
+        }
     """
     authors = [_name(author) for author in entry["authors"]]
-    conference = entry.get("conference")
-    if isinstance(conference, dict):
-        conference = conference["name"]
+    eprint = _find_eprint(entry)
     fields = {
         "title": entry["title"],
         "author": " and ".join(authors),
         "year": entry.get("year") or str(entry.get("date-released", ""))[:4],
         "version": entry.get("version"),
         "journal": entry.get("journal"),
-        "booktitle": conference,
+        "booktitle": entry.get("collection-title"),
+        "pages": f"{entry['start']}--{entry['end']}" if entry.get("end") else "",
+        "publisher": entry.get("publisher", {}).get("name"),
+        "doi": entry.get("doi"),
+        "eprint": eprint,
+        "archivePrefix": "arXiv" if eprint else "",
         "url": entry.get("url") or entry.get("repository-code"),
     }
     lines = [f"  {name} = {{{value}}}," for name, value in fields.items() if value]
@@ -57,10 +72,18 @@ def write_entry(entry: dict[str, Any]) -> str:
 
 
 def _name(author: dict[str, Any]) -> str:
-    given = " ".join(
-        filter(None, [author.get("given-names"), author.get("family-names")])
-    )
-    return str(author.get("name") or given).replace(" et al.", " and others")
+    if "name" not in author:
+        return f"{author['family-names']}, {author['given-names']}"
+    name = author["name"].replace(" et al.", " and others")
+    # BibTeX would take the last word of a group's name for a family's.
+    return name if name.endswith(" others") else f"{{{name}}}"
+
+
+def _find_eprint(entry: dict[str, Any]) -> str:
+    """Find a work's number on arXiv, which the file has as an identifier."""
+    values = [str(one["value"]) for one in entry.get("identifiers", ())]
+    numbers = [value.removeprefix("arXiv:") for value in values if "arXiv:" in value]
+    return "".join(numbers[:1])
 
 
 def fill_page(_app: Any, _page: str, content: list[str]) -> None:

@@ -52,12 +52,11 @@ def _describe(path: str, command: Any) -> str:
 
 
 def _prose(text: str) -> str:
-    """Set examples apart from the prose; typer dedents those of a short help."""
-    lines = text.replace("\b", "").replace("\f", "").strip().splitlines()
-    shown = [
-        f"    {line}" if line.startswith("eah-interp ") else line for line in lines
-    ]
-    return "\n".join(shown)
+    """Set examples apart from the prose, as `--help` does."""
+    from eah_interp.cli.app import split_examples
+
+    prose, examples = split_examples(text)
+    return "\n\n".join([prose, "\n".join(f"    {one}" for one in examples)]).strip()
 
 
 def _argument_usage(parameter: Any) -> str:

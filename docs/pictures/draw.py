@@ -1,8 +1,8 @@
-"""Draw the pictures of docs/pictures.md from its own code blocks.
+"""Draw the pictures of docs/pictures.md and other pages from their own code blocks.
 
     python docs/pictures/draw.py
 
-A picture `images/pictures-NAME.png` is the figure that the blocks call `NAME`.
+A picture `images/PAGE-NAME.png` is the figure that the page's blocks call `NAME`.
 """
 
 import re
@@ -12,8 +12,12 @@ from pathlib import Path
 from tempfile import mkdtemp
 
 ROOT = Path(__file__).parents[2]
-PAGE = ROOT / "docs" / "pictures.md"
-PICTURE = re.compile(r"\(images/pictures-(\w+)\.png\)")
+PAGES = (ROOT / "docs" / "pictures.md", ROOT / "docs" / "how-to" / "attention.md")
+
+
+def find_pictures(page: Path) -> list[str]:
+    """Find the names of the figures of its own that a page shows."""
+    return re.findall(rf"images/{page.stem}-(\w+)\.png\)", page.read_text())
 
 
 def draw(page: Path, folder: Path) -> list[str]:
@@ -21,17 +25,17 @@ def draw(page: Path, folder: Path) -> list[str]:
     sys.path.insert(0, str(ROOT))
     from tests.docs.pages import find_blocks
 
-    text = page.read_text()
     scope: dict[str, object] = {"__name__": "__main__"}
     with chdir(mkdtemp()):
         for block in find_blocks(page, "python"):
             exec(block.text, scope)
-    names = PICTURE.findall(text)
+    names = find_pictures(page)
     for name in names:
         figure = scope[name]
-        figure.savefig(folder / f"pictures-{name}.png", dpi=200, metadata={})  # type: ignore[attr-defined]
+        figure.savefig(folder / f"{page.stem}-{name}.png", dpi=200, metadata={})  # type: ignore[attr-defined]
     return names
 
 
 if __name__ == "__main__":
-    draw(PAGE, ROOT / "docs" / "images")
+    for page in PAGES:
+        draw(page, ROOT / "docs" / "images")

@@ -10,7 +10,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from eah_interp._types import ColumnMask
-from eah_interp.attribution.results import Result, register
+from eah_interp.arguments import by_name
+from eah_interp.attribution.results import name_head
 from eah_interp.attribution.runs import (
     check_unedited,
     open_question,
@@ -23,17 +24,20 @@ from eah_interp.interventions.eah import EAH
 from eah_interp.interventions.intervention import list_layers
 from eah_interp.interventions.point import PatchPoint
 from eah_interp.kernels.sinks import ColumnScores
+from eah_interp.lvlm.anatomy import name_model
 from eah_interp.lvlm.spans import ImageSpan
+from eah_interp.results import ModelResult, Part
+from eah_interp.shown_results import count, count_heads, list_largest
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 Scores = Float[Tensor, "batch layer head key"]
 
 
-@register
-@dataclass(frozen=True)
-class ScoreRun:
+@dataclass(frozen=True, eq=False, repr=False)
+class ScoreRun(Part):
     """How much attention image columns receive in one run.
 
     Attributes:
@@ -55,8 +59,8 @@ class ScoreRun:
         return self.scores / self.threshold
 
 
-@dataclass(frozen=True)
-class BroadcastScores(Result):
+@dataclass(frozen=True, eq=False, repr=False)
+class BroadcastScores(ModelResult):
     """What each head of some layers does to the image columns, before and after EAH.
 
     Attributes:
@@ -110,6 +114,24 @@ class BroadcastScores(Result):
         judged = self.columns[:, None, None].expand(wide).flatten().numpy()
         return table[judged].reset_index(drop=True)
 
+    def _about(self) -> str:
+        n_items, n_layers, n_heads, _ = self.plain.scores.shape
+        return (
+            f"{count(n_items, 'item')}, {count_heads(n_layers, n_heads)}, "
+            f"{int(self.columns.sum())} image columns in all; largest change first"
+        )
+
+    def _first(self, k: int) -> pd.DataFrame:
+        def label(cell: tuple[int, ...]) -> dict[str, Any]:
+            item, layer, head, key = cell
+            name = name_head(self.layers[layer], head)
+            return {"item": item, "name": name, "read_at": key}
+
+        columns = {name: run.scores for name, run in self.runs.items()}
+        change = self.patched.scores - self.plain.scores
+        columns["change"] = change.masked_fill(~self.columns[:, None, None], torch.nan)
+        return list_largest(columns, by="change", k=k, label=label)
+
     @property
     def donors_mask(self) -> Bool[Tensor, "batch layer head"]:
         """Mark the heads that donate."""
@@ -154,7 +176,9 @@ class BroadcastScores(Result):
         judged = self.columns.sum(-1).clamp(min=1)[:, None, None]
         return self.runs[run].sinks.sum(-1) / judged
 
-    def plot(self, *, layer: int | None = None, item: int = 0) -> "Figure":
+    def plot(
+        self, *, layer: int | None = None, item: int = 0, ax: "Axes | None" = None
+    ) -> "Figure":
         """Draw one layer's heads, plain beside patched, a line each.
 
         Every cell is an image column's score, in multiples of the sink threshold. A
@@ -164,17 +188,20 @@ class BroadcastScores(Result):
         Args:
             layer: Which decoder layer; the first when None.
             item: Which batch item.
+            ax: Not taken: there are two panels.
 
         Returns:
             A matplotlib figure, one column wide.
 
         Raises:
-            SettingsError: If the layer was not scored.
+            SettingsError: If the layer was not scored, or axes are given.
             InputError: If there is no such item, or it has no judged columns.
             ExtraMissingError: If matplotlib is not installed.
         """
+        from eah_interp.viz.figures import refuse_axes
         from eah_interp.viz.sinks import plot_columns
 
+        refuse_axes(ax, panels="two panels, plain and patched,")
         layer = self.layers[0] if layer is None else layer
         if layer not in self.layers:
             named = ", ".join(map(str, self.layers))
@@ -203,6 +230,7 @@ class BroadcastScores(Result):
 # ---- Image-column scores of whole layers, plain and under EAH.
 
 
+@by_name
 def score_broadcast(
     model: Any,
     images: object,
@@ -261,6 +289,7 @@ def score_broadcast(
         runs.append(_stack(found, float(settings.beta or 0)))
         columns = [one.columns for one in found]
     return BroadcastScores(
+        model=name_model(model),
         eah=settings,
         layers=chosen,
         columns=columns[0].cpu(),

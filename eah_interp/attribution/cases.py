@@ -4,16 +4,28 @@ import functools
 import inspect
 import re
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, TypedDict, TypeVar, cast, get_type_hints
 
 import torch
 from torch import Tensor
 
 from eah_interp._types import ColumnMask
-from eah_interp.arguments import check_mapping, check_unicode
-from eah_interp.attribution.mentions import find_mentions
+from eah_interp.arguments import by_name, check_unicode
+from eah_interp.attribution.asked import (
+    Words,
+    check_objects,
+    check_synonyms,
+    check_truth,
+    list_captions,
+    share_truth,
+)
+from eah_interp.attribution.mentions import (
+    check_synonyms_of,
+    find_mentions,
+    find_present,
+)
 from eah_interp.attribution.objects import (
     ObjectWord,
     check_beginnings,
@@ -21,8 +33,8 @@ from eah_interp.attribution.objects import (
     spell_object,
 )
 from eah_interp.attribution.readouts import MetricName, Readout, Term, read_tokens
-from eah_interp.errors import InputError, SettingsError, show_value
-from eah_interp.indices import check_choice, to_int, to_ints, to_list
+from eah_interp.attribution.same_images import name_image, name_lines
+from eah_interp.errors import InputError, SettingsError
 from eah_interp.lvlm.anatomy import check_model
 from eah_interp.lvlm.inputs import (
     Encoding,
@@ -31,14 +43,15 @@ from eah_interp.lvlm.inputs import (
     is_encoding,
     repeat_rows,
 )
+from eah_interp.results import Part
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 # ---- One question to a model: its inputs, and the numbers that are read off it.
 
 
-@dataclass(frozen=True)
-class Case:
+@dataclass(frozen=True, eq=False, repr=False)
+class Case(Part):
     """One or more images with prompts, and the numbers to be explained.
 
     Attributes:
@@ -50,6 +63,15 @@ class Case:
     encoding: Encoding
     prompt_mask: ColumnMask | None
     readout: Readout
+
+    def _about(self) -> str:
+        width = self.encoding["input_ids"].shape[1]
+        read = ", ".join(target.label for target in self.readout.targets[:6])
+        more = ", ..." if len(self.readout.targets) > 6 else ""
+        return (
+            f"{self.n_items} items of {width} tokens; reads {self.readout.metric} of "
+            f"{len(self.readout.targets)} targets ({read}{more})"
+        )
 
     @property
     def n_items(self) -> int:
@@ -83,29 +105,33 @@ Aim = tuple[str, int, int, str, list[Term]]
 
 
 def read_whole_words(
-    tokenizer: Any, encoding: Encoding, words: Sequence[ObjectWord]
+    tokenizer: Any, encoding: Encoding, words: Sequence[Sequence[ObjectWord]]
 ) -> Case:
-    """Read words of several tokens, each after a copy of the prompt."""
+    """Read words of several tokens, each after a copy of its row's prompt."""
     width = encoding["input_ids"].shape[1]
-    n_rows = encoding["input_ids"].shape[0]
-    rows = [row for row in range(n_rows) for _ in words]
-    tails = [list(word.ids[:-1]) for _ in range(n_rows) for word in words]
+    copies = [(row, word) for row, own in enumerate(words) for word in own]
     aims: list[Aim] = []
-    for copy, row in enumerate(rows):
-        word = words[copy % len(words)]
+    for copy, (_, word) in enumerate(copies):
         terms = [(width - 1 + i, token, 1.0) for i, token in enumerate(word.ids)]
-        label = word.name if n_rows == 1 else f"{word.name} ({row})"
-        aims.append((label, copy, width - 1, word.spellings[0].text.strip(), terms))
-    longer = append_tokens(repeat_rows(encoding, rows), tails, pad=_padding(tokenizer))
-    return Case(
-        longer, _mask_prompt(longer, width), read_tokens(aims, metric="log_prob")
+        text = word.spellings[0].text.strip()
+        aims.append((word.name, copy, width - 1, text, terms))
+    longer = append_tokens(
+        repeat_rows(encoding, [row for row, _ in copies]),
+        [list(word.ids[:-1]) for _, word in copies],
+        pad=_padding(tokenizer),
     )
+    readout = read_tokens(aims, metric="log_prob")
+    targets = tuple(
+        replace(target, item=row)
+        for target, (row, _) in zip(readout.targets, copies, strict=True)
+    )
+    return Case(longer, _mask_prompt(longer, width), replace(readout, targets=targets))
 
 
 def read_captions(
     tokenizer: Any,
     encoding: Encoding,
-    words: Sequence[str],
+    words: Words,
     captions: Sequence[Any],
     *,
     metric: MetricName,
@@ -115,7 +141,8 @@ def read_captions(
 
     Raises:
         InputError: If there is not a caption for each row, or no caption names one of
-            the objects.
+            the objects: of a row's own objects, its own caption.
+        SettingsError: If synonyms are of no object.
     """
     n_rows, width = encoding["input_ids"].shape
     if len(captions) != n_rows:
@@ -130,22 +157,41 @@ def read_captions(
         else [int(token) for token in text]
         for text in captions
     ]
+    check_synonyms_of(synonyms, words.all)
     aims: list[Aim] = []
-    for row, ids in enumerate(written):
-        for mention in find_mentions(tokenizer, ids, words, synonyms=synonyms):
+    for row, (ids, own) in enumerate(zip(written, words.of_rows(n_rows), strict=True)):
+        if not own:
+            continue
+        others = {word: names for word, names in synonyms.items() if word in own}
+        for mention in find_mentions(tokenizer, ids, own, synonyms=others):
             stop = mention.stop if metric == "log_prob" else mention.start + 1
             terms = [(width + i - 1, ids[i], 1.0) for i in range(mention.start, stop)]
             place = width + mention.start - 1
             aims.append((mention.name, row, place, mention.text, terms))
-    missing = sorted(set(words) - {aim[0] for aim in aims})
+    _check_named(words, n_rows, {(aim[1], aim[0]) for aim in aims})
+    longer = append_tokens(encoding, written, pad=_padding(tokenizer))
+    return Case(longer, _mask_prompt(longer, width), read_tokens(aims, metric=metric))
+
+
+def _check_named(words: Words, n_rows: int, named: set[tuple[int, str]]) -> None:
+    """Check that captions name the objects: of a row's own, its own caption."""
+    if words.by_item:
+        of_rows = words.of_rows(n_rows)
+        lost = [
+            (row, [word for word in own if (row, word) not in named])
+            for row, own in enumerate(of_rows)
+        ]
+        row, missing = next((pair for pair in lost if pair[1]), (0, []))
+        which = f"the caption of item {row}"
+    else:
+        missing = sorted(set(words.all) - {word for _, word in named})
+        which = "the caption"
     if missing:
         msg = (
-            f"the caption does not name {', '.join(missing)}: expected each object in "
+            f"{which} does not name {', '.join(missing)}: expected each object in "
             "it (or a plural or synonym); leave the object out, or pass synonyms"
         )
         raise InputError(msg)
-    longer = append_tokens(encoding, written, pad=_padding(tokenizer))
-    return Case(longer, _mask_prompt(longer, width), read_tokens(aims, metric=metric))
 
 
 def _mask_prompt(encoding: Encoding, width: int) -> ColumnMask:
@@ -165,31 +211,47 @@ Caption = str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]]
 """An answer for each row, as text or as token ids."""
 
 
+Objects = Iterable[str] | Iterable[Iterable[str]]
+"""Words for every item, or a list of words for each."""
+
+Truth = Iterable[str] | Iterable[Iterable[str] | None]
+"""What is in the image: of each item a list, or None where it is not known."""
+
+
 class Ask(TypedDict, total=False):
     """What is read of an item: keywords of every function that asks about one.
 
     Attributes:
-        objects: The words, such as `["boat", "fish"]`.
+        objects: The words, such as `["boat", "fish"]`, for every item; or a list for
+            each item, `[["boat", "fish"], ["cup"], []]`.
         metric: What is read of them, such as `"logit"`; `pose` says what each is.
         caption: An answer; objects are then read wherever it names them.
         synonyms: Other words for an object, by object.
+        truth: The objects that are in the image, a list for each item (None where
+            that is not known): tables then say which objects are `present`.
     """
 
-    objects: Sequence[str]
+    objects: Objects
     metric: MetricName
     caption: Caption | None
     synonyms: Mapping[str, Sequence[str]] | None
+    truth: Truth | None
 
 
-_DEFAULTS: Ask = {"objects": (), "metric": "logit", "caption": None, "synonyms": None}
+_DEFAULTS: Ask = {
+    "objects": (),
+    "metric": "logit",
+    "caption": None,
+    "synonyms": None,
+    "truth": None,
+}
 
 
 def asks(function: Function) -> Function:
     """Spell the keywords of `Ask` out in a function's signature and help.
 
     A checker sees `**asked: Unpack[Ask]`; so that a reader of `help()` and an editor
-    see every keyword, they are put in its place. Unknown ones are refused by the
-    function's own name.
+    see every keyword, they are put in its place.
     """
     types = get_type_hints(Ask)
     written = inspect.signature(function)
@@ -206,17 +268,9 @@ def asks(function: Function) -> Function:
         each for each in written.parameters.values() if each.kind != each.VAR_KEYWORD
     ]
     whole = written.replace(parameters=[*own, *spelled])
-    known = whole.parameters
 
     @functools.wraps(function)
     def asking(*args: Any, **kwargs: Any) -> Any:
-        for name in kwargs:
-            if name not in known:
-                msg = (
-                    f"{function.__name__}() got an unexpected keyword argument "
-                    f"{name!r}: expected {', '.join(known)}"
-                )
-                raise TypeError(msg)
         if args:
             check_model(args[0])
         return function(*args, **kwargs)
@@ -233,15 +287,17 @@ def asks(function: Function) -> Function:
     return cast("Function", asking)
 
 
+@by_name
 def pose(
     model: Any,
     images: object,
     prompts: object = None,
     *,
-    objects: Sequence[str] = (),
+    objects: Objects = (),
     metric: MetricName = "logit",
     caption: Caption | None = None,
     synonyms: Mapping[str, Sequence[str]] | None = None,
+    truth: Truth | None = None,
 ) -> Case:
     """Ask for objects: at the answer position, or wherever a caption names them.
 
@@ -253,7 +309,8 @@ def pose(
         model: An LVLM.
         images: An image or images; or a ready-made encoding.
         prompts: A prompt or prompts; "Describe the image." when None.
-        objects: The words, such as `["boat", "fish"]`.
+        objects: The words, such as `["boat", "fish"]`, for every item; or a list for
+            each item, `[["boat", "fish"], ["cup"], []]`, of any lengths.
         metric: `"logit"`: of the word's first token (the mean over synonyms).
             `"log_prob"`: of the whole word, over all its tokens. `"logit_diff"`: the
             logit of the first object minus that of the second. `"yes_no"`: the logit
@@ -261,13 +318,18 @@ def pose(
         caption: An answer to read, one for each row: as text, or as the token ids
             that were generated (text may be tokenized in another way than it was).
         synonyms: Other words for an object, by object.
+        truth: The objects that are in the image, a list for each item, or None where
+            that is not known; for a single item also a flat list. An object is
+            present if its word, a synonym, or the plural of either is listed.
 
     Returns:
         The inputs and the readout.
 
     Raises:
-        InputError: If images or prompts do not fit, or the caption names no object.
-        SettingsError: If a word cannot be spelled, or objects do not fit the metric.
+        InputError: If images or prompts do not fit, the caption names no object, or
+            there is not a list of objects, or of truth, for each item.
+        SettingsError: If a word cannot be spelled, or objects or truth do not fit the
+            metric.
 
     Example:
         >>> import eah_interp as eah
@@ -277,41 +339,96 @@ def pose(
         ['Yes - No']
     """
     check_model(model)
-    words = _check_objects(objects, metric, captioned=caption is not None)
-    synonyms = _check_synonyms(synonyms)
+    words = check_objects(objects, metric, captioned=caption is not None)
+    synonyms = check_synonyms(synonyms)
+    there = check_truth(truth, metric)
     if is_encoding(images):
         check_encoding(images)
-    if isinstance(images, Encoding):  # it may know how large the images were
-        encoding = images
-    elif is_encoding(images):
-        encoding = Encoding(images)
+        # it may know how large the images were
+        encoding = images if isinstance(images, Encoding) else Encoding(images)
+        keys = name_lines(model, encoding)
     else:
-        encoding = model.encode(images, prompts)
+        rows = model._rows((images, prompts))
+        encoding = model._encode_rows(rows)
+        keys = [tuple(name_image(image) for image in row.images) for row in rows]
     tokenizer = model.tokenizer
     if tokenizer is None:
         msg = "the model has no tokenizer to spell objects with; pass a processor"
         raise SettingsError(msg)
-    ids = encoding["input_ids"]
-    if caption is not None:
-        captions = _list_captions(caption)
-        return read_captions(
-            tokenizer, encoding, words, captions, metric=metric, synonyms=synonyms or {}
-        )
-    written = [
-        spell_object(
-            tokenizer,
-            word,
-            before=ids[0].tolist(),
-            synonyms=(synonyms or {}).get(word, ()),
-        )
-        for word in words
+    n_items = encoding["input_ids"].shape[0]
+    asked = words.of_rows(n_items)
+    known = share_truth(there, n_items)
+    present = [
+        None
+        if own is None
+        else find_present(each, own, synonyms=synonyms)
+        if each
+        else frozenset()
+        for each, own in zip(asked, known, strict=True)
     ]
-    if metric == "log_prob" and any(len(word.ids) > 1 for word in written):
+    case = _read(
+        tokenizer,
+        encoding,
+        words,
+        metric=metric,
+        captions=None if caption is None else list_captions(caption),
+        synonyms=synonyms,
+    )
+    targets = tuple(
+        replace(
+            target,
+            present=None if found is None else target.label in found,
+            images=keys[target.asked_of],
+        )
+        for target in case.readout.targets
+        for found in [present[target.asked_of]]
+    )
+    return replace(case, readout=replace(case.readout, targets=targets))
+
+
+def _read(
+    tokenizer: Any,
+    encoding: Encoding,
+    words: Words,
+    *,
+    metric: MetricName,
+    captions: Sequence[Any] | None,
+    synonyms: Mapping[str, Sequence[str]],
+) -> Case:
+    """Read each row's objects: in its caption, or after its prompt."""
+    if captions is not None:
+        return read_captions(
+            tokenizer, encoding, words, captions, metric=metric, synonyms=synonyms
+        )
+    written = _spell(tokenizer, encoding, words, synonyms)
+    if metric == "log_prob" and any(len(w.ids) > 1 for own in written for w in own):
         return read_whole_words(tokenizer, encoding, written)
-    check_beginnings(tokenizer, written)
-    if metric in ("logit", "logit_diff", "yes_no"):
-        check_distinct(written)
-    return Case(encoding, None, _read_answers(ids, written, metric))
+    for own in dict.fromkeys(map(tuple, written)):
+        check_beginnings(tokenizer, own)
+        if own and metric in ("logit", "logit_diff", "yes_no"):
+            check_distinct(own)
+    return Case(encoding, None, _read_answers(encoding["input_ids"], written, metric))
+
+
+def _spell(
+    tokenizer: Any,
+    encoding: Encoding,
+    words: Words,
+    synonyms: Mapping[str, Sequence[str]],
+) -> list[list[ObjectWord]]:
+    """Spell each row's objects as they are written after its prompt."""
+    ids = encoding["input_ids"]
+    real = encoding.get("attention_mask", torch.ones_like(ids)).bool()
+
+    @functools.cache  # rows of one prompt are spelled alike
+    def spell(before: tuple[int, ...], word: str) -> ObjectWord:
+        others = synonyms.get(word, ())
+        return spell_object(tokenizer, word, before=before, synonyms=others)
+
+    return [
+        [spell(tuple(ids[row, real[row]].tolist()), word) for word in own]
+        for row, own in enumerate(words.of_rows(ids.shape[0]))
+    ]
 
 
 def as_case(model: Any, images: object, prompts: object = None, **asked: Any) -> Case:
@@ -323,7 +440,13 @@ def as_case(model: Any, images: object, prompts: object = None, **asked: Any) ->
     if not isinstance(images, Case):
         return pose(model, images, prompts, **asked)
     defaults: dict[str, Any] = {**_DEFAULTS}
-    more = [k for k, v in asked.items() if v is not None and v != defaults.get(k)]
+    more = [
+        name
+        for name, value in asked.items()
+        # arrays and columns of pandas compare by the element: they are no default
+        if value is not None
+        and not (isinstance(value, str | tuple) and value == defaults.get(name))
+    ]
     if prompts is not None or more:
         named = ", ".join(["prompts"] * (prompts is not None) + more)
         msg = f"a case is a whole question: expected nothing beside it, got {named}"
@@ -331,86 +454,27 @@ def as_case(model: Any, images: object, prompts: object = None, **asked: Any) ->
     return images
 
 
-def _check_objects(
-    objects: Sequence[str], metric: MetricName, *, captioned: bool
-) -> tuple[str, ...]:
-    check_choice("metric", metric, MetricName)
-    listed = [objects] if isinstance(objects, str) else to_list(objects)
-    if listed is None or not all(isinstance(w, str) and w.strip() for w in listed):
-        got = show_value(objects)
-        raise SettingsError(f"objects must be a list of words, got {got}")
-    words = tuple(map(str, listed))
-    for word in words:
-        check_unicode("an object", word)
-    wanted = {"yes_no": "no objects", "logit_diff": "two objects"}
-    fits = {"yes_no": not words, "logit_diff": len(words) == 2}
-    if not fits.get(metric, bool(words)):
-        msg = (
-            f'metric="{metric}" takes {wanted.get(metric, "at least one object")}, '
-            f"got {len(words)}: {', '.join(words) or 'none'}"
-        )
-        raise SettingsError(msg)
-    if captioned and metric not in ("logit", "log_prob"):
-        msg = (
-            f'metric="{metric}" is read at the answer position: with a caption use '
-            '"logit" or "log_prob"'
-        )
-        raise SettingsError(msg)
-    return ("Yes", "No") if metric == "yes_no" else words
-
-
-def _check_synonyms(synonyms: object) -> dict[str, tuple[str, ...]]:
-    """Check that synonyms are a mapping of words to words."""
-    found: dict[str, tuple[str, ...]] = {}
-    given = {} if synonyms is None else check_mapping("synonyms", synonyms)
-    for name, value in given.items():
-        words = [value] if isinstance(value, str) else to_list(value)
-        if words is None or not all(isinstance(w, str) and w.strip() for w in words):
-            got = show_value(value)
-            msg = f"synonyms must be lists of words, got {got} of {name!r}"
-            raise SettingsError(msg)
-        found[name] = tuple(words)
-    return found
-
-
-def _list_captions(caption: object) -> list[Any]:
-    """List an answer for each row: texts, or lists of token ids."""
-    captions = [caption] if isinstance(caption, str) else to_list(caption)
-    if captions and to_int(captions[0]) is not None:
-        captions = [captions]
-    found: list[Any] = []
-    for one in captions or ():
-        ids = one if isinstance(one, str) else to_ints(one)
-        if ids is None or (not isinstance(ids, str) and min(ids) < 0):
-            found.clear()
-            break
-        found.append(ids if isinstance(ids, str) else list(ids))
-    if not found:
-        got = show_value(caption)
-        msg = f"caption must be a text or token ids, one for each row, got {got}"
-        raise InputError(msg)
-    return found
-
-
 def _read_answers(
-    ids: Tensor, words: Sequence[ObjectWord], metric: MetricName
+    ids: Tensor, words: Sequence[Sequence[ObjectWord]], metric: MetricName
 ) -> Readout:
-    """Read every word after the last token of each row."""
-    n_rows, width = ids.shape
-    last = width - 1
+    """Read every row's words after its last token."""
+    last = ids.shape[1] - 1
     aims: list[Aim] = []
-    for row in range(n_rows):
+    for row, own_words in enumerate(words):
+        if not own_words:
+            continue
         terms = [
             [(last, token, 1 / len(word.first_ids)) for token in word.first_ids]
-            for word in words
+            for word in own_words
         ]
         if metric in ("logit_diff", "yes_no"):
             against = [(place, token, -weight) for place, token, weight in terms[1]]
-            label = f"{words[0].name} - {words[1].name}"
-            aims.append((label, row, last, words[0].name, terms[0] + against))
+            first, second = own_words
+            label = f"{first.name} - {second.name}"
+            aims.append((label, row, last, first.name, terms[0] + against))
             continue
         aims += [
             (word.name, row, last, word.spellings[0].text.strip(), own)
-            for word, own in zip(words, terms, strict=True)
+            for word, own in zip(own_words, terms, strict=True)
         ]
     return read_tokens(aims, metric=metric)

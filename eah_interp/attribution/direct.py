@@ -9,23 +9,36 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from eah_interp.arguments import by_name, check_flag
+from eah_interp.attribution.averages import ObjectResult
 from eah_interp.attribution.cases import Ask, as_case, asks
+from eah_interp.attribution.chunks import (
+    check_chunks,
+    in_chunks,
+    join_donors,
+    join_parts,
+)
 from eah_interp.attribution.direct_path import DirectRun, run_direct
 from eah_interp.attribution.readouts import MetricName, Target, TargetValues
 from eah_interp.attribution.results import (
-    Result,
     check_target,
+    label_cell,
     label_targets,
     largest,
     list_heads,
     list_logits,
-    register,
+    name_head,
+    name_targets,
 )
 from eah_interp.errors import NumericalError, SettingsError, UnsupportedError
 from eah_interp.interventions.intervention import Intervention
+from eah_interp.lvlm.anatomy import name_model
 from eah_interp.lvlm.spans import ImageSpan
+from eah_interp.results import Part
+from eah_interp.shown_results import count, count_heads, list_largest
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 # ---- Direct effects of every component, labelled: the result of `attribute_heads`.
@@ -33,12 +46,9 @@ if TYPE_CHECKING:
 
 HeadEffects = Float[Tensor, "target layer head"]
 
-register(Target)
 
-
-@register
-@dataclass(frozen=True)
-class DirectEffects:
+@dataclass(frozen=True, eq=False, repr=False)
+class DirectEffects(Part):
     """How one run's components add up to each target.
 
     `heads + blocks + embedding + between + bias = values - remainder`.
@@ -74,9 +84,8 @@ class DirectEffects:
         return self.remainder.abs() / self.values.abs().clamp(min=1.0)
 
 
-@register
-@dataclass(frozen=True)
-class Change:
+@dataclass(frozen=True, eq=False, repr=False)
+class Change(Part):
     """How a patch changed each head's direct effect; the three parts add up.
 
     Attributes:
@@ -95,8 +104,8 @@ class Change:
         return self.new_values + self.new_pattern + self.new_scale
 
 
-@dataclass(frozen=True)
-class HeadAttribution(Result):
+@dataclass(frozen=True, eq=False, repr=False)
+class HeadAttribution(ObjectResult):
     """Direct logit attribution of every component to objects' logits.
 
     Attributes:
@@ -127,10 +136,10 @@ class HeadAttribution(Result):
         """List every component of every target.
 
         Returns:
-            Columns `object row position target layer head name kind plain`, and of a
-            patched run `patched change new_values new_pattern new_scale`. `kind` is
-            `head`, `block`, `embedding`, `between`, `bias` or `remainder`; the
-            `plain` numbers of a target sum to its value.
+            Columns `object present row position target layer head name kind plain`,
+            and of a patched run `patched change new_values new_pattern new_scale`.
+            `kind` is `head`, `block`, `embedding`, `between`, `bias` or `remainder`;
+            the `plain` numbers of a target sum to its value.
         """
         heads = list_heads(self.targets, self.layers, self.plain.heads.shape[-1])
         heads["kind"] = "head"
@@ -165,6 +174,35 @@ class HeadAttribution(Result):
             }
         return {name: t.double().flatten().numpy() for name, t in columns.items()}
 
+    def _compared(self) -> str:
+        return "plain" if self.patched is None else "change"
+
+    def _averaged(self, of: str) -> pd.DataFrame:
+        del of
+        table = self.frame()
+        return table[table["kind"] == "head"]
+
+    def _about(self) -> str:
+        n_layers, n_heads = self.plain.heads.shape[1:]
+        return (
+            f"{name_targets(self.targets)}, {count_heads(n_layers, n_heads)}, "
+            f"{count(len(self.blocks), 'block')}, metric {self.metric}; largest "
+            f"{'plain effect' if self.patched is None else 'change'} first"
+        )
+
+    def _first(self, k: int) -> pd.DataFrame:
+        columns = {"plain": self.plain.heads}
+        if self.patched is not None:
+            columns["patched"] = self.patched.heads
+            columns["change"] = self.patched.heads - self.plain.heads
+
+        def label(cell: tuple[int, ...]) -> dict[str, Any]:
+            name = name_head(self.layers[cell[1]], cell[2])
+            return label_cell(self.targets, cell[0]) | {"name": name}
+
+        by = list(columns)[-1]
+        return list_largest(columns, by=by, k=k, label=label)
+
     def top(self, k: int = 10, *, by: str | None = None) -> pd.DataFrame:
         """List each target's `k` heads with the largest effects, either sign.
 
@@ -194,7 +232,8 @@ class HeadAttribution(Result):
         Raises:
             UnsupportedError: If it was not kept: pass `sources=True`.
         """
-        run = self.patched if patched else self.plain
+        check_target(self.targets, target)
+        run = self.patched if check_flag("patched", patched) else self.plain
         if run is None or run.sources is None:
             msg = (
                 "effects by position were not kept: expected attribute_heads(..., "
@@ -203,25 +242,37 @@ class HeadAttribution(Result):
             raise UnsupportedError(msg)
         return run.sources[target, self.layers.index(layer), head]
 
-    def plot(self, target: int = 0) -> "Figure":
+    def plot(self, target: int = 0, *, ax: "Axes | None" = None) -> "Figure":
         """Draw one target's direct effects by layer and head.
 
         Args:
             target: Which target.
+            ax: Axes of matplotlib to draw one panel into: the change where there is a
+                patched run. A figure of its own with all panels when None.
 
         Returns:
             A matplotlib figure: plain, and where there is one, patched and change.
 
         Raises:
+            SettingsError: If there is no such target, or `ax` is no axes.
             ExtraMissingError: If matplotlib is not installed.
         """
         from eah_interp.viz.heads import plot_heads
 
+        panels = self.panels(target)
         title = f"direct effect on {self.targets[target].label}"
-        return plot_heads(self.panels(target), layers=self.layers, title=title)
+        if ax is not None:
+            name = list(panels)[-1]
+            panels = {name: panels[name]}
+        return plot_heads(panels, layers=self.layers, title=title, ax=ax)
 
     def panels(self, target: int) -> dict[str, Float[Tensor, "layer head"]]:
-        """Return one target's effects of heads: plain, patched and the change."""
+        """Return one target's effects of heads: plain, patched and the change.
+
+        Raises:
+            SettingsError: If there is no such target.
+        """
+        check_target(self.targets, target)
         panels = {"plain": self.plain.heads[target]}
         if self.patched is not None:
             panels["patched"] = self.patched.heads[target]
@@ -246,7 +297,12 @@ class HeadAttribution(Result):
         return plot_head_lines(lines, layers=self.layers)
 
     def plot_top(
-        self, target: int = 0, *, k: int = 12, by: str | None = None
+        self,
+        target: int = 0,
+        *,
+        k: int = 12,
+        by: str | None = None,
+        ax: "Axes | None" = None,
     ) -> "Figure":
         """Draw the components with the largest effects as bars, plain against patched.
 
@@ -255,6 +311,7 @@ class HeadAttribution(Result):
             k: How many heads, MLPs and other components.
             by: The column that is compared: `"plain"`, or by default `"change"` where
                 there is a patched run.
+            ax: Axes of matplotlib to draw into; a figure of its own when None.
 
         Returns:
             A matplotlib figure, one column wide.
@@ -275,6 +332,7 @@ class HeadAttribution(Result):
             {run: list(top[run]) for run in ("plain", "patched") if run in top},
             title=f"{len(top)} components, largest {by} first",
             axis=f"direct effect on {self.targets[target].label} (logit)",
+            ax=ax,
         )
 
     def list_logits(self, *, present: Iterable[str] | None = None) -> pd.DataFrame:
@@ -327,6 +385,7 @@ WORST_ERROR_QUANTISED = 0.05
 """As for float16, in which int8 and 4-bit kernels compute, whatever the dtype."""
 
 
+@by_name
 @asks
 def attribute_heads(
     model: Any,
@@ -335,6 +394,8 @@ def attribute_heads(
     *,
     patch: Intervention | None = None,
     sources: bool = False,
+    batch_size: int | None = None,
+    progress: bool = False,
     **asked: Unpack[Ask],
 ) -> HeadAttribution:
     """Attribute an object's logit to every head, MLP and the embedding, directly.
@@ -357,8 +418,11 @@ def attribute_heads(
         prompts: A prompt or prompts; "Describe the image." when None.
         patch: Settings of a second, patched run: `EAH()`, or any intervention.
         sources: Also split every head's effect by the position that it read.
-        **asked: What is read: `objects`, `metric`, `caption` and `synonyms`, as for
-            `pose`.
+        batch_size: Most items in one forward pass; all of them when None. Where it is
+            given, items that are asked nothing are not run.
+        progress: Whether to show a bar.
+        **asked: What is read: `objects`, `metric`, `caption`, `synonyms` and `truth`,
+            as for `pose`.
 
     Returns:
         Effects by target, layer and head, on the CPU.
@@ -382,6 +446,8 @@ def attribute_heads(
     """
     if patch is not None:
         model.check(patch)
+    sources = check_flag("sources", sources)
+    check_chunks(batch_size=batch_size, progress=progress)
     metric = asked.get("metric")
     if isinstance(metric, str) and metric == "log_prob":
         msg = (
@@ -393,25 +459,29 @@ def attribute_heads(
     if not case.readout.is_linear:
         msg = 'this case reads log-probabilities; pose it with metric="logit"'
         raise SettingsError(msg)
-    plain = run_direct(model, case, None, with_rows=sources or patch is not None)
-    plain_effects = _sum_up(model, plain, sources=sources)
-    change, patched_effects, donors = None, None, {}
-    if patch is not None:
-        patched = run_direct(model, case, patch, with_rows=sources)
-        patched_effects = _sum_up(model, patched, sources=sources)
-        change = _split_change(plain, patched)
-        donors = patched.donors
+    plains, patcheds, changes, donors = [], [], [], []
+    for chunk in in_chunks(case, patch, batch_size=batch_size, progress=progress):
+        plain = run_direct(
+            model, chunk.case, None, with_rows=sources or patch is not None
+        )
+        plains.append((chunk.targets, _sum_up(model, plain, sources=sources)))
+        if patch is not None:
+            patched = run_direct(model, chunk.case, chunk.patch, with_rows=sources)
+            patcheds.append((chunk.targets, _sum_up(model, patched, sources=sources)))
+            changes.append((chunk.targets, _split_change(plain, patched)))
+            donors.append((chunk.items, patched.donors))
     return HeadAttribution(
+        model=name_model(model),
         metric=case.readout.metric,
         targets=case.readout.targets,
         layers=tuple(plain.heads),
         blocks=tuple(_name_block(model, path) for path in plain.blocks),
         spans=model.spans(case.encoding),
-        plain=plain_effects,
+        plain=join_parts(plains),
         patch=patch,
-        patched=patched_effects,
-        donors=donors,
-        change=change,
+        patched=join_parts(patcheds) if patcheds else None,
+        donors=join_donors(donors, n_items=case.n_items),
+        change=join_parts(changes) if changes else None,
     )
 
 

@@ -12,7 +12,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from eah_interp._types import HeadOutputs
+from eah_interp.arguments import by_name, check_flag
+from eah_interp.attribution.averages import ObjectResult
 from eah_interp.attribution.cases import Ask, as_case, asks
+from eah_interp.attribution.chunks import show_items
 from eah_interp.attribution.direct import HeadEffects
 from eah_interp.attribution.gradient_runs import (
     GradientRun,
@@ -31,7 +34,14 @@ from eah_interp.attribution.replay import (
     measure_variants,
     prepare_replay,
 )
-from eah_interp.attribution.results import Result, largest, list_heads, register
+from eah_interp.attribution.results import (
+    check_target,
+    label_cell,
+    largest,
+    list_heads,
+    name_head,
+    name_targets,
+)
 from eah_interp.attribution.runs import Recording, mix_runs, record
 from eah_interp.attribution.sides import (
     Side,
@@ -45,9 +55,13 @@ from eah_interp.attribution.sides import (
 from eah_interp.errors import SettingsError
 from eah_interp.indices import check_integer
 from eah_interp.interventions.intervention import Intervention
+from eah_interp.lvlm.anatomy import name_model
 from eah_interp.lvlm.attention import AttentionCall
+from eah_interp.results import Part
+from eah_interp.shown_results import count_heads, list_largest
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 # ---- Approximate effects of heads, with the exact effects of some of them beside.
@@ -63,9 +77,8 @@ ROUNDING = 1e-5
 """Share of a target's value (or of 1) below which an effect's sign is rounding."""
 
 
-@register
-@dataclass(frozen=True)
-class Agreement:
+@dataclass(frozen=True, eq=False, repr=False)
+class Agreement(Part):
     """How well approximate effects agree with exact ones, for each target.
 
     Attributes:
@@ -96,8 +109,8 @@ class Agreement:
         return f"{line} ({self.reason})" if self.reason else line
 
 
-@dataclass(frozen=True)
-class HeadApproximation(Result):
+@dataclass(frozen=True, eq=False, repr=False)
+class HeadApproximation(ObjectResult):
     """What patching each head would do to each target, approximately.
 
     Attributes:
@@ -180,14 +193,39 @@ class HeadApproximation(Result):
         """List every head of every target.
 
         Returns:
-            Columns `object row position target layer head name approximate exact`;
-            `exact` is NaN where the head was not checked.
+            Columns `object present row position target layer head name approximate
+            exact`; `exact` is NaN where the head was not checked.
         """
         table = list_heads(self.targets, self.layers, self.approximate.shape[-1])
         return table.assign(
             approximate=self.approximate.double().flatten().numpy(),
             exact=self.exact.double().flatten().numpy(),
         )
+
+    def _compared(self) -> str:
+        return "approximate"
+
+    def _averaged(self, of: str) -> pd.DataFrame:
+        table = self.frame()
+        checked = table["exact"].notna()  # the same heads of every target
+        return table[checked] if of == "exact" else table
+
+    def _about(self) -> str:
+        n_layers, n_heads = self.approximate.shape[1:]
+        n_checked = int((~self.exact[:1].isnan()).sum())
+        return (
+            f"{self.what} of {self.source} into {self.target} by {self.method}, "
+            f"{name_targets(self.targets)}, {count_heads(n_layers, n_heads)}, "
+            f"{n_checked} of them checked, metric {self.metric}; largest first"
+        )
+
+    def _first(self, k: int) -> pd.DataFrame:
+        def label(cell: tuple[int, ...]) -> dict[str, Any]:
+            name = name_head(self.layers[cell[1]], cell[2])
+            return label_cell(self.targets, cell[0]) | {"name": name}
+
+        columns = {"approximate": self.approximate, "exact": self.exact}
+        return list_largest(columns, by="approximate", k=k, label=label)
 
     def top(self, k: int = 10, *, by: str = "approximate") -> pd.DataFrame:
         """List each target's `k` heads with the largest effects, either sign.
@@ -205,24 +243,27 @@ class HeadApproximation(Result):
             table = table[table["exact"].notna()].reset_index(drop=True)
         return largest(table, k, by=by)
 
-    def plot(self, target: int = 0) -> "Figure":
+    def plot(self, target: int = 0, *, ax: "Axes | None" = None) -> "Figure":
         """Draw one target's approximate effects by layer and head.
 
         Args:
             target: Which target.
+            ax: Axes of matplotlib to draw into; a figure of its own when None.
 
         Returns:
             A matplotlib figure.
 
         Raises:
             ExtraMissingError: If matplotlib is not installed.
+            SettingsError: If there is no such target.
         """
         from eah_interp.viz.heads import plot_heads
 
+        check_target(self.targets, target)
         title = f"effect on {self.targets[target].label}, by gradients"
         panel = f"{self.what}: {self.source} into {self.target}"
         effects = self.approximate[target]
-        return plot_heads({panel: effects}, layers=self.layers, title=title)
+        return plot_heads({panel: effects}, layers=self.layers, title=title, ax=ax)
 
 
 def _correlate(found: Tensor, exact: Tensor, floor: Tensor) -> TargetValues:
@@ -323,6 +364,7 @@ def patch_sample(
     return exact
 
 
+@by_name
 @asks
 def approximate_heads(
     model: Any,
@@ -339,6 +381,7 @@ def approximate_heads(
     check: int = 16,
     seed: int = 0,
     batch_size: int = 32,
+    progress: bool = False,
     **asked: Unpack[Ask],
 ) -> HeadApproximation:
     """Approximate what patching each head would do, from gradients, and check some.
@@ -384,8 +427,9 @@ def approximate_heads(
         seed: Of that draw.
         batch_size: Most copies of an item in one forward pass; halved, with a warning,
             when memory runs out.
-        **asked: What is read: `objects`, `metric`, `caption` and `synonyms`, as for
-            `pose`.
+        progress: Whether to show a bar.
+        **asked: What is read: `objects`, `metric`, `caption`, `synonyms` and `truth`,
+            as for `pose`.
 
     Returns:
         Approximate effects by target, layer and head, and exact ones of some heads, on
@@ -413,6 +457,7 @@ def approximate_heads(
     _check_numbers(what=what, method=method, n_steps=n_steps, check=check)
     seed = check_integer("seed", seed)
     check_batch_size(batch_size)
+    progress = check_flag("progress", progress)
     check_side(model, source, name="source")
     check_side(model, target, name="target")
     check_gradients(model)
@@ -428,7 +473,9 @@ def approximate_heads(
     )
     sample = draw_heads(model, check, seed=seed)
     parts: dict[str, list[tuple[list[int], Tensor]]] = {}
-    for item, indices, (given, wanted) in split_items(case, source, target):
+    for item, indices, (given, wanted) in show_items(
+        split_items(case, source, target), progress=progress and case.n_items > 1
+    ):
         taken = record(model, take_item(other, item), given)
         ours = take_item(case, item)
         found: dict[str, Tensor] = {}
@@ -454,6 +501,7 @@ def approximate_heads(
     gathered = {name: gather(part, n_targets) for name, part in parts.items()}
     unchecked = torch.full_like(gathered["approximate"], torch.nan)
     return HeadApproximation(
+        model=name_model(model),
         metric=case.readout.metric,
         targets=case.readout.targets,
         layers=tuple(sorted(model.anatomy.sites)),

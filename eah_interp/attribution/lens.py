@@ -10,15 +10,22 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from eah_interp.arguments import check_count
+from eah_interp.arguments import by_name, check_count
+from eah_interp.attribution.averages import ObjectResult
 from eah_interp.attribution.cases import Ask, Case, as_case, asks
+from eah_interp.attribution.chunks import (
+    check_chunks,
+    in_chunks,
+    join_donors,
+    join_parts,
+)
 from eah_interp.attribution.readouts import MetricName, Readout, Target, TargetValues
 from eah_interp.attribution.results import (
-    Result,
     check_target,
+    label_cell,
     label_targets,
     list_logits,
-    register,
+    name_targets,
 )
 from eah_interp.attribution.unembedding import (
     StreamRun,
@@ -28,20 +35,20 @@ from eah_interp.attribution.unembedding import (
 )
 from eah_interp.errors import SettingsError, show_value
 from eah_interp.interventions.intervention import Intervention
+from eah_interp.lvlm.anatomy import name_model
 from eah_interp.lvlm.spans import ImageSpan
+from eah_interp.results import Part
+from eah_interp.shown_results import count, list_largest
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 # ---- What every layer says of objects, labelled: the result of `logit_lens`.
 
 
-register(Target)
-
-
-@register
-@dataclass(frozen=True)
-class LensReading:
+@dataclass(frozen=True, eq=False, repr=False)
+class LensReading(Part):
     """What one run's residual stream says of each target.
 
     Where a row has fewer places than another: NaN, and rank -1.
@@ -59,8 +66,8 @@ class LensReading:
     probability: Float[Tensor, "target point place"]
 
 
-@dataclass(frozen=True)
-class LogitLens(Result):
+@dataclass(frozen=True, eq=False, repr=False)
+class LogitLens(ObjectResult):
     """The residual stream by layer, read as if it were the last layer's.
 
     Attributes:
@@ -96,8 +103,8 @@ class LogitLens(Result):
         """List every reading.
 
         Returns:
-            Columns `object row position target point layer place read_at logit rank
-            probability`, and of a patched run `patched_logit patched_rank
+            Columns `object present row position target point layer place read_at logit
+            rank probability`, and of a patched run `patched_logit patched_rank
             patched_probability change` (of the logit). `layer` is empty for the
             embedding; `place` is `answer` or `image`; `read_at` is a position.
         """
@@ -120,6 +127,43 @@ class LogitLens(Result):
             table["change"] = table["patched_logit"] - table["logit"]
         table = label_targets(table, self.targets)
         return table[table["read_at"] >= 0].reset_index(drop=True)
+
+    def _compared(self) -> str:
+        return "logit" if self.patched is None else "change"
+
+    def _averaged(self, of: str) -> pd.DataFrame:
+        del of
+        table = self.frame()
+        return table[table["place"] == "answer"]
+
+    def _about(self) -> str:
+        n_places = self.positions.shape[1]
+        return (
+            f"{name_targets(self.targets)} at the answer and up to "
+            f"{max(n_places - 1, 0)} image tokens, after the embedding and "
+            f"{count(len(self.points) - 1, 'layer')}, metric {self.metric}; "
+            "likeliest first"
+        )
+
+    def _first(self, k: int) -> pd.DataFrame:
+        absent = (self.positions < 0)[:, None]
+        columns = {
+            name: getattr(self.plain, name) for name in ("logit", "rank", "probability")
+        }
+        if self.patched is not None:
+            columns["patched_probability"] = self.patched.probability
+        likely = self.plain.probability.masked_fill(absent, torch.nan)
+
+        def label(cell: tuple[int, ...]) -> dict[str, Any]:
+            target, point, place = cell
+            return label_cell(self.targets, target) | {
+                "point": self.points[point],
+                "place": "image" if place else "answer",
+                "read_at": int(self.positions[target, place]),
+            }
+
+        found = list_largest(columns | {"by": likely}, by="by", k=k, label=label)
+        return found.drop(columns="by", errors="ignore")
 
     def top(
         self, k: int = 10, *, by: str = "probability", place: str = "image"
@@ -167,8 +211,8 @@ class LogitLens(Result):
         Raises:
             SettingsError: If there is no such target or number.
         """
-        if of not in ("logit", "probability"):
-            msg = f"of must be logit or probability, got {of!r}"
+        if not isinstance(of, str) or of not in ("logit", "probability"):
+            msg = f"of must be logit or probability, got {show_value(of)}"
             raise SettingsError(msg)
         check_target(self.targets, target)
         runs = {"plain": self.plain, "patched": self.patched}
@@ -186,12 +230,15 @@ class LogitLens(Result):
                 curves[name]["image max"] = over.amax(1)
         return curves
 
-    def plot(self, target: int = 0, *, of: str = "logit") -> "Figure":
+    def plot(
+        self, target: int = 0, *, of: str = "logit", ax: "Axes | None" = None
+    ) -> "Figure":
         """Draw one target by layer: the answer, the largest and mean of image tokens.
 
         Args:
             target: Which target.
             of: `"logit"` or `"probability"`.
+            ax: Axes of matplotlib to draw into; a figure of its own when None.
 
         Returns:
             A matplotlib figure, one column wide: grey plain, blue patched.
@@ -206,6 +253,7 @@ class LogitLens(Result):
             self.curves(target, of=of),
             points=self.points,
             axis=f"{of} of {self.targets[target].label}",
+            ax=ax,
         )
 
     def list_logits(self, *, present: Iterable[str] | None = None) -> pd.DataFrame:
@@ -230,6 +278,7 @@ LOGITS_AT_ONCE = 2**25
 """How many logits are held at a time: 128 MiB of float32."""
 
 
+@by_name
 @asks
 def logit_lens(
     model: Any,
@@ -237,6 +286,8 @@ def logit_lens(
     prompts: object = None,
     *,
     patch: Intervention | None = None,
+    batch_size: int | None = None,
+    progress: bool = False,
     **asked: Unpack[Ask],
 ) -> LogitLens:
     """Read an object off the residual stream of every layer, at answer and image.
@@ -256,8 +307,11 @@ def logit_lens(
         images: An image or images; a ready-made encoding; or a `Case` of `pose`.
         prompts: A prompt or prompts; "Describe the image." when None.
         patch: Settings of a second, patched run: `EAH()`, or any intervention.
-        **asked: What is read: `objects`, `metric`, `caption` and `synonyms`, as for
-            `pose`.
+        batch_size: Most items in one forward pass; all of them when None. Where it is
+            given, items that are asked nothing are not run.
+        progress: Whether to show a bar.
+        **asked: What is read: `objects`, `metric`, `caption`, `synonyms` and `truth`,
+            as for `pose`.
 
     Returns:
         Logit, rank and probability by target, layer and position, on the CPU.
@@ -280,6 +334,7 @@ def logit_lens(
     """
     if patch is not None:
         model.check(patch)
+    check_chunks(batch_size=batch_size, progress=progress)
     metric = asked.get("metric")
     if isinstance(metric, str) and metric == "log_prob":
         msg = (
@@ -292,21 +347,25 @@ def logit_lens(
     _check_positions(case.readout)
     spans = model.spans(case.encoding)
     places = list_places(case.readout, spans)
-    plain, _ = _read_run(model, case, None, places)
-    patched: LensReading | None = None
-    donors: dict[int, Tensor] = {}
-    if patch is not None:
-        patched, donors = _read_run(model, case, patch, places)
+    plains, patcheds, donors = [], [], []
+    for chunk in in_chunks(case, patch, batch_size=batch_size, progress=progress):
+        own = places[chunk.targets]
+        plains.append((chunk.targets, _read_run(model, chunk.case, None, own)[0]))
+        if patch is not None:
+            reading, chosen = _read_run(model, chunk.case, chunk.patch, own)
+            patcheds.append((chunk.targets, reading))
+            donors.append((chunk.items, chosen))
     return LogitLens(
+        model=name_model(model),
         metric=case.readout.metric,
         targets=case.readout.targets,
         points=("embedding", *(f"L{i}" for i in range(model.anatomy.n_layers))),
         positions=places,
         spans=spans,
-        plain=plain,
+        plain=join_parts(plains),
         patch=patch,
-        patched=patched,
-        donors=donors,
+        patched=join_parts(patcheds) if patcheds else None,
+        donors=join_donors(donors, n_items=case.n_items),
     )
 
 

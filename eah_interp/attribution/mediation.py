@@ -8,7 +8,10 @@ import pandas as pd
 from jaxtyping import Float
 from torch import Tensor
 
+from eah_interp.arguments import by_name, check_flag
+from eah_interp.attribution.averages import ObjectResult
 from eah_interp.attribution.cases import Ask, as_case, asks
+from eah_interp.attribution.chunks import show_items
 from eah_interp.attribution.nodes import (
     Node,
     NodeName,
@@ -20,13 +23,21 @@ from eah_interp.attribution.nodes import (
 )
 from eah_interp.attribution.readouts import MetricName, Target, TargetValues
 from eah_interp.attribution.replay import check_batch_size, given_by, measure_variants
-from eah_interp.attribution.results import Result, largest
+from eah_interp.attribution.results import (
+    check_target,
+    label_cell,
+    largest,
+    name_targets,
+)
 from eah_interp.attribution.runs import record
 from eah_interp.attribution.sides import check_broadcast, gather, split_items, take_item
 from eah_interp.errors import SettingsError
 from eah_interp.interventions.eah import EAH
+from eah_interp.lvlm.anatomy import name_model
+from eah_interp.shown_results import count, list_largest
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 # ---- What of a broadcast's effect goes through each later node: `trace_mediators`.
@@ -36,8 +47,8 @@ LEAST_TOTAL = 1e-4
 """Effects below this share of the target's size (or of 1) are too small to divide."""
 
 
-@dataclass(frozen=True)
-class Mediation(Result):
+@dataclass(frozen=True, eq=False, repr=False)
+class Mediation(ObjectResult):
     """Which later nodes carry a broadcast's effect.
 
     Attributes:
@@ -82,8 +93,8 @@ class Mediation(Result):
         """List every node of every target.
 
         Returns:
-            Columns `object row position target layer head name kind restored share
-            total unmediated`; `kind` is `head` or `block`.
+            Columns `object present row position target layer head name kind restored
+            share total unmediated`; `kind` is `head` or `block`.
         """
         table = list_nodes(self.targets, self.nodes)
         table["restored"] = self.restored.double().flatten().numpy()
@@ -91,6 +102,23 @@ class Mediation(Result):
         table["total"] = self.total.double().numpy()[table["target"]]
         table["unmediated"] = self.unmediated.double().numpy()[table["target"]]
         return table
+
+    def _compared(self) -> str:
+        return "restored"
+
+    def _about(self) -> str:
+        return (
+            f"{name_targets(self.targets)}, {count(len(self.nodes), 'node')}, metric "
+            f"{self.metric}; what carries most first"
+        )
+
+    def _first(self, k: int) -> pd.DataFrame:
+        def label(cell: tuple[int, ...]) -> dict[str, Any]:
+            return label_cell(self.targets, cell[0]) | {"name": self.nodes[cell[1]]}
+
+        columns = {"restored": self.restored, "share": self.shares}
+        columns["total"] = self.total[:, None].expand_as(self.restored)
+        return list_largest(columns, by="restored", k=k, label=label)
 
     def top(self, k: int = 10) -> pd.DataFrame:
         """List each target's `k` nodes that carry most, either sign.
@@ -100,20 +128,26 @@ class Mediation(Result):
         """
         return largest(self.frame(), k, by="restored")
 
-    def plot(self, target: int = 0) -> "Figure":
+    def plot(self, target: int = 0, *, ax: "Axes | None" = None) -> "Figure":
         """Draw what heads carry, by layer and head; other nodes are in `frame()`.
+
+        Args:
+            target: Which target.
+            ax: Axes of matplotlib to draw into; a figure of its own when None.
 
         Raises:
             ExtraMissingError: If matplotlib is not installed.
-            SettingsError: If no node is a head.
+            SettingsError: If there is no such target, or no node is a head.
         """
         from eah_interp.viz.heads import plot_heads
 
+        check_target(self.targets, target)
         layers, grid = grid_of_heads(self.nodes, self.restored[target])
         title = f"effect on {self.targets[target].label}"
-        return plot_heads({"carried by": grid}, layers=layers, title=title)
+        return plot_heads({"carried by": grid}, layers=layers, title=title, ax=ax)
 
 
+@by_name
 @asks
 def trace_mediators(
     model: Any,
@@ -148,8 +182,8 @@ def trace_mediators(
         batch_size: Most copies in one forward pass; halved, with a warning, when
             memory runs out.
         progress: Whether to show a bar.
-        **asked: What is read: `objects`, `metric`, `caption` and `synonyms`, as for
-            `pose`.
+        **asked: What is read: `objects`, `metric`, `caption`, `synonyms` and `truth`,
+            as for `pose`.
 
     Returns:
         The effect, and what of it each node carries, on the CPU.
@@ -172,12 +206,15 @@ def trace_mediators(
     """
     eah = EAH() if eah is None else eah
     check_batch_size(batch_size)
+    progress = check_flag("progress", progress)
     check_broadcast(model, eah)
     chosen = find_mediators(model, eah, nodes)
     case = as_case(model, images, prompts, **asked)
     variants = [chosen, *((node,) for node in chosen)]
     plain, patched, changes = [], [], []
-    for item, indices, (settings,) in split_items(case, eah):
+    for item, indices, (settings,) in show_items(
+        split_items(case, eah), progress=progress and case.n_items > 1
+    ):
         alone = take_item(case, item)
         before = record(model, alone)
         run = before if settings is None else record(model, alone, settings)
@@ -187,7 +224,7 @@ def trace_mediators(
             variants,
             given_by(before),
             batch_size=batch_size,
-            progress=progress,
+            progress=progress and case.n_items == 1,
             label="mediators",
         )
         plain.append((indices, before.values))
@@ -197,6 +234,7 @@ def trace_mediators(
     change = gather(changes, n_targets)
     values = {"plain": gather(plain, n_targets), "patched": gather(patched, n_targets)}
     return Mediation(
+        model=name_model(model),
         metric=case.readout.metric,
         targets=case.readout.targets,
         eah=eah,

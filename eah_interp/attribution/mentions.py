@@ -3,11 +3,11 @@
 import bisect
 import re
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from eah_interp.errors import InputError, SettingsError
+from eah_interp.errors import InputError, SettingsError, show_value
 
 # ---- Objects as English words: checked, capitalised, put into the plural.
 
@@ -171,6 +171,9 @@ def inflect(word: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(forms))
 
 
+_MOST_IDS = 2**32
+"""Tokenizers count their tokens in 32 bits."""
+
 _LETTER = r"[\w\u0300-\u036f]"  # with combining accents, which `\w` leaves out
 
 _JOINT = r"(?:\s*-\s*|\s+)"  # "hot dog", "hot-dog", and "hot - dog" of word-level ones
@@ -257,6 +260,40 @@ def find_mentions(
     return tuple(mentions)
 
 
+def find_present(
+    words: Sequence[str],
+    truth: Iterable[str],
+    *,
+    synonyms: Mapping[str, Sequence[str]] | None = None,
+) -> frozenset[str]:
+    """Find the objects that a list of what is in an image names.
+
+    As in captions, an object is named by its word, by a synonym, and by the plural of
+    either, in any case.
+
+    Args:
+        words: The objects.
+        truth: What is in the image.
+        synonyms: More names of an object, by its word.
+
+    Returns:
+        Those of the words that are in the image.
+
+    Raises:
+        SettingsError: If one name means two objects.
+
+    Example:
+        >>> sorted(find_present(["boat", "hot dog", "cup"], ["Boats", "hot-dog"]))
+        ['boat', 'hot dog']
+    """
+    own = {word: names for word, names in (synonyms or {}).items() if word in words}
+    owners = {_key(name): word for name, word in _list_names(words, own).items()}
+    named = [
+        owners.get(_key(form)) for name in truth for form in (name, pluralise(name))
+    ]
+    return frozenset(word for word in named if word is not None)
+
+
 def decode_exactly(tokenizer: Any, ids: Sequence[int]) -> str:
     """Decode token ids to exactly the text they write, special tokens included.
 
@@ -268,7 +305,7 @@ def decode_exactly(tokenizer: Any, ids: Sequence[int]) -> str:
         Their text.
 
     Raises:
-        InputError: If an id is negative.
+        InputError: If an id is negative, or larger than any token's.
 
     Example:
         >>> from eah_interp.toy import build_tokenizer
@@ -277,10 +314,11 @@ def decode_exactly(tokenizer: Any, ids: Sequence[int]) -> str:
         '<s> a boat .'
     """
     numbers = [int(token) for token in ids]
-    if numbers and min(numbers) < 0:
+    odd = [number for number in numbers if not 0 <= number < _MOST_IDS]
+    if odd:
         msg = (
-            f"token ids: expected 0 or more, got {min(numbers)}; leave out labels and "
-            "placeholders such as -100"
+            f"token ids: expected 0 or more, got {show_value(odd[0])}; leave out "
+            "labels and placeholders such as -100"
         )
         raise InputError(msg)
     return str(tokenizer.decode(numbers, clean_up_tokenization_spaces=False))
@@ -291,13 +329,7 @@ def _list_names(
 ) -> dict[str, str]:
     """Map every way of naming an object to the object."""
     check_words(words, role="words")
-    strangers = [word for word in synonyms if word not in words]
-    if strangers:
-        msg = (
-            f"synonyms: expected them for words among {list(words)}, got some for "
-            f"{strangers[0]!r}; add it to words"
-        )
-        raise SettingsError(msg)
+    check_synonyms_of(synonyms, words)
     given = {}
     for word in words:
         others = synonyms.get(word, ())
@@ -312,6 +344,23 @@ def _list_names(
         for word, names in given.items()
     }
     return named | _without_conflicts(plurals)
+
+
+def check_synonyms_of(
+    synonyms: Mapping[str, Sequence[str]], words: Sequence[str]
+) -> None:
+    """Check that synonyms are of objects that are asked for.
+
+    Raises:
+        SettingsError: If some are of another word.
+    """
+    strangers = [word for word in synonyms if word not in words]
+    if strangers:
+        msg = (
+            f"synonyms: expected them for words among {list(words)}, got some for "
+            f"{strangers[0]!r}; add it to words"
+        )
+        raise SettingsError(msg)
 
 
 def _without_conflicts(names: Mapping[str, Sequence[str]]) -> dict[str, str]:

@@ -9,7 +9,15 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from eah_interp.arguments import by_name
+from eah_interp.attribution.averages import ObjectResult
 from eah_interp.attribution.cases import Ask, Case, as_case, asks
+from eah_interp.attribution.chunks import (
+    check_chunks,
+    in_chunks,
+    join_donors,
+    join_parts,
+)
 from eah_interp.attribution.direct_path import run_direct
 from eah_interp.attribution.gradient_runs import (
     SourceRun,
@@ -18,18 +26,23 @@ from eah_interp.attribution.gradient_runs import (
 )
 from eah_interp.attribution.readouts import MetricName, Target, TargetValues
 from eah_interp.attribution.results import (
-    Result,
     check_target,
+    label_cell,
     largest,
     list_heads,
-    register,
+    name_head,
+    name_targets,
 )
 from eah_interp.errors import InputError, SettingsError, show_value
 from eah_interp.indices import check_choice, to_int, to_ints, to_list
 from eah_interp.interventions.intervention import Intervention
+from eah_interp.lvlm.anatomy import name_model
 from eah_interp.lvlm.spans import ImageSpan, lay_out
+from eah_interp.results import Part
+from eah_interp.shown_results import count, count_heads, list_largest
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
     from eah_interp.lvlm.images import ImageLike
@@ -37,9 +50,8 @@ if TYPE_CHECKING:
 # ---- What one run's heads took from each image token.
 
 
-@register
-@dataclass(frozen=True)
-class PictureEffects:
+@dataclass(frozen=True, eq=False, repr=False)
+class PictureEffects(Part):
     """What one run's heads took from each image token to each target.
 
     `patches.sum(-1) + text` is the sum over everything that a head read.
@@ -74,11 +86,9 @@ RunOrChange = Literal["plain", "patched", "change"]
 Heads = Sequence[tuple[int, int]] | None
 """Layers and heads, such as `[(3, 7)]`; None for all."""
 
-register(Target)
 
-
-@dataclass(frozen=True)
-class PictureAttribution(Result):
+@dataclass(frozen=True, eq=False, repr=False)
+class PictureAttribution(ObjectResult):
     """Effects on objects' logits by the image token that heads read.
 
     Attributes:
@@ -109,9 +119,9 @@ class PictureAttribution(Result):
         """List what every head took from every image token.
 
         Returns:
-            Columns `object row position target layer head name read_at plain`, and of
-            a patched run `patched change`; `read_at` is an image token's position, and
-            empty for all other tokens together.
+            Columns `object present row position target layer head name read_at plain`,
+            and of a patched run `patched change`; `read_at` is an image token's
+            position, and empty for all other tokens together.
         """
         n_targets, n_layers, n_heads, n_patches = self.plain.patches.shape
         heads = list_heads(self.targets, self.layers, n_heads)
@@ -127,6 +137,44 @@ class PictureAttribution(Result):
         table = table[table["read_at"] != -1].reset_index(drop=True)
         table["read_at"] = table["read_at"].mask(table["read_at"] == -2)
         return table
+
+    def _compared(self) -> str:
+        return "plain" if self.patched is None else "change"
+
+    def _averaged(self, of: str) -> pd.DataFrame:
+        del of
+        runs = {"plain": self.plain, "patched": self.patched}
+        table = list_heads(self.targets, self.layers, self.plain.text.shape[-1])
+        for name, run in runs.items():
+            if run is not None:
+                table[name] = run.patches.double().sum(-1).flatten().numpy()
+        if self.patched is not None:
+            table["change"] = table["patched"] - table["plain"]
+        return table
+
+    def _about(self) -> str:
+        _, n_layers, n_heads, n_patches = self.plain.patches.shape
+        first = "plain effect" if self.patched is None else "change"
+        return (
+            f"{name_targets(self.targets)}, {count_heads(n_layers, n_heads)} x "
+            f"{count(n_patches, 'image token')} by {self.method}, metric "
+            f"{self.metric}; largest {first} first"
+        )
+
+    def _first(self, k: int) -> pd.DataFrame:
+        columns = {"plain": self.plain.patches}
+        if self.patched is not None:
+            columns["patched"] = self.patched.patches
+            columns["change"] = self.patched.patches - self.plain.patches
+
+        def label(cell: tuple[int, ...]) -> dict[str, Any]:
+            target, layer, head, patch = cell
+            return label_cell(self.targets, target) | {
+                "name": name_head(self.layers[layer], head),
+                "read_at": int(self.columns[target, patch]),
+            }
+
+        return list_largest(columns, by=list(columns)[-1], k=k, label=label)
 
     def top(self, k: int = 10, *, by: str | None = None) -> pd.DataFrame:
         """List each target's `k` image tokens and heads with the largest effects.
@@ -254,13 +302,14 @@ class PictureAttribution(Result):
 
     def plot(
         self,
-        image: "ImageLike",
+        image: "ImageLike | None" = None,
         *,
         target: int = 0,
         heads: Heads = None,
         sign: Sign = "both",
         number: int = 0,
         outlined: Sequence[int] = (),
+        ax: "Axes | None" = None,
     ) -> "Figure":
         """Draw one target's effects on the image, plain, patched and the change.
 
@@ -269,24 +318,29 @@ class PictureAttribution(Result):
         each way has a row of panels.
 
         Args:
-            image: The original image.
+            image: The original image; a white one when None.
             target: Which target.
             heads: Layers and heads; all when None.
             sign: As for `summed`.
             number: Which image of the target's row it is.
             outlined: Positions of image tokens to outline, such as vision sinks.
+            ax: Not taken: there is a panel for each run and each of the image's grids.
 
         Returns:
             A matplotlib figure.
 
         Raises:
             UnsupportedError: If image tokens have no known place in the image.
-            SettingsError: If a target, head or image does not exist.
+            SettingsError: If a target, head or image does not exist, or axes are given.
             ExtraMissingError: If matplotlib is not installed.
         """
-        from eah_interp.viz.overlays import plot_effects
+        from eah_interp.viz.figures import refuse_axes
+        from eah_interp.viz.overlays import blank_image, plot_effects
 
+        refuse_axes(ax, panels="a panel for each run")
         check_target(self.targets, target)
+        if image is None:
+            image = blank_image(self.span(target, image=number).parts)
         runs = get_args(RunOrChange) if self.patched is not None else ("plain",)
         what = "effect on"
         if self.method == "attention_gradient":
@@ -310,6 +364,7 @@ Method = Literal["contribution", "attention_gradient"]
 """How an image token is credited; see `attribute_patches`."""
 
 
+@by_name
 @asks
 def attribute_patches(
     model: Any,
@@ -318,6 +373,8 @@ def attribute_patches(
     *,
     patch: Intervention | None = None,
     method: Method = "contribution",
+    batch_size: int | None = None,
+    progress: bool = False,
     **asked: Unpack[Ask],
 ) -> PictureAttribution:
     """Credit every image token with what each head takes from it to an object's logit.
@@ -341,8 +398,11 @@ def attribute_patches(
         prompts: A prompt or prompts; "Describe the image." when None.
         patch: Settings of a second, patched run: `EAH()`, or any intervention.
         method: How image tokens are credited.
-        **asked: What is read: `objects`, `metric`, `caption` and `synonyms`, as for
-            `pose`.
+        batch_size: Most items in one forward pass; all of them when None. Where it is
+            given, items that are asked nothing are not run.
+        progress: Whether to show a bar.
+        **asked: What is read: `objects`, `metric`, `caption`, `synonyms` and `truth`,
+            as for `pose`.
 
     Returns:
         Effects by target, layer, head and image token, on the CPU.
@@ -366,6 +426,7 @@ def attribute_patches(
     check_choice("method", method, Method)
     if patch is not None:
         model.check(patch)
+    check_chunks(batch_size=batch_size, progress=progress)
     _check_linear(method, linear=asked.get("metric") != "log_prob")
     case = as_case(model, images, prompts, **asked)
     _check_linear(method, linear=case.readout.is_linear)
@@ -373,21 +434,27 @@ def attribute_patches(
         check_gradients(model)
     spans = model.spans(case.encoding)
     columns = _list_columns(case, spans)
-    runs = {"plain": _split(model, case, None, method)}
-    if patch is not None:
-        runs["patched"] = _split(model, case, patch, method)
-    effects = {name: _gather(run, columns) for name, run in runs.items()}
+    plains, patcheds, donors = [], [], []
+    for chunk in in_chunks(case, patch, batch_size=batch_size, progress=progress):
+        own = columns[chunk.targets]
+        plain = _split(model, chunk.case, None, method)
+        plains.append((chunk.targets, _gather(plain, own)))
+        if patch is not None:
+            patched = _split(model, chunk.case, chunk.patch, method)
+            patcheds.append((chunk.targets, _gather(patched, own)))
+            donors.append((chunk.items, patched.donors))
     return PictureAttribution(
+        model=name_model(model),
         metric=case.readout.metric,
         method=method,
         targets=case.readout.targets,
         layers=tuple(model.anatomy.sites),
         columns=columns,
         spans=spans,
-        plain=effects["plain"],
+        plain=join_parts(plains),
         patch=patch,
-        patched=effects.get("patched"),
-        donors=runs["patched"].donors if patch is not None else {},
+        patched=join_parts(patcheds) if patcheds else None,
+        donors=join_donors(donors, n_items=case.n_items),
     )
 
 

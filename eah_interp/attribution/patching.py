@@ -9,7 +9,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from eah_interp.arguments import by_name, check_flag
+from eah_interp.attribution.averages import ObjectResult
 from eah_interp.attribution.cases import Ask, as_case, asks
+from eah_interp.attribution.chunks import show_items
 from eah_interp.attribution.nodes import NodeName, find_nodes, grid_of_heads, list_nodes
 from eah_interp.attribution.readouts import MetricName, Target, TargetValues
 from eah_interp.attribution.replay import (
@@ -18,7 +21,12 @@ from eah_interp.attribution.replay import (
     given_by,
     measure_variants,
 )
-from eah_interp.attribution.results import Result, check_target, largest
+from eah_interp.attribution.results import (
+    check_target,
+    label_cell,
+    largest,
+    name_targets,
+)
 from eah_interp.attribution.runs import Recording, mix_runs, record
 from eah_interp.attribution.sides import (
     Side,
@@ -32,9 +40,12 @@ from eah_interp.attribution.sides import (
 from eah_interp.errors import SettingsError
 from eah_interp.indices import check_choice
 from eah_interp.interventions.intervention import Intervention
+from eah_interp.lvlm.anatomy import name_model
 from eah_interp.lvlm.attention import AttentionCall
+from eah_interp.shown_results import list_largest
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 # ---- Exact effects of patched heads, labelled: the result of `patch_heads`.
@@ -44,8 +55,8 @@ What = Literal["output", "pattern", "values"]
 """What of a head is patched: its output, its pattern, or the values it mixes."""
 
 
-@dataclass(frozen=True)
-class HeadPatching(Result):
+@dataclass(frozen=True, eq=False, repr=False)
+class HeadPatching(ObjectResult):
     """How targets change when nodes of one run are put into another.
 
     Attributes:
@@ -78,14 +89,29 @@ class HeadPatching(Result):
         """List every patch of every target.
 
         Returns:
-            Columns `object row position target layer head name kind effect value`;
-            `kind` is `head`, `block` (MLPs and the like) or `set`, `value` what the
-            target was before.
+            Columns `object present row position target layer head name kind effect
+            value`; `kind` is `head`, `block` (MLPs and the like) or `set`, `value`
+            what the target was before.
         """
         table = list_nodes(self.targets, self.patches)
         table["effect"] = self.effects.double().flatten().numpy()
         table["value"] = self.values.double().numpy()[table["target"]]
         return table
+
+    def _about(self) -> str:
+        return (
+            f"{self.what} of {self.source} into {self.target}, "
+            f"{name_targets(self.targets)}, {len(self.patches)} patched, metric "
+            f"{self.metric}; largest effect first"
+        )
+
+    def _first(self, k: int) -> pd.DataFrame:
+        def label(cell: tuple[int, ...]) -> dict[str, Any]:
+            return label_cell(self.targets, cell[0]) | {"name": self.patches[cell[1]]}
+
+        columns = {"effect": self.effects}
+        columns["value"] = self.values[:, None].expand_as(self.effects)
+        return list_largest(columns, by="effect", k=k, label=label)
 
     def top(self, k: int = 10) -> pd.DataFrame:
         """List each target's `k` patches with the largest effects, either sign.
@@ -106,8 +132,12 @@ class HeadPatching(Result):
         check_target(self.targets, target)
         return grid_of_heads(self.patches, self.effects[target])[1]
 
-    def plot(self, target: int = 0) -> "Figure":
+    def plot(self, target: int = 0, *, ax: "Axes | None" = None) -> "Figure":
         """Draw one target's effects by layer and head; other nodes are in `frame()`.
+
+        Args:
+            target: Which target.
+            ax: Axes of matplotlib to draw into; a figure of its own when None.
 
         Raises:
             ExtraMissingError: If matplotlib is not installed.
@@ -119,9 +149,10 @@ class HeadPatching(Result):
         layers, grid = grid_of_heads(self.patches, self.effects[target])
         title = f"effect on {self.targets[target].label}"
         panel = f"{self.what}: {self.source} into {self.target}"
-        return plot_heads({panel: grid}, layers=layers, title=title)
+        return plot_heads({panel: grid}, layers=layers, title=title, ax=ax)
 
 
+@by_name
 @asks
 def patch_heads(
     model: Any,
@@ -171,8 +202,8 @@ def patch_heads(
         batch_size: Most patched copies in one forward pass; halved, with a warning,
             when memory runs out.
         progress: Whether to show a bar.
-        **asked: What is read: `objects`, `metric`, `caption` and `synonyms`, as for
-            `pose`.
+        **asked: What is read: `objects`, `metric`, `caption`, `synonyms` and `truth`,
+            as for `pose`.
 
     Returns:
         Effects by target and patch, on the CPU.
@@ -197,6 +228,8 @@ def patch_heads(
     """
     check_choice("what", what, What)
     check_batch_size(batch_size)
+    together = check_flag("together", together)
+    progress = check_flag("progress", progress)
     check_side(model, source, name="source")
     check_side(model, target, name="target")
     nodes = find_nodes(model, heads)
@@ -216,26 +249,28 @@ def patch_heads(
     )
     variants = [nodes] if together else [(node,) for node in nodes]
     effects, values, theirs = [], [], []
-    for item, indices, (of_target, of_source) in split_items(case, target, source):
+    for item, indices, (of_target, of_source) in show_items(
+        split_items(case, target, source), progress=progress and case.n_items > 1
+    ):
         into = taken = record(model, take_item(case, item), of_target)
         if other is not case or of_source != of_target:
             taken = record(model, take_item(other, item), of_source)
         given = Given(_head_source(taken, into, what), taken.blocks)
-        label = f"item {item}" if case.n_items > 1 else "patches"
         found = measure_variants(
             model,
             into,
             variants,
             given,
             batch_size=batch_size,
-            progress=progress,
-            label=label,
+            progress=progress and case.n_items == 1,
+            label="patches",
         )
         effects.append((indices, found.T))
         values.append((indices, into.values))
         theirs.append((indices, taken.values))
     n_targets = len(case.readout.targets)
     return HeadPatching(
+        model=name_model(model),
         metric=case.readout.metric,
         targets=case.readout.targets,
         what=what,
@@ -275,6 +310,7 @@ AblationMode = Literal["zero", "mean"]
 """What a head returns instead: nothing; or its mean over the item's positions."""
 
 
+@by_name
 @asks
 def ablate_heads(
     model: Any,
@@ -309,8 +345,8 @@ def ablate_heads(
         batch_size: Most copies in one forward pass; halved, with a warning, when
             memory runs out.
         progress: Whether to show a bar.
-        **asked: What is read: `objects`, `metric`, `caption` and `synonyms`, as for
-            `pose`.
+        **asked: What is read: `objects`, `metric`, `caption`, `synonyms` and `truth`,
+            as for `pose`.
 
     Returns:
         Effects by target and ablation (ablated minus not), on the CPU.
@@ -333,12 +369,16 @@ def ablate_heads(
     """
     check_choice("how", how, AblationMode)
     check_batch_size(batch_size)
+    together = check_flag("together", together)
+    progress = check_flag("progress", progress)
     check_side(model, target, name="target")
     nodes = find_nodes(model, heads)
     case = as_case(model, images, prompts, **asked)
     variants = [nodes] if together else [(node,) for node in nodes]
     effects, values = [], []
-    for item, indices, (settings,) in split_items(case, target):
+    for item, indices, (settings,) in show_items(
+        split_items(case, target), progress=progress and case.n_items > 1
+    ):
         run = record(model, take_item(case, item), settings)
         found = measure_variants(
             model,
@@ -346,13 +386,14 @@ def ablate_heads(
             variants,
             _average(run, how),
             batch_size=batch_size,
-            progress=progress,
+            progress=progress and case.n_items == 1,
             label="ablations",
         )
         effects.append((indices, found.T))
         values.append((indices, run.values))
     n_targets = len(case.readout.targets)
     return HeadPatching(
+        model=name_model(model),
         metric=case.readout.metric,
         targets=case.readout.targets,
         what="output",

@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import torch
@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from eah_interp.errors import NumericalError, SettingsError
+from eah_interp.results import Part
 
 MetricName = Literal["logit", "log_prob", "logit_diff", "yes_no"]
 """What is read: a logit; the log-probability of the whole word; the logit of the first
@@ -28,16 +29,29 @@ class Target:
         row: The batch item.
         position: The position whose output is read (of the first, if several).
         text: The text that is, or would be, written next.
+        present: Whether the object is in the image; None where it is not known.
+        item: The item that was asked about, where batch items are copies of it; the
+            batch item itself when None.
+        images: A key for each image of the item, the same wherever the same image is
+            shown; none where they are not known.
     """
 
     label: str
     row: int
     position: int
     text: str
+    present: bool | None = None
+    item: int | None = None
+    images: tuple[str, ...] = ()
+
+    @property
+    def asked_of(self) -> int:
+        """The item that was asked about, as it was given."""
+        return self.row if self.item is None else self.item
 
 
-@dataclass(frozen=True)
-class Readout:
+@dataclass(frozen=True, eq=False, repr=False)
+class Readout(Part):
     """Targets as weighted sums of logits, or of log-probabilities.
 
     Target `t` is the sum over its terms of `weight * logit[row, position, token]`.
@@ -147,7 +161,7 @@ class Readout:
             for index, target in enumerate(self.targets):
                 if own[index] == item:
                     terms = (self.owner == index).nonzero().flatten()
-                    moved = Target(target.label, copy, target.position, target.text)
+                    moved = replace(target, row=copy)
                     parts.append((moved, terms, copy))
         terms = torch.cat([part[1] for part in parts])
         sizes = torch.tensor([len(part[1]) for part in parts])

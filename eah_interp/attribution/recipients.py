@@ -9,7 +9,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from eah_interp.arguments import by_name, check_flag
+from eah_interp.attribution.averages import ObjectResult
 from eah_interp.attribution.cases import Ask, as_case, asks
+from eah_interp.attribution.chunks import show_items
 from eah_interp.attribution.nodes import grid_of_heads, list_nodes
 from eah_interp.attribution.readouts import MetricName, Target, TargetValues
 from eah_interp.attribution.replay import (
@@ -19,14 +22,23 @@ from eah_interp.attribution.replay import (
     in_batches,
     prepare_replay,
 )
-from eah_interp.attribution.results import Result, largest, name_head
+from eah_interp.attribution.results import (
+    check_target,
+    label_cell,
+    largest,
+    name_head,
+    name_targets,
+)
 from eah_interp.attribution.runs import Recording, record
 from eah_interp.attribution.shapley import Coalition, Shares, check_orders, share_gains
 from eah_interp.attribution.sides import check_broadcast, gather, split_items, take_item
 from eah_interp.indices import check_choice, check_integer
 from eah_interp.interventions.eah import EAH
+from eah_interp.lvlm.anatomy import name_model
+from eah_interp.shown_results import count, list_largest
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 # ---- What each recipient of a broadcast does: the result of `attribute_recipients`.
@@ -36,8 +48,8 @@ Method = Literal["alone", "without", "shapley"]
 """Only it receives; all but it receive; the mean over all orders of joining."""
 
 
-@dataclass(frozen=True)
-class RecipientAttribution(Result):
+@dataclass(frozen=True, eq=False, repr=False)
+class RecipientAttribution(ObjectResult):
     """How much of a broadcast's effect is owed to each head that receives.
 
     Attributes:
@@ -74,18 +86,35 @@ class RecipientAttribution(Result):
         """List every recipient of every target.
 
         Returns:
-            Columns `object row position target layer head name kind effect error
-            total is_donor`.
+            Columns `object present row position target layer head name kind effect
+            error total is_donor`.
         """
         table = list_nodes(self.targets, self.recipients)
         table["effect"] = self.effects.double().flatten().numpy()
         table["error"] = self.errors.double().flatten().numpy()
         table["total"] = self.total.double().numpy()[table["target"]]
-        places = zip(table["layer"], table["head"], table["row"], strict=True)
+        rows = [self.targets[target].row for target in table["target"]]
+        places = zip(table["layer"], table["head"], rows, strict=True)
         table["is_donor"] = [
             int(self.donors[layer][row]) == head for layer, head, row in places
         ]
         return table
+
+    def _about(self) -> str:
+        who = count(len(self.recipients), "recipient")
+        return (
+            f"{name_targets(self.targets)}, {who} by {self.method}, metric "
+            f"{self.metric}; largest effect first"
+        )
+
+    def _first(self, k: int) -> pd.DataFrame:
+        def label(cell: tuple[int, ...]) -> dict[str, Any]:
+            name = self.recipients[cell[1]]
+            return label_cell(self.targets, cell[0]) | {"name": name}
+
+        columns = {"effect": self.effects, "error": self.errors}
+        columns["total"] = self.total[:, None].expand_as(self.effects)
+        return list_largest(columns, by="effect", k=k, label=label)
 
     def top(self, k: int = 10) -> pd.DataFrame:
         """List each target's `k` recipients with the largest effects, either sign.
@@ -95,17 +124,23 @@ class RecipientAttribution(Result):
         """
         return largest(self.frame(), k, by="effect")
 
-    def plot(self, target: int = 0) -> "Figure":
+    def plot(self, target: int = 0, *, ax: "Axes | None" = None) -> "Figure":
         """Draw one target's effects by layer and recipient.
 
+        Args:
+            target: Which target.
+            ax: Axes of matplotlib to draw into; a figure of its own when None.
+
         Raises:
+            SettingsError: If there is no such target.
             ExtraMissingError: If matplotlib is not installed.
         """
         from eah_interp.viz.heads import plot_heads
 
+        check_target(self.targets, target)
         layers, grid = grid_of_heads(self.recipients, self.effects[target])
         title = f"effect on {self.targets[target].label}"
-        return plot_heads({self.method: grid}, layers=layers, title=title)
+        return plot_heads({self.method: grid}, layers=layers, title=title, ax=ax)
 
 
 # ---- A broadcast as a game: what targets are where only some heads receive.
@@ -203,6 +238,7 @@ def _changes(run: Recording, layer: int, head: int) -> bool:
     return run.patch.remakes_pattern or int(done.donors[0]) != head
 
 
+@by_name
 @asks
 def attribute_recipients(
     model: Any,
@@ -240,8 +276,8 @@ def attribute_recipients(
         batch_size: Most copies in one forward pass; halved, with a warning, when
             memory runs out.
         progress: Whether to show a bar.
-        **asked: What is read: `objects`, `metric`, `caption` and `synonyms`, as for
-            `pose`.
+        **asked: What is read: `objects`, `metric`, `caption`, `synonyms` and `truth`,
+            as for `pose`.
 
     Returns:
         Effects by target and recipient, on the CPU.
@@ -267,20 +303,27 @@ def attribute_recipients(
     check_batch_size(batch_size)
     check_orders(n_permutations)
     seed = check_integer("seed", seed)
+    progress = check_flag("progress", progress)
     check_broadcast(model, eah)
     case = as_case(model, images, prompts, **asked)
     heads = range(model.n_heads) if eah.recipients == "all" else eah.recipients
     players = [(layer, head) for layer in eah.layers for head in heads]
     donors = {layer: torch.full((case.n_items,), -1) for layer in eah.layers}
     parts: dict[str, list[tuple[list[int], Tensor]]] = {}
-    for item, indices, (settings,) in split_items(case, eah):
+    for item, indices, (settings,) in show_items(
+        split_items(case, eah), progress=progress and case.n_items > 1
+    ):
         run = record(model, take_item(case, item), settings)
         for layer, patch in run.learned.items():
             donors[layer][item] = patch.donors[0].cpu()
         game = None
         if settings is not None:
             game = BroadcastGame.of(
-                model, run, players, batch_size=batch_size, progress=progress
+                model,
+                run,
+                players,
+                batch_size=batch_size,
+                progress=progress and case.n_items == 1,
             )
         lines = _divide(run, game, players, method, n_permutations, seed)
         for name, tensor in lines.items():
@@ -288,6 +331,7 @@ def attribute_recipients(
     n_targets = len(case.readout.targets)
     whole = {name: gather(part, n_targets) for name, part in parts.items()}
     return RecipientAttribution(
+        model=name_model(model),
         metric=case.readout.metric,
         targets=case.readout.targets,
         eah=eah,

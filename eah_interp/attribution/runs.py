@@ -19,7 +19,7 @@ from eah_interp.interventions.intervention import Intervention
 from eah_interp.interventions.point import PatchPoint, change_block, find_changes
 from eah_interp.kernels.patterns import pattern_blocks
 from eah_interp.kernels.sinks import ColumnScores, stream_column_scores
-from eah_interp.lvlm.anatomy import block_paths
+from eah_interp.lvlm.anatomy import block_paths, check_model
 from eah_interp.lvlm.attention import AttentionCall
 from eah_interp.lvlm.inputs import Encoding, is_encoding
 from eah_interp.lvlm.prompt import Prompt, prompt_of_worker
@@ -298,8 +298,10 @@ def check_unedited(model: Any) -> None:
     """Refuse a patched twin: its own patch would be read in part only.
 
     Raises:
+        ModelError: If it is no whole model.
         UnsupportedError: If the model was patched by `edit`.
     """
+    check_model(model)
     if getattr(model, "_edits", None):
         msg = (
             "the model is a patched twin, as `edit` returns it: expected the model "

@@ -1,21 +1,32 @@
 """CHAIR: how often captions name objects that are not in the image."""
 
-from collections.abc import Set
+import re
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from eah_interp.arguments import check_kind
+from eah_interp.arguments import by_name, check_kind
 from eah_interp.benchmarks.pope import percent
+from eah_interp.benchmarks.scores import list_scores, plot_scores
 from eah_interp.errors import InputError, show_value
 from eah_interp.indices import to_list
+from eah_interp.results import Result
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 MENTIONS, TRUTH, TEXT = "mentions", "truth", "caption"
 """Columns of a caption table: objects named, objects there, the text."""
 
+STARTS = "starts"
+"""Column of where in the text each mention starts, where that is known."""
 
-@dataclass(frozen=True, kw_only=True)
-class ChairScore:
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class ChairScore(Result):
     """How much captions hallucinate, with what any comparison has to be read beside.
 
     Attributes:
@@ -58,6 +69,32 @@ class ChairScore:
     n_4grams: int
     n_distinct_4grams: int
 
+    def _about(self) -> str:
+        return f"{self.n} captions, {self.n_mentions} mentions of objects"
+
+    def frame(self) -> pd.DataFrame:
+        """List every number: columns `metric value`."""
+        return list_scores(self)
+
+    def _first(self, k: int) -> pd.DataFrame:
+        return self.frame().iloc[1:].head(k)
+
+    def plot(self, *, ax: "Axes | None" = None) -> "Figure":
+        """Draw the percentages as bars.
+
+        Args:
+            ax: Axes of matplotlib to draw into; a figure of its own when None.
+
+        Raises:
+            SettingsError: If `ax` is no axes.
+            ExtraMissingError: If matplotlib is not installed.
+        """
+        return plot_scores(self, SHARES, title=f"{self.n} captions", ax=ax)
+
+
+SHARES = ("chair_s", "chair_i", "recall", "distinct_4grams")
+"""Percentages of a `ChairScore`."""
+
 
 def check_captions(captions: pd.DataFrame, *columns: str) -> None:
     """Check that captions are a table that has these columns once, and texts.
@@ -90,7 +127,8 @@ def count_mentions(captions: pd.DataFrame) -> pd.DataFrame:
         One row a caption: `n_mentions`, `n_absent` (mentions of absent objects),
         `n_objects`, `n_found` and `n_truth` (different objects: named, named and
         there, there), `n_words`, `n_4grams` and `n_distinct_4grams` (runs of four
-        words, and how many of them differ; case does not count).
+        words, and how many of them differ; case does not count), and `loops` (one
+        where the caption does, see `is_loop`).
 
     Raises:
         InputError: If a column is missing.
@@ -124,11 +162,13 @@ def count_mentions(captions: pd.DataFrame) -> pd.DataFrame:
                 "n_words": len(words),
                 "n_4grams": len(grams),
                 "n_distinct_4grams": len(set(grams)),
+                "loops": int(is_loop(text)),
             }
         )
     return pd.DataFrame(rows, index=captions.index)
 
 
+@by_name
 def score_captions(captions: pd.DataFrame) -> ChairScore:
     """Score captions as CHAIR does.
 
@@ -190,7 +230,8 @@ def match_lengths(captions: pd.DataFrame, *, other: pd.DataFrame) -> pd.DataFram
     Matched both ways, both name the same number of objects, and what is left of a
     difference in CHAIR is not one of length. Mentions would not do for k: a caption
     that repeats itself would be cut early, and pass for one that hallucinates less.
-    Only mentions are cut, not the text.
+    The text is cut there too where it is known where mentions start (`starts`, which
+    `find_mentions` adds), and else left whole.
 
     Args:
         captions: One row a caption, with `mentions`.
@@ -216,4 +257,79 @@ def match_lengths(captions: pd.DataFrame, *, other: pd.DataFrame) -> pd.DataFram
     # A dict keeps the first mention of each object, in order.
     kept = [list(dict.fromkeys(named))[: len(set(like))] for named, like in pairs]
     cut[MENTIONS] = pd.Series(kept, index=captions.index, dtype=object)
+    if STARTS in captions:
+        columns = (captions[MENTIONS], captions[STARTS], captions[TEXT], kept)
+        ends = [
+            _cut_text(named, starts, text, n=len(left))
+            for named, starts, text, left in zip(*columns, strict=True)
+        ]
+        cut[TEXT] = pd.Series(ends, index=captions.index, dtype=object)
     return cut
+
+
+def _cut_text(named: Sequence[str], starts: Sequence[int], text: str, *, n: int) -> str:
+    """Cut a text where its (n+1)-th different object is named."""
+    seen: set[str] = set()
+    for name, start in zip(named, starts, strict=True):
+        if name not in seen and len(seen) == n:
+            return text[:start]
+        seen.add(name)
+    return text
+
+
+# ---- Captions that say the same thing again and again.
+
+
+_END = re.compile(r"[.!?\n]+")
+
+_LEAST_SENTENCE, _LEAST_RUN, _LONGEST_PHRASE = 3, 8, 64
+"""Words that a sentence, or a run of words, needs to be a loop when it comes again, and
+how long a phrase may be that is said again at once."""
+
+
+def is_loop(text: str) -> bool:
+    """Tell whether a caption says the same thing again.
+
+    It does where a sentence of three words or more stands in it twice, or where eight
+    words or more are said again at once: a phrase, and the same phrase directly after
+    it. Case and the signs around words do not count.
+
+    Args:
+        text: The caption.
+
+    Returns:
+        Whether it loops.
+
+    Example:
+        >>> is_loop("There is a man. He walks. There is a man.")
+        True
+        >>> is_loop("a man and a dog and a man and a dog and a man and a dog")
+        True
+        >>> is_loop("A man walks a dog. The dog is white.")
+        False
+    """
+    sentences = [tuple(_list_words(part)) for part in _END.split(text)]
+    long = [words for words in sentences if len(words) >= _LEAST_SENTENCE]
+    if len(long) > len(set(long)):
+        return True
+    words = _list_words(text)
+    runs = list(zip(*(words[n:] for n in range(_LEAST_RUN)), strict=False))
+    if len(runs) == len(set(runs)):  # as in nearly every caption
+        return False
+    for step in range(1, min(len(words) // 2, _LONGEST_PHRASE) + 1):
+        run = 0
+        for before, after in zip(words, words[step:], strict=False):
+            run = run + 1 if before == after else 0
+            if run >= max(step, _LEAST_RUN):
+                return True
+    return False
+
+
+def _list_words(text: str) -> list[str]:
+    words = text.casefold().split()
+    # Most words have no signs around them, and a search takes longer than to ask.
+    stripped = (w if w.isalnum() else _SIGNS.sub("", w) for w in words)
+    return [word for word in stripped if word]
+
+
+_SIGNS = re.compile(r"^\W+|\W+$")

@@ -2,7 +2,15 @@
 
 import functools
 import re
-from collections.abc import Callable, Collection, Hashable, Mapping, Sequence, Set
+from collections.abc import (
+    Callable,
+    Collection,
+    Hashable,
+    Iterator,
+    Mapping,
+    Sequence,
+    Set,
+)
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -10,11 +18,12 @@ from typing import Any, TypeAlias
 
 import pandas as pd
 
-from eah_interp.arguments import check_kind, check_mapping, check_path
-from eah_interp.benchmarks.chair import MENTIONS, TEXT, TRUTH, check_captions
+from eah_interp.arguments import by_name, check_kind, check_mapping, check_path
+from eah_interp.benchmarks.chair import MENTIONS, STARTS, TEXT, TRUTH, check_captions
 from eah_interp.errors import ExtraMissingError, InputError, show_value
 from eah_interp.foreign_files import read_json, read_text
 from eah_interp.indices import to_list
+from eah_interp.results import Part
 
 ImageId: TypeAlias = int | str
 """An image: its number where it has one, else its name."""
@@ -23,8 +32,8 @@ Lemmatize: TypeAlias = Callable[[str], list[str]]
 """Text to its words as a vocabulary has them."""
 
 
-@dataclass(frozen=True)
-class Vocabulary:
+@dataclass(frozen=True, eq=False, repr=False)
+class Vocabulary(Part):
     """What counts as naming an object.
 
     Attributes:
@@ -35,10 +44,16 @@ class Vocabulary:
     objects: Mapping[str, str]
     pairs: Mapping[str, str]
 
+    def _about(self) -> str:
+        kinds = sorted(set(self.objects.values()))
+        listed = ", ".join(kinds[:6]) + (", ..." if len(kinds) > 6 else "")
+        return f"{len(self.objects)} names of {len(kinds)} objects ({listed})"
 
-IMAGE, ABSENT, TOKENS = "image_id", "absent", "n_tokens"
+
+IMAGE, ABSENT, TOKENS, ENDS = "image_id", "absent", "n_tokens", "ends"
 
 
+@by_name
 def find_mentions(
     captions: pd.DataFrame,
     *,
@@ -59,10 +74,11 @@ def find_mentions(
         lemmatize: What `load_lemmatizer` returned; loaded when None.
 
     Returns:
-        The captions with `mentions` (objects named, in order, each time), `truth`
-        (sorted), `absent` (those of the mentions that are not there) and `n_tokens`
-        (words and signs, pairs as one: the length OPERA's script reports). It is the
-        table of `score_captions`.
+        The captions with `mentions` (objects named, in order, each time), `starts` and
+        `ends` (where in the text each of them stands), `truth` (sorted), `absent`
+        (those of the mentions that are not there) and `n_tokens` (words and signs,
+        pairs as one: the length OPERA's script reports). It is the table of
+        `score_captions`.
 
     Raises:
         InputError: If a column is missing, or an image has no ground truth.
@@ -101,8 +117,9 @@ def find_mentions(
         )
         raise InputError(msg)
     lemmatize = load_lemmatizer() if lemmatize is None else lemmatize
-    joined = [join_pairs(lemmatize(text), vocabulary) for text in captions[TEXT]]
-    named = [find_objects(words, vocabulary) for words in joined]
+    read = [_read_words(text, lemmatize, vocabulary) for text in captions[TEXT]]
+    placed = [_place_objects(words, vocabulary) for words in read]
+    named = [[name for name, _ in one] for one in placed]
     there = [truth[image] for image in captions[IMAGE]]
     absent = [
         [name for name in names if name not in objects]
@@ -110,9 +127,11 @@ def find_mentions(
     ]
     found = captions.copy()
     found[MENTIONS] = named
+    found[STARTS] = [[span[0] for _, span in one] for one in placed]
+    found[ENDS] = [[span[1] for _, span in one] for one in placed]
     found[TRUTH] = [sorted(objects) for objects in there]
     found[ABSENT] = absent
-    found[TOKENS] = [len(words) for words in joined]
+    found[TOKENS] = [len(words) for words in read]
     return found
 
 
@@ -131,13 +150,20 @@ def join_pairs(words: Sequence[str], vocabulary: Vocabulary) -> list[str]:
         >>> join_pairs("a hot dog stand".split(), make_vocabulary([["dog"]]))
         ['a', 'hot dog', 'stand']
     """
-    joined, place = [], 0
+    return [word for word, _, _ in _join(words, vocabulary)]
+
+
+def _join(
+    words: Sequence[str], vocabulary: Vocabulary
+) -> Iterator[tuple[str, int, int]]:
+    """Yield each word or pair, with the first and last word that it is of."""
+    place = 0
     while place < len(words):
         pair = " ".join(words[place : place + 2])
         both = pair in vocabulary.pairs
-        joined.append(vocabulary.pairs[pair] if both else words[place])
-        place += 2 if both else 1  # a word of one pair begins no other
-    return joined
+        end = place + 1 if both else place
+        yield vocabulary.pairs[pair] if both else words[place], place, end
+        place = end + 1  # a word of one pair begins no other
 
 
 def find_objects(words: Sequence[str], vocabulary: Vocabulary) -> list[str]:
@@ -158,12 +184,78 @@ def find_objects(words: Sequence[str], vocabulary: Vocabulary) -> list[str]:
         >>> find_objects("the seat of a toilet".split(), vocabulary)
         ['toilet']
     """
-    skipped = {"seat"} if "toilet" in words else set()
+    placed = [(word, (0, 0)) for word in words]
+    return [name for name, _ in _place_objects(placed, vocabulary)]
+
+
+_Span: TypeAlias = tuple[int, int]
+"""Where in a text something starts and ends."""
+
+
+def _place_objects(
+    words: Sequence[tuple[str, _Span]], vocabulary: Vocabulary
+) -> list[tuple[str, _Span]]:
+    """Name the object of each word that names one, with where it stands."""
+    skipped = {"seat"} if any(word == "toilet" for word, _ in words) else set()
     return [
-        vocabulary.objects[word]
-        for word in words
+        (vocabulary.objects[word], span)
+        for word, span in words
         if word in vocabulary.objects and word not in skipped
     ]
+
+
+def _read_words(
+    text: str, lemmatize: Lemmatize, vocabulary: Vocabulary
+) -> list[tuple[str, _Span]]:
+    """Read a text's words and pairs, with where they stand in it."""
+    if isinstance(lemmatize, NltkLemmatizer):
+        tokens, words = lemmatize.read(text)
+    else:
+        words = lemmatize(text)
+        tokens = words
+    spans = _locate(text, tokens)
+    return [
+        (word, (spans[first][0], spans[last][1]))
+        for word, first, last in _join(words, vocabulary)
+    ]
+
+
+_PART = re.compile(r"[^\W_]+|[^\w\s]|_")
+
+
+def _locate(text: str, tokens: Sequence[str]) -> list[_Span]:
+    """Find tokens in a text, each after the one before it.
+
+    A tokenizer of NLTK takes a text's own parts, but for quotes. Words of a user's own
+    function may be lemmas: one that does not stand in the text as it is stands where
+    the next word begins as it does, and else at the place that was reached.
+    """
+    lowered = text.lower()
+    if len(lowered) != len(text):  # a capital of two letters, as in Turkish
+        lowered = "".join(sign.lower()[:1] for sign in text)
+    spans, place = [], 0
+    for token in tokens:
+        places = [(lowered.find(form, place), len(form)) for form in _forms(token)]
+        there = [(at, at + size) for at, size in places if at >= 0]
+        found = min(there) if there else _find_like(lowered, token, place)
+        spans.append(found)
+        place = max(place, found[1])
+    return spans
+
+
+def _forms(token: str) -> tuple[str, ...]:
+    """List how a token may stand in a text: quotes are written in two ways."""
+    token = token.lower()
+    return (token, '"', "''") if token in ("``", "''") else (token,)
+
+
+def _find_like(text: str, token: str, place: int) -> _Span:
+    """Find the next word that begins as a lemma does; the place itself if none."""
+    head = token.lower()[: max(1, min(3, len(token) - 1))]
+    for found in _PART.finditer(text, place):
+        if head and found.group().startswith(head):
+            return found.span()
+    return place, place
 
 
 # ---- CHAIR's vocabulary: which words name which object, and which pairs are one word.
@@ -175,6 +267,7 @@ URL = (
 """The official synonym list for COCO's 80 objects."""
 
 
+@by_name
 def make_vocabulary(
     groups: Sequence[Sequence[str]], *, pairs: Mapping[str, str] | None = None
 ) -> Vocabulary:
@@ -215,6 +308,7 @@ def make_vocabulary(
     return Vocabulary(MappingProxyType(objects), MappingProxyType(dict(pairs)))
 
 
+@by_name
 def read_synonyms(path: Path | str) -> Vocabulary:
     """Read CHAIR's synonym list.
 
@@ -356,7 +450,7 @@ _PARTS = {"J": "a", "V": "v", "N": "n", "R": "r"}
 """First letter of a Penn tag to WordNet's part of speech; nouns for all others."""
 
 
-def load_lemmatizer() -> Lemmatize:
+def load_lemmatizer() -> "NltkLemmatizer":
     """Load what turns a caption into lemmas, from NLTK.
 
     Lower-cased, split by NLTK's `word_tokenize`, tagged as a whole by its averaged
@@ -370,31 +464,84 @@ def load_lemmatizer() -> Lemmatize:
     Raises:
         ExtraMissingError: If NLTK, or its data, is not installed.
     """
+    return NltkLemmatizer()
+
+
+class NltkLemmatizer:
+    """What `load_lemmatizer` returns: a function of a text, which knows its tokens."""
+
+    def __init__(self) -> None:
+        try:
+            import nltk
+            from nltk.stem import WordNetLemmatizer
+            from nltk.tag.perceptron import PerceptronTagger
+        except ImportError as error:
+            msg = f"CHAIR needs NLTK ({error}): pip install 'eah-interp[eval]'"
+            raise ExtraMissingError(msg) from error
+        self._lemma_of = functools.cache(WordNetLemmatizer().lemmatize)
+        self._tokenize = nltk.word_tokenize
+        try:
+            self._tagger = PerceptronTagger()
+            self("two cups")  # each of the three sets of data is opened
+        except LookupError as error:
+            msg = (
+                f"NLTK's data is not complete in any of {nltk.data.path}: get it with "
+                f"`python -m nltk.downloader {' '.join(DATA)}`, or set NLTK_DATA to a "
+                "folder that has it"
+            )
+            raise ExtraMissingError(msg) from error
+
+    def __call__(self, text: str) -> list[str]:
+        """Return the lemmas of a text, in order."""
+        return self.read(text)[1]
+
+    def read(self, text: str) -> tuple[list[str], list[str]]:
+        """Return the tokens of a text, and their lemmas, side by side."""
+        tokens = self.split(text)
+        tagged = self._tagger.tag(tokens)
+        parts = [(word, _PARTS.get(tag[:1], "n")) for word, tag in tagged]
+        return tokens, [self._lemma_of(word, part) for word, part in parts]
+
+    def nouns(self, text: str) -> list[str]:
+        """Return the lemmas of a text's nouns, case kept, as AMBER's script does."""
+        tagged = self._tagger.tag(list(self._tokenize(text)))
+        return [self._lemma_of(word, "n") for word, tag in tagged if tag[:2] == "NN"]
+
+    def split(self, text: str) -> list[str]:
+        """Return the lower-case tokens of a text."""
+        return list(self._tokenize(text.lower()))
+
+
+def load_singularizer() -> Lemmatize:
+    """Load what turns a caption into singular words, from the package `pattern`.
+
+    Lower-cased, split by NLTK's `word_tokenize`, each token put through `singularize`
+    of `pattern.en`: the reading of COCO's captions behind the ground truth that OPERA
+    and others released. It is no dependency of ours: its installation needs old Pythons
+    or a compiler, and released lists of objects by image do as well.
+
+    Returns:
+        A function of a text that returns its words in order, for `read_ground_truth`.
+
+    Raises:
+        ExtraMissingError: If `pattern`, NLTK, or NLTK's data, is not installed.
+    """
     try:
-        import nltk
-        from nltk.stem import WordNetLemmatizer
-        from nltk.tag.perceptron import PerceptronTagger
+        from pattern.en import singularize  # type: ignore[import-not-found]
     except ImportError as error:
-        msg = f"CHAIR needs NLTK ({error}): pip install 'eah-interp[eval]'"
-        raise ExtraMissingError(msg) from error
-    lemmatizer = WordNetLemmatizer()
-    lemma_of = functools.lru_cache(maxsize=None)(lemmatizer.lemmatize)
-    try:
-        tagger = PerceptronTagger()
-
-        def lemmatize(text: str) -> list[str]:
-            tagged = tagger.tag(nltk.word_tokenize(text.lower()))
-            return [lemma_of(word, _PARTS.get(tag[:1], "n")) for word, tag in tagged]
-
-        lemmatize("two cups")  # each of the three sets of data is opened
-    except LookupError as error:
         msg = (
-            f"NLTK's data is not complete in any of {nltk.data.path}: get it with "
-            f"`python -m nltk.downloader {' '.join(DATA)}`, or set NLTK_DATA to a "
-            "folder that has it"
+            f"the ground truth 'pattern' needs the package pattern ({error}): "
+            "`pip install pattern`, or give a list of objects by image that was made "
+            "with it, or take the ground truth 'nltk'"
         )
         raise ExtraMissingError(msg) from error
-    return lemmatize
+    reader = load_lemmatizer()
+    single = functools.cache(singularize)
+
+    def singular(text: str) -> list[str]:
+        return [str(single(token)) for token in reader.split(text)]
+
+    return singular
 
 
 # ---- How files name images: by number, or by a file name that ends in one.

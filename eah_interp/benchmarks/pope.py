@@ -5,14 +5,20 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
 import pandas as pd
 
-from eah_interp.arguments import check_kind, check_mapping, check_text
+from eah_interp.arguments import by_name, check_kind, check_mapping, check_text
+from eah_interp.benchmarks.scores import list_scores, plot_scores
 from eah_interp.errors import InputError, SettingsError, show_value
 from eah_interp.indices import check_choice, check_integer, to_int, to_list
+from eah_interp.results import Result
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 PRESENT, ANSWER, NEITHER = "present", "says_yes", "neither"
 """Columns of an answer table: the truth, what was answered (missing: nothing that can
@@ -22,8 +28,8 @@ STRICT = "strictly_yes"
 """Column of what a stricter reading takes the answer for."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class PopeScore:
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class PopeScore(Result):
     """How yes/no questions were answered; "yes" is the positive class.
 
     Rates are percentages, NaN where nothing can be said (no "yes" was given, say). An
@@ -58,7 +64,34 @@ class PopeScore:
     tn: int
     fn: int
 
+    def _about(self) -> str:
+        return f"{self.n} questions, {self.n_neither} answered with neither yes nor no"
 
+    def frame(self) -> pd.DataFrame:
+        """List every number: columns `metric value`."""
+        return list_scores(self)
+
+    def _first(self, k: int) -> pd.DataFrame:
+        return self.frame().iloc[1:].head(k)
+
+    def plot(self, *, ax: "Axes | None" = None) -> "Figure":
+        """Draw the percentages as bars.
+
+        Args:
+            ax: Axes of matplotlib to draw into; a figure of its own when None.
+
+        Raises:
+            SettingsError: If `ax` is no axes.
+            ExtraMissingError: If matplotlib is not installed.
+        """
+        return plot_scores(self, RATES, title=f"{self.n} questions", ax=ax)
+
+
+RATES = ("accuracy", "precision", "recall", "f1", "false_positives", "yes_ratio")
+"""Percentages of a `PopeScore`."""
+
+
+@by_name
 def score_answers(answers: pd.DataFrame) -> PopeScore:
     """Score yes/no answers as POPE does.
 
@@ -237,6 +270,24 @@ def read_strictly(answer: str) -> bool | None:
     return None
 
 
+def read_first_word(answer: str) -> bool | None:
+    """Read an answer by its first word alone, whatever its case and signs.
+
+    Args:
+        answer: What the model said.
+
+    Returns:
+        Whether it says yes; None where the first word is none of yes or no.
+
+    Example:
+        >>> [read_first_word(text) for text in ("NO!", "Yes, it is", "There is no cup")]
+        [False, True, None]
+    """
+    check_text("answer", answer)
+    first = _WORD.search(answer.replace("\u2019", "'"))
+    return None if first is None else read_strictly(first.group())
+
+
 def count_turned(answers: pd.DataFrame) -> int:
     """Count the answers that a stricter reading takes for the opposite.
 
@@ -260,6 +311,7 @@ Objects: TypeAlias = Mapping[str, Sequence[str]]
 """Objects in each image, in the order of their annotations."""
 
 
+@by_name
 def build_pope_questions(
     objects: Objects,
     *,

@@ -6,7 +6,13 @@ from pathlib import Path
 
 import pandas as pd
 
-from eah_interp.arguments import check_kind, check_limit, check_path
+from eah_interp.arguments import (
+    by_name,
+    check_flag,
+    check_kind,
+    check_limit,
+    check_path,
+)
 from eah_interp.benchmarks.pope import (
     ANSWER,
     NEITHER,
@@ -23,7 +29,7 @@ from eah_interp.benchmarks.records import (
     read_answer,
     read_records,
 )
-from eah_interp.errors import InputError, SettingsError, show_value
+from eah_interp.errors import InputError, show_value
 from eah_interp.files import save_bytes
 
 URL = "https://github.com/RUCAIBox/POPE"
@@ -33,6 +39,7 @@ _ID, _IMAGE, _PLACE = "question_id", "image", "place"
 _SHARED = (_ID, _IMAGE)
 
 
+@by_name
 def read_pope_questions(
     path: Path | str, *, limit: int | None = None, with_images: bool = False
 ) -> pd.DataFrame:
@@ -57,13 +64,7 @@ def read_pope_questions(
             that is yes or no, or an identifier stands twice.
     """
     limit, path = check_limit("limit", limit), check_path("path", path)
-    check_kind(
-        "with_images",
-        with_images,
-        bool,
-        expected="True or False",
-        error=SettingsError,
-    )
+    with_images = check_flag("with_images", with_images)
     try:
         records = read_records(path)[:limit]
     except InputError as error:
@@ -81,6 +82,7 @@ def read_pope_questions(
     return _with_shared(table, records)
 
 
+@by_name
 def read_pope_answers(path: Path | str) -> pd.DataFrame:
     """Read answers in POPE's format, in LLaVA's, or beside their questions.
 
@@ -111,6 +113,7 @@ def read_pope_answers(path: Path | str) -> pd.DataFrame:
     return _with_shared(table, records)
 
 
+@by_name
 def match_answers(
     questions: pd.DataFrame, answers: pd.DataFrame, *, rule: Rule = "pope"
 ) -> pd.DataFrame:

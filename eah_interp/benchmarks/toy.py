@@ -2,37 +2,80 @@
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pandas as pd
 import torch
 from tqdm import tqdm
 
+from eah_interp.arguments import by_name, check_flag
 from eah_interp.benchmarks.chair import ChairScore, count_mentions, score_captions
 from eah_interp.benchmarks.pope import PopeScore, score_answers
 from eah_interp.errors import InputError, SettingsError
-from eah_interp.interventions import EAH, edit, intervene
-from eah_interp.interventions.donation import seed_items
-from eah_interp.lvlm import LVLM
+from eah_interp.results import ModelResult
 from eah_interp.statistics import Counts, compare_rates
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from eah_interp.interventions import EAH
+    from eah_interp.lvlm import LVLM
     from eah_interp.toy.language import Sampling
     from eah_interp.toy.render import Scene
 
 
-@dataclass(frozen=True)
-class ToyBenchmark:
+@dataclass(frozen=True, eq=False, repr=False)
+class ToyBenchmark(ModelResult):
     """Answers and captions of one model on the same scenes, unscored and scored.
 
     Attributes:
         questions: What `ask_about_scenes` returned.
         captions: What `describe_scenes` returned.
+        eah: The patch of every forward pass; None where there was none.
     """
 
     questions: pd.DataFrame
     captions: pd.DataFrame
+    eah: "EAH | None" = field(default=None, kw_only=True)
+
+    def _about(self) -> str:
+        return f"{len(self.questions)} questions, {len(self.captions)} captions"
+
+    def _first(self, k: int) -> pd.DataFrame:
+        chosen = ("accuracy", "false_positives", "chair_s", "chair_i", "recall")
+        table = self.frame()
+        whole = table[table["kind"].isin(["all", "captions"])]
+        return whole[whole["metric"].isin(chosen)].head(k)
+
+    def plot(self, *, ax: "Axes | None" = None) -> "Figure":
+        """Draw POPE's accuracy and false positives, and CHAIR, as bars.
+
+        Args:
+            ax: Axes of matplotlib to draw into; a figure of its own when None.
+
+        Raises:
+            SettingsError: If `ax` is no axes.
+            ExtraMissingError: If matplotlib is not installed.
+        """
+        from eah_interp.viz.heads import plot_bars
+
+        pope, chair = self.pope(), self.chair()
+        bars = {
+            "accuracy": pope.accuracy,
+            "false positives": pope.false_positives,
+            "CHAIR_S": chair.chair_s,
+            "CHAIR_I": chair.chair_i,
+            "recall of captions": chair.recall,
+        }
+        return plot_bars(
+            list(bars),
+            {"plain": list(bars.values())},
+            title=self._about(),
+            axis="percent",
+            ax=ax,
+        )
 
     def pope(self, sampling: str | None = None) -> PopeScore:
         """Score the answers to all questions, or to one sampling's."""
@@ -60,11 +103,12 @@ class ToyBenchmark:
         )
 
 
+@by_name
 def run_toy_benchmark(
-    model: LVLM,
+    model: "LVLM",
     scenes: "Sequence[Scene] | None" = None,
     *,
-    eah: EAH | None = None,
+    eah: "EAH | None" = None,
     pairs: int = 1,
     batch_size: int = 64,
     progress: bool = True,
@@ -93,21 +137,24 @@ def run_toy_benchmark(
         >>> len(result.questions), len(result.captions)
         (24, 4)
     """
+    from eah_interp.lvlm.anatomy import name_model
     from eah_interp.toy.scenes import draw_scenes
 
     scenes = draw_scenes(range(1000)) if scenes is None else scenes
     options: dict[str, Any] = {"batch_size": batch_size, "progress": progress}
     return ToyBenchmark(
-        ask_about_scenes(model, scenes, eah=eah, pairs=pairs, **options),
-        describe_scenes(model, scenes, eah=eah, **options),
+        model=name_model(model),
+        eah=eah,
+        questions=ask_about_scenes(model, scenes, eah=eah, pairs=pairs, **options),
+        captions=describe_scenes(model, scenes, eah=eah, **options),
     )
 
 
 def ask_about_scenes(
-    model: LVLM,
+    model: "LVLM",
     scenes: "Sequence[Scene]",
     *,
-    eah: EAH | None = None,
+    eah: "EAH | None" = None,
     samplings: "Sequence[Sampling]" = ("random", "popular", "adversarial"),
     pairs: int = 1,
     batch_size: int = 64,
@@ -134,6 +181,7 @@ def ask_about_scenes(
     Raises:
         InputError: If there are no scenes.
     """
+    from eah_interp.interventions import intervene
     from eah_interp.toy.language import prompt_for, questions_for
 
     asked = [
@@ -166,10 +214,10 @@ def ask_about_scenes(
 
 
 def describe_scenes(
-    model: LVLM,
+    model: "LVLM",
     scenes: "Sequence[Scene]",
     *,
-    eah: EAH | None = None,
+    eah: "EAH | None" = None,
     prompt: str = "Describe the image.",
     max_new_tokens: int = 40,
     batch_size: int = 64,
@@ -193,6 +241,7 @@ def describe_scenes(
     Raises:
         InputError: If there are no scenes.
     """
+    from eah_interp.interventions import edit
     from eah_interp.toy.language import mentions_in
 
     rows: list[dict[str, Any]] = []
@@ -220,9 +269,11 @@ def _require(scenes: "Sequence[Scene]") -> "Sequence[Scene]":
     return scenes
 
 
-def _seed_scenes(eah: EAH | None, scenes: "Sequence[Scene]") -> EAH | None:
+def _seed_scenes(eah: "EAH | None", scenes: "Sequence[Scene]") -> "EAH | None":
     if eah is None:
         return None
+    from eah_interp.interventions.donation import seed_items
+
     settings: EAH = seed_items(eah, [scene.seed for scene in scenes])
     return settings
 
@@ -230,6 +281,7 @@ def _seed_scenes(eah: EAH | None, scenes: "Sequence[Scene]") -> EAH | None:
 def _batches(
     items: list[Any], size: int, *, label: str, progress: bool
 ) -> Iterator[list[Any]]:
+    progress = check_flag("progress", progress)
     bar = tqdm(total=len(items), desc=label, disable=not progress)
     with bar:
         for start in range(0, len(items), size):
@@ -311,6 +363,7 @@ def count_by_scene(
     return stacked[..., 0], stacked[..., 1]
 
 
+@by_name
 def compare_benchmarks(
     before: ToyBenchmark,
     after: ToyBenchmark,

@@ -1,16 +1,17 @@
 """The typer app, what commands print where, and how their errors end them."""
 
 import contextlib
+import gc
 import io
 import itertools
 import json
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 import eah_interp
 from eah_interp.errors import EAHError, InputError, SettingsError, is_out_of_memory
@@ -23,11 +24,81 @@ if TYPE_CHECKING:
 
 PLUGIN = "--plugin"
 
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+if TYPE_CHECKING:
+    from typer.core import TyperCommand as _Helped
+else:
+    _Helped = object
+
 plugins: list[str] = []
 """Code that this command line has imported, to be written into one that resumes it."""
 
 
-class _PluginsAnywhere(TyperGroup):
+def split_examples(text: str) -> tuple[str, list[str]]:
+    r"""Split a help text into its prose and its examples, whole command lines.
+
+    Example:
+        >>> split_examples("Show it.\n\n    eah-interp demo --out a\n\nThat is all.")
+        ('Show it.\n\nThat is all.', ['eah-interp demo --out a'])
+    """
+    prose: list[str] = []
+    examples: list[str] = []
+    for line in text.replace("\b", "").replace("\f", "").strip().splitlines():
+        if line.strip().startswith("eah-interp "):
+            examples.append(line.strip())
+        elif line.strip() or (prose and prose[-1]):
+            prose.append(line)
+    return "\n".join(prose).strip(), examples
+
+
+class _ShowsExamples(_Helped):
+    """Writes the examples of its help as they are: a terminal's width breaks none."""
+
+    help: str | None
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Write the help, and its examples below."""
+        whole = self.help
+        prose, examples = split_examples(whole or "")
+        try:
+            self.help = prose
+            super().format_help(ctx, formatter)
+        finally:
+            self.help = whole
+        if examples:
+            typer.echo("\n".join([" Examples:", "", *examples, ""]))
+
+
+class _Command(_ShowsExamples, TyperCommand):
+    """A command."""
+
+
+class _Group(_ShowsExamples, TyperGroup):
+    """A group of commands."""
+
+
+class App(typer.Typer):
+    """A group of commands whose help shows examples that can be copied."""
+
+    def __init__(self, **options: Any) -> None:
+        settings = {"help_option_names": ["-h", "--help"]}
+        given: dict[str, Any] = {
+            "cls": _Group,
+            "no_args_is_help": True,
+            "rich_markup_mode": "markdown",
+            "context_settings": settings,
+        }
+        super().__init__(**given | options)
+
+    def command(
+        self, name: str | None = None, **options: Any
+    ) -> Callable[[Function], Function]:
+        """Add a command, as typer does."""
+        return super().command(name, **{"cls": _Command} | options)
+
+
+class _PluginsAnywhere(_Group):
     """Takes `--plugin` after the command as well as before it."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -42,14 +113,7 @@ class _PluginsAnywhere(TyperGroup):
         return super().parse_args(ctx, [*first, *rest])
 
 
-app = typer.Typer(
-    name="eah-interp",
-    cls=_PluginsAnywhere,
-    no_args_is_help=True,
-    rich_markup_mode="markdown",
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+app = App(name="eah-interp", cls=_PluginsAnywhere, pretty_exceptions_enable=False)
 
 
 def _print_version(value: bool) -> bool:  # noqa: FBT001 - typer calls it so
@@ -99,7 +163,7 @@ def main(
     del version  # its callback has printed it
     plugins[:] = plugin or []
     if plugins:
-        from eah_interp.interventions.plugins import import_plugin
+        from eah_interp.plugins import import_plugin
 
         with working(spinning=False):
             for spec in plugins:
@@ -137,6 +201,22 @@ class Bar:
         """Show what begins now; what was before it is done."""
         if self.progress is not None and self._task is not None:
             self.progress.update(self._task, advance=1, description=what)
+
+
+@contextlib.contextmanager
+def uncollected() -> Iterator[None]:
+    """Let Python look for no circles of objects while millions are made that have none.
+
+    NLTK's data and a file of captions make it look again and again: a fifth of the
+    time that a comparison takes.
+    """
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 @contextlib.contextmanager

@@ -52,7 +52,7 @@ def parse_donor(text: str | None) -> Any:
     if text is None:
         return None
     if ":" in text:
-        from eah_interp.interventions.plugins import find_plugin
+        from eah_interp.plugins import find_plugin
 
         return find_plugin({"plugin": text})
     # No head has a number so long that Python would refuse to read it.

@@ -8,15 +8,17 @@ from typing import Any
 
 import pandas as pd
 
-from eah_interp.attribution import HeadAttribution
+from eah_interp.attribution import HeadAttribution, HeadPatterns
 from eah_interp.attribution.results import largest
 from eah_interp.benchmarks.chair import ChairScore
 from eah_interp.benchmarks.pope import PopeScore
+from eah_interp.benchmarks.readouts import ReadoutAudit
+from eah_interp.benchmarks.tabulated import to_plain
 from eah_interp.cli.app import save_figure, write_json
 from eah_interp.errors import ExtraMissingError, UnsupportedError
 from eah_interp.files import save_bytes
 from eah_interp.interventions import EAH, SinkMap
-from eah_interp.lvlm import LVLM
+from eah_interp.lvlm import LVLM, ImageSpan
 from eah_interp.report.inspection import (
     Asked,
     Inspection,
@@ -34,14 +36,16 @@ SUMS = {"head": "all heads", **KINDS}
 """What effects are summed over, by kind of component."""
 
 
-def _begin(command: str, model: LVLM, name: str | None, eah: EAH) -> dict[str, Any]:
+def _begin(
+    command: str, model: LVLM, name: str | None, eah: EAH | None = None
+) -> dict[str, Any]:
     """Name the command, and what made its result."""
-    return {
+    begun: dict[str, Any] = {
         "command": command,
         "versions": list_versions(),
         "model": list_model(model, name),
-        "settings": eah.to_dict(),
     }
+    return begun if eah is None else {**begun, "settings": eah.to_dict()}
 
 
 def record_answer(
@@ -87,6 +91,75 @@ def record_sinks(
         "top": top.to_dict(orient="records"),
         "donors": donors,
     }
+
+
+STRONGEST = 3
+"""How many patches of a map are named."""
+
+
+def record_attention(
+    found: HeadPatterns,
+    *,
+    model: LVLM,
+    name: str | None,
+    images: Sequence[Path],
+    prompt: str,
+) -> dict[str, Any]:
+    """Record how much of each row goes to each image, and to which of its patches.
+
+    Maps are by head, word (where words were read) and image: the weight of each patch,
+    None where it shows padding only; no map where image tokens have no place.
+    """
+    counts = [len(spans) for spans in found.spans]
+    maps = []
+    for line in found.shares().to_dict("records"):
+        item, number = line["item"], line["image"]
+        asked: dict[str, Any] = {name: line.get(name) for name in ("query", "word")}
+        asked |= {"head": line["name"], "item": item}
+        span = found.span(item, image=number)
+        row = found.row(**asked)
+        grids = found.picture(**asked, image=number) if span.spatial else ()
+        is_head = not pd.isna(line["layer"])
+        maps.append(
+            {
+                "image": str(images[sum(counts[:item]) + number]),
+                "name": line["name"],
+                "layer": int(line["layer"]) if is_head else None,
+                "head": int(line["head"]) if is_head else None,
+                "word": line.get("said"),
+                "share": line["plain"],
+                "strongest": _list_strongest(span, row[list(span.columns)].tolist()),
+                "parts": [
+                    {"name": part.name, "weights": to_plain(grid.tolist())}
+                    for part, grid in zip(span.parts, grids, strict=True)
+                ],
+            }
+        )
+    return {
+        **_begin("attention", model, name),
+        "images": list(map(str, images)),
+        "note": note_image(model) or None,
+        "prompt": prompt,
+        "heads": list(found.names),
+        "words": [[word.text for word in words] for words in found.words] or None,
+        "spatial": all(span.spatial for spans in found.spans for span in spans),
+        "maps": maps,
+    }
+
+
+def _list_strongest(span: ImageSpan, weights: list[float]) -> list[dict[str, Any]]:
+    """List the image tokens that get most, with the patch that each stands for."""
+    patches = {
+        column: {"part": part.name, "row": row, "column": index}
+        for part in span.parts
+        for row, line in enumerate(part.columns)
+        for index, column in enumerate(line)
+    }
+    ordered = sorted(zip(weights, span.columns, strict=True), reverse=True)
+    return [
+        {"position": position, "patch": patches.get(position), "weight": weight}
+        for weight, position in ordered[:STRONGEST]
+    ]
 
 
 def _list_toy(name: ToyName) -> dict[str, Any]:
@@ -192,7 +265,12 @@ def record_toy(
 
 
 def record_pope(
-    score: PopeScore, *, files: Mapping[str, Path], rule: str, n_turned: int
+    score: PopeScore,
+    *,
+    files: Mapping[str, Path],
+    rule: str,
+    n_turned: int,
+    audit: ReadoutAudit,
 ) -> dict[str, Any]:
     """Record the score of a file of answers; null where nothing can be said."""
     return {
@@ -202,6 +280,10 @@ def record_pope(
         "rule": rule,
         "n_turned": n_turned,
         "score": _without_nan(score),
+        "f1_by_reading": {
+            one.name: None if math.isnan(one.score.f1) else one.score.f1
+            for one in audit.readouts
+        },
     }
 
 
@@ -216,6 +298,18 @@ def record_chair(
         "files": {name: str(path) for name, path in files.items()},
         "score": _without_nan(score),
         "captions": captions[columns].to_dict("records"),
+    }
+
+
+def record_benchmark(
+    name: str, score: Any, *, files: Mapping[str, Path]
+) -> dict[str, Any]:
+    """Record a benchmark's score; null where nothing can be said."""
+    return {
+        "command": f"score {name}",
+        "versions": list_versions(),
+        "files": {key: str(path) for key, path in files.items()},
+        "score": to_plain(score),
     }
 
 

@@ -1,17 +1,18 @@
 """The commands that score answers and captions of any model, from their files."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
-from eah_interp.cli.app import app, show, show_json, working
+from eah_interp.cli.app import App, app, show, show_json, working
 from eah_interp.cli.options import Json
+from eah_interp.errors import SettingsError
 
-score = typer.Typer(
-    no_args_is_help=True,
-    rich_markup_mode="markdown",
-    help="Score answers (POPE) or captions (CHAIR) of any model, from their files.",
+score = App(
+    help="Score answers or captions of any model, from their files: POPE, CHAIR, "
+    "AMBER, MME, HallusionBench, MMVP.",
 )
 app.add_typer(score, name="score", rich_help_panel="Commands")
 
@@ -53,6 +54,7 @@ def pope(
             read_pope_answers,
             read_pope_questions,
         )
+        from eah_interp.benchmarks.readouts import audit_readouts
         from eah_interp.cli.records import record_pope
         from eah_interp.cli.tables import show_pope
 
@@ -65,6 +67,7 @@ def pope(
             files={"answers": answers, "questions": questions},
             rule=rule,
             n_turned=count_turned(matched),
+            audit=audit_readouts(matched),
         )
     if json:
         show_json(record)
@@ -149,3 +152,172 @@ def chair(
         show_json(record)
     else:
         show(show_chair(record))
+
+
+# ---- Benchmarks whose scores lay themselves out.
+
+
+def _print(name: str, score: Any, files: Mapping[str, Path], *, json: bool) -> None:
+    """Print a score that has tables, or the record of it."""
+    from eah_interp.cli.layout import lay_out
+    from eah_interp.cli.records import record_benchmark
+
+    if json:
+        show_json(record_benchmark(name, score, files=files))
+    else:
+        show(part for table in score.tables for part in lay_out(table))
+
+
+@score.command()
+def amber(
+    *,
+    answers: Annotated[
+        Path,
+        typer.Argument(
+            help="What a model answered: id and response each.", show_default=False
+        ),
+    ],
+    annotations: Annotated[
+        Path, typer.Option(metavar="FILE", help="AMBER's annotations.json.")
+    ],
+    relations: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="AMBER's relation.json, for captions."),
+    ] = None,
+    safe_words: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="AMBER's safe_words.txt, for captions."),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Score AMBER's yes/no questions and captions, by its script and corrected.
+
+    Nouns of captions are compared as words; the published numbers compare vectors too.
+
+        eah-interp score amber answers.json --annotations annotations.json
+    """
+    with working() as bar:
+        bar.expect(2)
+        bar.step("importing pandas and torch")
+        from eah_interp.benchmarks.amber import (
+            read_amber_annotations,
+            read_amber_answers,
+            read_amber_words,
+            score_amber,
+        )
+
+        if (relations is None) != (safe_words is None):
+            msg = "captions need both --relations and --safe-words, got one of them"
+            raise SettingsError(msg)
+        bar.step("scoring")
+        words: Any = (None, frozenset())
+        if relations is not None and safe_words is not None:
+            words = read_amber_words(relations, safe_words)
+        found = score_amber(
+            read_amber_answers(answers),
+            annotations=read_amber_annotations(annotations),
+            relations=words[0],
+            safe_words=words[1],
+        )
+    _print("amber", found, {"answers": answers, "annotations": annotations}, json=json)
+
+
+@score.command()
+def mme(
+    *,
+    answers: Annotated[
+        Path,
+        typer.Argument(
+            help="A folder of existence.txt and so on, with answers.",
+            show_default=False,
+        ),
+    ],
+    json: Json = False,
+) -> None:
+    """Score MME's fourteen tasks, by its script and corrected.
+
+    eah-interp score mme results/
+    """
+    with working() as bar:
+        bar.expect(2)
+        bar.step("importing pandas and torch")
+        from eah_interp.benchmarks.mme import read_mme, score_mme
+
+        bar.step("scoring")
+        found = score_mme(read_mme(answers))
+    _print("mme", found, {"answers": answers}, json=json)
+
+
+@score.command()
+def hallusionbench(
+    *,
+    answers: Annotated[
+        Path,
+        typer.Argument(
+            help="Answers in the form of HallusionBench.json.", show_default=False
+        ),
+    ],
+    questions: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="HallusionBench.json, where answers lack the truth."
+        ),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Score HallusionBench by a yes/no parser, by its script's rules and corrected.
+
+    eah-interp score hallusionbench answers.json --questions HallusionBench.json
+    """
+    with working() as bar:
+        bar.expect(2)
+        bar.step("importing pandas and torch")
+        from eah_interp.benchmarks.hallusionbench import (
+            read_hallusionbench,
+            score_hallusionbench,
+        )
+
+        bar.step("scoring")
+        asked = None if questions is None else read_hallusionbench(questions)
+        found = score_hallusionbench(
+            read_hallusionbench(answers, answers=True), questions=asked
+        )
+    files = {"answers": answers}
+    if questions is not None:
+        files["questions"] = questions
+    _print("hallusionbench", found, files, json=json)
+
+
+@score.command()
+def mmvp(
+    *,
+    answers: Annotated[
+        Path,
+        typer.Argument(
+            help="What a model answered: question_id and response each.",
+            show_default=False,
+        ),
+    ],
+    questions: Annotated[
+        Path, typer.Option(metavar="FILE", help="MMVP's Questions.csv.")
+    ],
+    json: Json = False,
+) -> None:
+    """Score MMVP's pairs; the option is read from the answer, no model judges it.
+
+    eah-interp score mmvp answers.jsonl --questions Questions.csv
+    """
+    with working() as bar:
+        bar.expect(2)
+        bar.step("importing pandas and torch")
+        from eah_interp.benchmarks.mmvp import (
+            read_mmvp_answers,
+            read_mmvp_questions,
+            score_mmvp,
+        )
+
+        bar.step("scoring")
+        found = score_mmvp(
+            read_mmvp_answers(answers), questions=read_mmvp_questions(questions)
+        )
+    _print("mmvp", found, {"answers": answers, "questions": questions}, json=json)

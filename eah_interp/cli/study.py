@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from eah_interp.cli.app import INTERRUPTED, app, show, show_json, working
+from eah_interp.cli.app import INTERRUPTED, App, app, show, show_json, working
 from eah_interp.cli.options import (
     PAGE,
     Json,
@@ -16,11 +16,8 @@ from eah_interp.cli.options import (
 )
 from eah_interp.errors import SettingsError
 
-study = typer.Typer(
+study = App(
     name="study",
-    no_args_is_help=True,
-    rich_markup_mode="markdown",
-    context_settings={"help_option_names": ["-h", "--help"]},
     help="""Ask a model the same questions under many conditions, with intervals.
 
     A study file states the model, the items, the conditions and the decoding. Running
@@ -214,7 +211,7 @@ class SummaryOptions:
 
     def keywords(self) -> dict[str, Any]:
         """Return the keywords of `summarise` and `report`."""
-        from eah_interp.studies.contrasts import Draws
+        from eah_interp.benchmarks.paired import Draws
 
         return {
             "reference": self.reference,
@@ -273,12 +270,21 @@ def report(
         Path | None,
         typer.Option(metavar="FILE.html", help="The page. Default: DIR/report.html."),
     ] = None,
+    claims: Annotated[
+        bool | None,
+        typer.Option(
+            "--claims/--no-claims",
+            help="Show all of the paper's four claims, or none. Default: those that "
+            "the study bears on.",
+            show_default=False,
+        ),
+    ] = None,
     options: SummaryOptions,
 ) -> None:
     """Write a study's report: one HTML page that works without a network.
 
-    Settings, failures, values, changes with intervals, tests, the paper's four claims,
-    figures, and answers that changed.
+    What was compared and what came of it, figures, values and changes with intervals,
+    tests, the paper's claims that the study bears on, and answers that changed.
 
         eah-interp study report runs/first --out first.html
     """
@@ -293,6 +299,7 @@ def report(
         path = write_report(
             StudyRun.load(folder),
             folder / "report.html" if out is None else out,
+            claims=claims,
             **options.keywords(),
         )
     show([f"Written: {path}"])

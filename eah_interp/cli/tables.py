@@ -8,6 +8,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from eah_interp.cli.layout import lay_out, make_columns
 from eah_interp.cli.records import SUMS
 from eah_interp.interventions import EAH, SinkMap
 from eah_interp.report.inspection import Asked, Inspection, list_donors
@@ -24,54 +25,13 @@ from eah_interp.report.tables import (
     tabulate_yes_no,
 )
 from eah_interp.statistics import write_undetermined
-from eah_interp.tables import Table as Cells
-from eah_interp.tables import align
 from eah_interp.toy.model import INSTALL_TOYS
 
 if TYPE_CHECKING:
+    from eah_interp.studies.conditions import Condition
     from eah_interp.studies.progress import StudyProgress
     from eah_interp.studies.study_file import StudyFile
     from eah_interp.studies.summary import StudySummary
-
-
-def _columns(*names: str, right: Sequence[int] = (), header: bool = True) -> Table:
-    """Make a table without lines; numbers stand at the right."""
-    table = Table(
-        box=None, padding=(0, 2, 0, 0), header_style="bold", show_header=header
-    )
-    for number, name in enumerate(names):
-        table.add_column(
-            Text(name), justify="right" if number in right else "left", overflow="fold"
-        )
-    return table
-
-
-def lay_out(
-    table: Cells, *, columns: Mapping[str, str] | None = None
-) -> Iterator[RenderableType]:
-    """Lay out a table of a page: its caption, its cells and its notes.
-
-    Args:
-        table: The table.
-        columns: Which columns to show, and what to call them; all when None. A page
-            scrolls, but a terminal has a width.
-    """
-    shown = columns or {name: name for name in table.header}
-    # Names may stand twice in a header: places count, not names.
-    places = [n for n, name in enumerate(table.header) if name in shown]
-    right = [
-        number
-        for number, place in enumerate(places)
-        if not table.prose
-        and all(align(row[place]) or not row[place] for row in table.rows)
-    ]
-    grid = _columns(*(shown[table.header[n]] for n in places), right=right)
-    for row in table.lines:
-        grid.add_row(*(Text(row[place]) for place in places))
-    yield Text(f"\n{table.caption}", style="bold underline")
-    yield grid
-    if table.notes:
-        yield Text(table.notes, style="dim")
 
 
 # ---- One image: the demo, a question, the sinks.
@@ -164,7 +124,7 @@ def tabulate_density(
     about = f"{note}share of the {n_columns} image columns that are vision sinks"
     if len(donors) > 1:
         about += (
-            ", in the unpatched model; a later layer's donor is chosen after the patch "
+            ", in the plain model; a later layer's donor is chosen after the patch "
             "of the earlier one"
         )
     return Group(*blocks, Text(about, style="dim"))
@@ -207,7 +167,7 @@ def show_sinks(
     yield Text(f"Sink density of every head, in %: {about}", style="bold")
     yield tabulate_density(found, donors=donor_heads(donors))
     yield Text(f"\nThe {k} densest heads", style="bold")
-    table = _columns("head", "density", "sinks", right=(1, 2))
+    table = make_columns("head", "density", "sinks", right=(1, 2))
     for row in found.top(k).itertuples():
         table.add_row(str(row.name), f"{row.density:.1%}", str(row.n_sinks))
     yield table
@@ -215,6 +175,43 @@ def show_sinks(
     if eah.gamma is not None:
         n_dense = int(found.dense(eah.gamma).sum())
         yield Text(f"Dense heads (at least {eah.gamma:.0%}): {n_dense}")
+
+
+def show_attention(record: Mapping[str, Any]) -> Iterator[RenderableType]:
+    """Lay out how much of each row goes to each image, and to which patches."""
+    said = record["words"]
+    of = "of the words of the answer" if said else "of the prompt's last token"
+    yield Text(f"Attention to the image, {of}: {record['prompt']}", style="bold")
+    several = len(record["images"]) > 1
+    names = [*(["image"] if several else []), "head", *(["word"] if said else [])]
+    table = make_columns(
+        *names, "to the image", "strongest patches", right=[len(names)]
+    )
+    for one in record["maps"]:
+        cells = [one["image"]] if several else []
+        cells += [one["name"], *([one["word"]] if said else [])]
+        strongest = ", ".join(map(_name_patch, one["strongest"]))
+        table.add_row(*map(Text, [*cells, f"{one['share']:.1%}", strongest]))
+    yield table
+    empty = [i for i, words in enumerate(said or ()) if not words]
+    if empty:
+        yield Text(f"\nEmpty answers, of which there is no map: {empty}")
+    places = "rRcC: row R and column C of the patch grid, from 0, at the upper left."
+    if not record["spatial"]:
+        places = (
+            "Image tokens of this model are learned queries, or of a layout that is "
+            "not known: they stand for no places in the image, and are named by their "
+            "position in the prompt; there is no map to draw."
+        )
+    yield Text(f"\n{places}", style="dim")
+
+
+def _name_patch(one: Mapping[str, Any]) -> str:
+    weight, patch = f"{one['weight']:.1%}", one["patch"]
+    if patch is None:
+        return f"position {one['position']} {weight}"
+    part = "" if patch["part"] == "image" else f"{patch['part']} "
+    return f"{part}r{patch['row']}c{patch['column']} {weight}"
 
 
 # ---- Models.
@@ -225,14 +222,14 @@ def show_models(record: Mapping[str, Any]) -> Iterator[RenderableType]:
     yield Text(
         "The embedded toys; the first is loaded when no --model is named", style="bold"
     )
-    toys = _columns("toy", "folder")
+    toys = make_columns("toy", "folder")
     for toy in record["toys"]:
         toys.add_row(toy["name"], toy["path"] or f"not installed: {INSTALL_TOYS}")
     yield toys
     yield Text(
         "\nFamilies with tests; any checkpoint of them loads by name", style="bold"
     )
-    table = _columns("family", "class in transformers", "eager", "SDPA", "lens")
+    table = make_columns("family", "class in transformers", "eager", "SDPA", "lens")
     for column in table.columns[1:]:
         column.no_wrap = True
     for family in record["families"]:
@@ -300,7 +297,7 @@ def show_attribution(record: Mapping[str, Any]) -> Iterator[RenderableType]:
 
 def _tabulate_effects(target: Mapping[str, Any]) -> Table:
     names = ("component", *RUNS, "pattern", "values", "scale")
-    table = _columns(*names, right=range(1, len(names)))
+    table = make_columns(*names, right=range(1, len(names)))
     for row in target["top"]:
         numbers = (f"{row[name]:+.3f}" for name in (*RUNS, *PARTS))
         table.add_row(row["name"], *numbers)
@@ -338,6 +335,11 @@ def show_pope(record: Mapping[str, Any]) -> Iterator[RenderableType]:
         "round (NO, no! and **No** count as yes by POPE's rule).",
         style="dim",
     )
+    read = ", ".join(
+        f"{name} {'none' if value is None else f'{value:.2f}'}"
+        for name, value in record["f1_by_reading"].items()
+    )
+    yield Text(f"F1 by how answers are read: {read}.", style="dim")
 
 
 OFTEN = 5
@@ -373,7 +375,7 @@ def show_chair(record: Mapping[str, Any]) -> Iterator[RenderableType]:
 
 
 def _tabulate_rates(*rates: tuple[str, float | None, str]) -> Table:
-    table = _columns("", "", "", right=(1,), header=False)
+    table = make_columns("", "", "", right=(1,), header=False)
     for name, value, of in rates:
         table.add_row(name, "none" if value is None else f"{value:.1f}", of)
     return table
@@ -384,7 +386,7 @@ def show_toy(record: Mapping[str, Any]) -> Iterator[RenderableType]:
     name, n_scenes = record["model"]["name"], record["scenes"]
     yield Text(f"{name}, {n_scenes} test scenes", style="bold")
     yield Text(say_settings(EAH.from_dict(record["settings"])) + "\n", style="dim")
-    table = _columns("", PLAIN, "condition", "change", "95 %", right=(1,))
+    table = make_columns("", PLAIN, "condition", "change", "95 %", right=(1,))
     for rows in zip(*record["changes"].values(), strict=True):
         first = (rows[0]["metric"], f"{rows[0]['before']:.1f}")
         for condition, row in zip(record["changes"], rows, strict=True):
@@ -412,7 +414,7 @@ def show_plan(planned: "StudyFile") -> Iterator[RenderableType]:
     """List what a study file would run."""
     record = planned.to_dict()
     tasks = ", ".join(f"{count} {task}" for task, count in record["tasks"].items())
-    names = ", ".join(condition.name for condition in planned.conditions)
+    names = ", ".join(map(_name_steps, planned.conditions))
     yield f"{planned.path} is a study of {record['model']['name']}:"
     yield (
         f"  {record['n_items']} items ({tasks}) in {record['n_batches']} batches of up "
@@ -420,6 +422,11 @@ def show_plan(planned: "StudyFile") -> Iterator[RenderableType]:
     )
     yield f"  {len(planned.conditions)} conditions: {names}"
     yield f"  {record['n_rows']} rows in all"
+
+
+def _name_steps(condition: "Condition") -> str:
+    patch = condition.patch
+    return condition.name if patch is None else f"{condition.name} ({patch.steps})"
 
 
 def show_progress(found: "StudyProgress") -> Iterator[RenderableType]:

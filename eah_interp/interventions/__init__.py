@@ -10,9 +10,9 @@ from eah_interp.interventions.intervene import intervene as intervene
 from eah_interp.interventions.intervention import Intervention as Intervention
 from eah_interp.interventions.intervention import Patch as Patch
 from eah_interp.interventions.pai import PAI as PAI
-from eah_interp.interventions.plugins import register as register
 from eah_interp.interventions.sinks import SinkMap as SinkMap
 from eah_interp.interventions.sinks import score_sinks as score_sinks
 from eah_interp.interventions.var import SINK_DIMS as SINK_DIMS
 from eah_interp.interventions.var import VAR as VAR
 from eah_interp.interventions.var import find_sink_dims as find_sink_dims
+from eah_interp.plugins import register as register

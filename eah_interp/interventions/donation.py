@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -24,10 +24,16 @@ from eah_interp.kernels.replacements import (
 from eah_interp.kernels.sinks import ColumnScores, stream_column_scores
 from eah_interp.lvlm.attention import AttentionCall
 from eah_interp.lvlm.prompt import Prompt
+from eah_interp.results import Result
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 
-@dataclass(frozen=True)
-class LayerPatch:
+@dataclass(frozen=True, eq=False, repr=False)
+class LayerPatch(Result):
     """What EAH did in one layer.
 
     Attributes:
@@ -45,9 +51,46 @@ class LayerPatch:
     density: Densities | None
     scores: ColumnScores | None
 
-    def without_scores(self) -> "LayerPatch":
-        """Keep who donates, and drop what it was chosen by."""
-        return replace(self, density=None, scores=None)
+    def _about(self) -> str:
+        scored = "no scores"
+        if self.density is not None:
+            scored = f"density of {self.density.shape[1]} heads"
+        patched = int(self.patched.sum())
+        return f"layer {self.layer}, {patched} of {len(self.donors)} items, {scored}"
+
+    def frame(self) -> "pd.DataFrame":
+        """List every head of every item, or the donors alone where none was scored.
+
+        Returns:
+            Columns `item layer head name density donor patched`. Where no score was
+            needed there is one row for each item, of its donor; `head` is empty where
+            no head donates.
+        """
+        from eah_interp.interventions.reports import list_layers_heads
+
+        return list_layers_heads([self])
+
+    def _first(self, k: int) -> "pd.DataFrame":
+        from eah_interp.interventions.reports import list_donors
+
+        return list_donors([self], k)
+
+    def plot(self, item: int = 0, *, ax: "Axes | None" = None) -> "Figure":
+        """Draw one item's sink density by head, the donor framed.
+
+        Args:
+            item: Which batch item.
+            ax: Axes of matplotlib to draw into; a figure of its own when None.
+
+        Raises:
+            UnsupportedError: If no score was needed, so that there are no densities.
+            InputError: If there is no such item.
+            SettingsError: If `ax` is no axes.
+            ExtraMissingError: If matplotlib is not installed.
+        """
+        from eah_interp.interventions.reports import plot_densities
+
+        return plot_densities([self], item, ax=ax)
 
 
 def donors_by_layer(learned: Mapping[int, Any]) -> dict[int, Donors]:

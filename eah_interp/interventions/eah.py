@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -31,11 +31,17 @@ from eah_interp.interventions.intervention import (
     Intervention,
     check_indices,
 )
-from eah_interp.interventions.plugins import describe_plugin, find_plugin
 from eah_interp.interventions.point import PatchPoint, RowIndex
 from eah_interp.kernels.patterns import PatternBlock
 from eah_interp.kernels.sinks import DEFAULT_BETA, ColumnScores, HeadZero, choose_donors
 from eah_interp.lvlm.anatomy import Anatomy, AttentionSite
+from eah_interp.plugins import describe_plugin, find_plugin
+from eah_interp.results import ModelResult
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 
 @runtime_checkable
@@ -397,7 +403,9 @@ class EAH(Intervention):
     def repeat(self, kept: LayerPatch, n_rows: int) -> LayerPatch:
         """Repeat one item's donor for every row of a batch of copies."""
         return replace(
-            kept.without_scores(),
+            kept,
+            density=None,  # what it was chosen by is not needed any more
+            scores=None,
             donors=kept.donors.expand(n_rows),
             patched=kept.patched.expand(n_rows),
         )
@@ -428,8 +436,8 @@ class EAH(Intervention):
         return EAHPatch(self, tuple(learned.values()))
 
 
-@dataclass(frozen=True)
-class EAHPatch:
+@dataclass(frozen=True, eq=False, repr=False)
+class EAHPatch(ModelResult):
     """What EAH did in a forward pass, by layer.
 
     Attributes:
@@ -439,6 +447,47 @@ class EAHPatch:
 
     eah: EAH
     layers: tuple[LayerPatch, ...]
+
+    def _about(self) -> str:
+        named = ", ".join(str(patch.layer) for patch in self.layers) or "none"
+        n_items = len(self.layers[0].donors) if self.layers else 0
+        items = f"{n_items} item{'' if n_items == 1 else 's'}"
+        plural = "" if len(self.layers) == 1 else "s"
+        return f"{items}, layer{plural} {named}"
+
+    def frame(self) -> "pd.DataFrame":
+        """List every head of the patched layers, or the donors where none was scored.
+
+        Returns:
+            Columns `item layer head name density donor patched`; of a layer whose
+            donor rule needs no scores the donors alone, without a density. `head` is
+            empty where no head donates.
+        """
+        from eah_interp.interventions.reports import list_layers_heads
+
+        return list_layers_heads(self.layers)
+
+    def _first(self, k: int) -> "pd.DataFrame":
+        from eah_interp.interventions.reports import list_donors
+
+        return list_donors(self.layers, k)
+
+    def plot(self, item: int = 0, *, ax: "Axes | None" = None) -> "Figure":
+        """Draw one item's sink density by patched layer and head, donors framed.
+
+        Args:
+            item: Which batch item.
+            ax: Axes of matplotlib to draw into; a figure of its own when None.
+
+        Raises:
+            UnsupportedError: If no score was needed, so that there are no densities.
+            InputError: If there is no such item.
+            SettingsError: If `ax` is no axes.
+            ExtraMissingError: If matplotlib is not installed.
+        """
+        from eah_interp.interventions.reports import plot_densities
+
+        return plot_densities(self.layers, item, ax=ax)
 
     def __getitem__(self, layer: int) -> LayerPatch:
         """Look up one patched layer by its decoder index.

@@ -2,7 +2,8 @@
 
 import contextlib
 from collections.abc import Collection, Iterator
-from typing import Any, overload
+from dataclasses import replace
+from typing import Any, TypeVar, overload
 
 import nnsight
 from nnsight.intervention.interleaver import Mediator
@@ -10,6 +11,7 @@ from nnsight.intervention.iterator import Iterations
 from torch import Tensor
 
 from eah_interp._types import ColumnMask, Donors
+from eah_interp.arguments import by_name, rename_keywords
 from eah_interp.errors import ModelError, UnsupportedError
 from eah_interp.interventions.donation import LayerPatch
 from eah_interp.interventions.eah import EAH, EAHPatch
@@ -21,6 +23,7 @@ from eah_interp.lvlm.anatomy import (
     attention_operation,
     check_settings,
     envoy_at,
+    name_model,
     walk_sites,
 )
 from eah_interp.lvlm.attention import AttentionCall
@@ -33,6 +36,8 @@ from eah_interp.lvlm.runs import (
     promise,
     wants_attentions,
 )
+
+Model = TypeVar("Model")
 
 
 @overload
@@ -61,6 +66,7 @@ def intervene(
     *,
     image_mask: ColumnMask | None = None,
     prompt_mask: ColumnMask | None = None,
+    **others: Any,
 ) -> EAHPatch | Patch:
     """Patch the forward pass of the trace it is called in.
 
@@ -80,6 +86,7 @@ def intervene(
             is then the one that a generation of that answer would have had: donors
             are chosen from the prompt's rows, and with `steps="prefill"` only these
             rows are patched.
+        **others: Other words for `eah`: `patch`, `settings`, `intervention`.
 
     Returns:
         Of EAH donors, densities and scores by layer, of others what they learned from
@@ -93,6 +100,7 @@ def intervene(
         ModelError: If a layer has no attention to patch.
         InputError: If there is no image, or its tokens are not known.
         NumericalError: If attention weights are NaN or infinite.
+        KeywordError: If it has no such argument.
 
     Example:
         >>> import eah_interp as eah
@@ -104,6 +112,10 @@ def intervene(
         >>> patch.donors.shape, patch.density.shape
         (torch.Size([1]), torch.Size([1, 4]))
     """
+    if others:
+        # Not by_name: a wrapped function does not travel to servers as its source.
+        taken = () if eah is None else ("eah",)
+        eah = rename_keywords("intervene", others, _ARGUMENTS, taken=taken)["eah"]
     settings = EAH() if eah is None else eah
     memory = memory_of_worker()
     sites = check_settings(model, settings)
@@ -138,10 +150,15 @@ def intervene(
         done[site.layer] = point.kept
     memory.steps[settings] = memory.steps.get(settings, 0) + 1
     result: EAHPatch | Patch = settings.report(done)
+    if isinstance(result, EAHPatch | Patch):
+        result = replace(result, model=name_model(model))
     # A stored edit that runs under a plain `generate` has no trace to return to.
     with contextlib.suppress(ValueError):
         nnsight.save(result)
     return result
+
+
+_ARGUMENTS = ("eah", "image_mask", "prompt_mask")
 
 
 def _first_row(model: Any, step: int, *, width: int) -> int:
@@ -255,7 +272,8 @@ def _read_stream(model: Any, site: AttentionSite) -> Tensor:
     return stream
 
 
-def edit(model: Any, eah: EAH | Intervention | None = None) -> Any:
+@by_name
+def edit(model: Model, eah: EAH | Intervention | None = None) -> Model:
     """Make a patched twin of a model: patched in every later trace and generation.
 
     The original stays as it is; weights are shared.
@@ -281,19 +299,22 @@ def edit(model: Any, eah: EAH | Intervention | None = None) -> Any:
     """
     eah = EAH() if eah is None else eah
     check_settings(model, eah)
+    whole: Any = model
     if eah.steps == "prefill":
-        with model.edit() as (_, edited):
+        with whole.edit() as (_, edited):
             intervene(edited, eah)
     else:
-        with model.edit() as (_, edited):
+        with whole.edit() as (_, edited):
             # `tracer.iter[:]` without the tracer, which cannot travel to a server.
             for _ in Iterations()[:]:
                 intervene(edited, eah)
         edited.loops_openly = True
     edited.patches = (*getattr(model, "patches", ()), eah)
-    return edited
+    twin: Model = edited
+    return twin
 
 
+@by_name
 def donors_of_run(model: Any) -> dict[int, Donors]:
     """Look up who donated in a model's latest run, such as a generation under `edit`.
 

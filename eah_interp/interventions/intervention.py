@@ -5,16 +5,23 @@ import math
 import re
 from collections.abc import Mapping, Set
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from torch import Tensor
 
 from eah_interp._types import Steps
-from eah_interp.arguments import check_mapping
+from eah_interp.arguments import Named, check_mapping
 from eah_interp.errors import SettingsError, UnsupportedError, show_value
 from eah_interp.indices import check_choice, to_float, to_ints
 from eah_interp.interventions.point import PatchPoint
+from eah_interp.kinds import register_by_source
 from eah_interp.lvlm.anatomy import Anatomy, AttentionSite
+from eah_interp.results import ModelResult
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 Layers = tuple[int, ...] | str
 """Decoder layers, counted from 0; or a slice of them: `"2:"`, `":-1"`, `":"`."""
@@ -25,7 +32,7 @@ _SLICE = re.compile(r"(-?\d+)?:(-?\d+)?")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Intervention:
+class Intervention(metaclass=Named):
     """Settings of something done at attention calls: what `intervene` and `edit` take.
 
     Attributes:
@@ -103,7 +110,12 @@ class Intervention:
         Args:
             learned: What was learned from the prompt, by layer, in order.
         """
-        known = {k: value for k, value in learned.items() if value is not None}
+        # Detached: a copy of what was done needs no graph of the run.
+        known = {
+            k: value.detach() if isinstance(value, Tensor) else value
+            for k, value in learned.items()
+            if value is not None
+        }
         return Patch(self, tuple(learned), known)
 
     def check_late_start(self, step: int) -> None:
@@ -150,8 +162,8 @@ class Intervention:
         return {k: _lists(v) for k, v in dataclasses.asdict(self).items()}
 
 
-@dataclass(frozen=True)
-class Patch:
+@dataclass(frozen=True, eq=False, repr=False)
+class Patch(ModelResult):
     """What an intervention did in a forward pass.
 
     Attributes:
@@ -164,6 +176,51 @@ class Patch:
     settings: Intervention
     layers: tuple[int, ...]
     learned: dict[int, Tensor]
+
+    def _about(self) -> str:
+        layers = ", ".join(map(str, self.layers)) or "none"
+        learned = [
+            f"{list(value.shape)} in layer {layer}"
+            for layer, value in self.learned.items()
+        ]
+        what = f"; learned {', '.join(learned)}" if learned else "; nothing learned"
+        return f"acted in layers {layers}{what}"
+
+    def frame(self) -> "pd.DataFrame":
+        """List what was learned from the prompt, or the layers where nothing was.
+
+        Returns:
+            Columns `layer item index value`: an item's numbers in a row, `index` the
+            place in its flattened tensor (of VAR a position); a layer in which nothing
+            was learned has one row, with the layer alone.
+        """
+        from eah_interp.interventions.reports import list_learned
+
+        return list_learned(self.layers, self.learned)
+
+    def _first(self, k: int) -> "pd.DataFrame":
+        from eah_interp.interventions.reports import list_first_learned
+
+        return list_first_learned(self.layers, self.learned, k)
+
+    def plot(self, layer: int | None = None, *, ax: "Axes | None" = None) -> "Figure":
+        """Draw what one layer's patch learned, a line for each item.
+
+        Args:
+            layer: Which decoder layer; the first that learned something when None.
+            ax: Axes of matplotlib to draw into; a figure of its own when None.
+
+        Raises:
+            UnsupportedError: If nothing was learned, so that there is nothing to draw.
+            SettingsError: If that layer has learned nothing, or `ax` is no axes.
+            ExtraMissingError: If matplotlib is not installed.
+        """
+        from eah_interp.interventions.reports import plot_learned
+
+        return plot_learned(self, layer, ax=ax)
+
+
+register_by_source(Intervention)
 
 
 def known_kinds() -> dict[str, type[Intervention]]:

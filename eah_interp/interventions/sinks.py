@@ -1,7 +1,7 @@
 """Vision sinks of every head of every layer, in one forward pass."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import nnsight
@@ -11,23 +11,27 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from eah_interp._types import ColumnMask, Definition
+from eah_interp.arguments import by_name
 from eah_interp.errors import InputError, SettingsError, show_value
 from eah_interp.indices import to_int
 from eah_interp.interventions.donation import score_call
 from eah_interp.interventions.eah import EAH
 from eah_interp.interventions.intervene import attention_calls
-from eah_interp.interventions.intervention import list_layers
+from eah_interp.interventions.intervention import Intervention, list_layers
 from eah_interp.kernels.sinks import choose_donors, dense_heads
-from eah_interp.lvlm.anatomy import check_model
+from eah_interp.lvlm.anatomy import check_model, name_model
 from eah_interp.lvlm.inputs import check_encoding, is_encoding
 from eah_interp.lvlm.spans import ImageSpan
+from eah_interp.results import ModelResult
+from eah_interp.shown_results import count, count_heads, list_largest
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
-@dataclass(frozen=True)
-class SinkMap:
+@dataclass(frozen=True, eq=False, repr=False)
+class SinkMap(ModelResult):
     """Sink density of every head, and which image columns are its vision sinks.
 
     Attributes:
@@ -39,6 +43,7 @@ class SinkMap:
         spans: Each item's images, with their patch grids.
         definition: How the score was defined.
         beta: The threshold.
+        patches: The interventions that `edit` had put into the model, in their order.
     """
 
     layers: tuple[int, ...]
@@ -49,6 +54,7 @@ class SinkMap:
     spans: tuple[tuple[ImageSpan, ...], ...]
     definition: Definition
     beta: float
+    patches: tuple[Intervention, ...] = field(default=(), kw_only=True)
 
     def frame(self) -> pd.DataFrame:
         """List every head: item, layer, head, name (`L1H7`), density, sinks, donor.
@@ -69,6 +75,36 @@ class SinkMap:
         heads = torch.arange(n_heads).expand_as(donors)
         table["donor"] = (donors == heads).flatten().numpy()
         return table
+
+    def _about(self) -> str:
+        n_items, n_layers, n_heads = self.density.shape
+        counts = self.columns.sum(-1).tolist() or [0]
+        columns = " to ".join(map(str, sorted({min(counts), max(counts)})))
+        what = f"{count(n_items, 'item')}, {count_heads(n_layers, n_heads)}"
+        return (
+            f"{what}, {columns} image columns an item; definition {self.definition}, "
+            f"beta {self.beta:g}; densest first"
+        )
+
+    def _settings(self) -> dict[str, Any]:
+        """Name what was done to the model."""
+        return {
+            f"patch {number}" if len(self.patches) > 1 else "patch": one
+            for number, one in enumerate(self.patches, 1)
+        }
+
+    def _first(self, k: int) -> pd.DataFrame:
+        def label(cell: tuple[int, ...]) -> dict[str, Any]:
+            item, layer, head = cell
+            return {
+                "item": item,
+                "name": f"L{self.layers[layer]}H{head}",
+                "n_sinks": int(self.sinks[cell].sum()),
+                "donor": int(self.donors[item, layer]) == head,
+            }
+
+        columns = {"density": self.density}
+        return list_largest(columns, by="density", k=k, label=label)
 
     def top(self, k: int = 10) -> pd.DataFrame:
         """List each item's `k` densest heads, densest first.
@@ -104,7 +140,11 @@ class SinkMap:
         return flat.view(self.density.shape)
 
     def plot(
-        self, item: int = 0, *, donors: Mapping[int, int] | None = None
+        self,
+        item: int = 0,
+        *,
+        donors: Mapping[int, int] | None = None,
+        ax: "Axes | None" = None,
     ) -> "Figure":
         """Draw one item's sink density by layer and head.
 
@@ -114,12 +154,14 @@ class SinkMap:
         Args:
             item: Which batch item.
             donors: Donor head of each patched layer.
+            ax: Axes of matplotlib to draw into; a figure of its own when None.
 
         Returns:
             A matplotlib figure, one column wide.
 
         Raises:
             InputError: If there is no such item.
+            SettingsError: If `ax` is no axes.
             ExtraMissingError: If matplotlib is not installed.
         """
         from eah_interp.viz.sinks import plot_density_map
@@ -134,9 +176,11 @@ class SinkMap:
             layers=self.layers,
             densest=self.donors[index].tolist(),
             donors=donors,
+            ax=ax,
         )
 
 
+@by_name
 def score_sinks(
     model: Any,
     images: object,
@@ -194,6 +238,8 @@ def score_sinks(
     density = torch.stack([pair[0].cpu() for pair in scored], 1)
     donors = torch.stack([choose_donors(layer) for layer in density.unbind(1)], 1)
     return SinkMap(
+        model=name_model(model),
+        patches=tuple(getattr(model, "patches", ())),
         layers=tuple(wanted),
         density=density,
         sinks=torch.stack([pair[1].cpu() for pair in scored], 1),

@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from eah_interp.arguments import check_count
+from eah_interp.arguments import by_name, check_count
 from eah_interp.errors import SettingsError, show_value
 from eah_interp.indices import check_choice
 from eah_interp.interventions.intervention import (
@@ -63,8 +63,9 @@ class VAR(Intervention):
     github.com/seilk/VisAttnSink at 98e62d6.
 
     Attributes:
-        sink_dims: Dimensions of the residual stream in which sinks are massive; those
-            of the language model, see `SINK_DIMS` and `find_sink_dims`.
+        sink_dims: Dimensions of the residual stream in which sinks are massive: a
+            property of the language model, which nothing else here can know. None is
+            refused: `find_sink_dims` measures them, `SINK_DIMS` has the paper's.
         tau: Least activation of a sink.
         rho: Least share of a head's image attention that goes to no sink.
         share: How much of a sink's attention is moved; the paper's p.
@@ -86,7 +87,7 @@ class VAR(Intervention):
     needs_prompt: ClassVar[bool] = True
     reads_stream: ClassVar[bool] = True
 
-    sink_dims: tuple[int, ...]
+    sink_dims: tuple[int, ...] | None = None
     tau: float = 20.0
     rho: float = 0.5
     share: float = 0.6
@@ -98,6 +99,15 @@ class VAR(Intervention):
         # Not super(): a class that travelled to a server as source has no cell for it.
         Intervention.__post_init__(self)
         set_value = object.__setattr__
+        if self.sink_dims is None:
+            msg = (
+                "VAR needs sink_dims, the dimensions in which the language model's "
+                "sink tokens are massive: expected those of your model, got none; "
+                "eah_interp.interventions.find_sink_dims(model, image) measures them "
+                "(the rows whose activation is 20 or more: a model may have none), "
+                f"and VAR.paper(name) has the paper's, of {', '.join(SINK_DIMS)}"
+            )
+            raise SettingsError(msg)
         set_value(self, "sink_dims", check_indices("sink_dims", self.sink_dims))
         set_value(self, "layers", check_layers(self.layers))
         set_value(self, "tau", check_number("tau", self.tau, least=0.0))
@@ -105,6 +115,12 @@ class VAR(Intervention):
             value = check_number(name, getattr(self, name), least=0.0, most=1.0)
             set_value(self, name, value)
         check_choice("lone_sinks", self.lone_sinks, ("give", "kept"))
+
+    @property
+    def dims(self) -> tuple[int, ...]:
+        """The sink dimensions, which are there since the settings were made."""
+        assert self.sink_dims is not None
+        return self.sink_dims
 
     @classmethod
     def paper(
@@ -159,7 +175,7 @@ class VAR(Intervention):
     def check_fits(self, *, n_heads: int, d_model: int) -> None:
         """Check that the sink dimensions exist."""
         del n_heads
-        beyond = [dim for dim in self.sink_dims if dim >= d_model]
+        beyond = [dim for dim in self.dims if dim >= d_model]
         if beyond:
             msg = (
                 f"sink_dims {beyond} do not exist: the model's stream has dimensions 0 "
@@ -171,7 +187,7 @@ class VAR(Intervention):
         """Find the prompt's sink tokens."""
         assert stream is not None
         with torch.no_grad():
-            values = sink_values(stream, self.sink_dims)
+            values = sink_values(stream, self.dims)
             # Rows past the prompt's are guesses of assisted decoding: no columns of it.
             return ((values >= self.tau) & point.rows.prompt)[:, : point.width]
 
@@ -202,6 +218,7 @@ class VAR(Intervention):
 # ---- The dimensions in which a language model's sink tokens are massively activated.
 
 
+@by_name
 def find_sink_dims(
     model: Any, images: object, prompts: object = None, *, k: int = 10
 ) -> pd.DataFrame:

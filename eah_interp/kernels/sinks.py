@@ -38,6 +38,7 @@ from eah_interp.kernels.patterns import (
     is_abstract,
     pattern_blocks,
 )
+from eah_interp.results import Part
 
 # ---- What a sink score is compared with: vision sinks, their density, dense heads.
 
@@ -50,8 +51,8 @@ DEFAULT_BETA: dict[Definition, float] = {
 """The threshold each definition is published with (ours: the uniform share)."""
 
 
-@dataclass(frozen=True)
-class ColumnScores:
+@dataclass(frozen=True, eq=False, repr=False)
+class ColumnScores(Part):
     """How much attention each column receives, and what that is compared with.
 
     Attributes:

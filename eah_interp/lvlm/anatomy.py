@@ -12,6 +12,7 @@ import inspect
 import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import PurePath
 from typing import Any
 
 from torch import nn
@@ -333,6 +334,22 @@ def check_model(model: Any) -> Any:
         )
         raise ModelError(msg)
     return model
+
+
+def name_model(model: Any) -> str:
+    """Name a model in what is kept of it: its class, and where it was loaded from.
+
+    Args:
+        model: A whole model, or the module of transformers that it wraps.
+
+    Example:
+        >>> from eah_interp.testing import tiny_lvlm
+        >>> name_model(tiny_lvlm("llava"))
+        'LlavaForConditionalGeneration (in memory)'
+    """
+    module = getattr(model, "_module", model)
+    origin = getattr(getattr(module, "config", None), "name_or_path", "")
+    return f"{type(module).__name__} ({PurePath(origin or 'in memory').name})"
 
 
 def check_settings(model: Any, settings: Any) -> list[AttentionSite]:

@@ -2,17 +2,24 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeGuard, cast
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from eah_interp.arguments import check_mapping, check_unicode
+from eah_interp.arguments import (
+    SYNONYMS,
+    check_mapping,
+    check_unicode,
+    rename_keywords,
+)
 from eah_interp.errors import InputError, show_value
 from eah_interp.kernels.patterns import check_sizes, check_tensor
-from eah_interp.lvlm.images import is_images, read_image
+from eah_interp.lvlm.images import ImageLike, is_images, read_image
 from eah_interp.lvlm.messages import (
     EMPTY,
     Messages,
@@ -27,6 +34,23 @@ from eah_interp.lvlm.messages import (
     text_of,
 )
 from eah_interp.lvlm.processors import check_counting
+
+ManyImages = (
+    list[str]
+    | list[Path]
+    | list[Image.Image]
+    | list[np.ndarray]
+    | list[Tensor]
+    | list[ImageLike]
+    | list[list[str]]
+    | list[list[Path]]
+    | list[list[Image.Image]]
+    | list[list[np.ndarray]]
+    | list[list[Tensor]]
+    | list[list[ImageLike]]
+    | tuple[ImageLike, ...]
+)
+"""What several may be; lists of each, since a list of one kind is none of another."""
 
 DEFAULT_PROMPT = "Describe the image."
 """What a model is asked when an image comes without a prompt."""
@@ -541,17 +565,50 @@ def has_images(inputs: tuple[Any, ...]) -> bool:
 def join_images(
     inputs: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Read messages with `images=` beside them as `(images, messages)`.
+    """Read images and prompts that came by name as `(images, prompts)`.
+
+    By any name that `SYNONYMS` has for them, `text=` and `images=` of transformers'
+    processors among them.
+
+    Raises:
+        KeywordError: If images or prompts came twice.
 
     Example:
         >>> chat = [{"role": "user", "content": "What?"}]
         >>> join_images((chat,), {"images": "a.png"})
         (('a.png', [{'role': 'user', 'content': 'What?'}]), {})
+        >>> join_images((), {"image": "a.png", "prompt": "What?", "use_cache": False})
+        (('a.png', 'What?'), {'use_cache': False})
     """
     rest = dict(kwargs)
-    if len(inputs) == 1 and "images" in rest and hold_messages(inputs[0]):
-        return (rest.pop("images"), inputs[0]), rest
-    return inputs, rest
+    if not rest.keys() & _IMAGES_OR_PROMPTS:
+        return inputs, rest
+    own = {name: rest.pop(name) for name in kwargs if name in _IMAGES_OR_PROMPTS}
+    taken: tuple[str, ...] = ()
+    if len(inputs) == 1:
+        first = inputs[0]
+        ready = isinstance(first, Mapping | Tensor) and not is_images(first)
+        if first is None or ready:
+            return inputs, dict(kwargs)  # an encoding, whatever stands beside it
+        taken = ("prompts",) if _is_asked(first) else ("images",)
+    elif inputs:
+        taken = ("images", "prompts")
+    found = rename_keywords("a run", own, ("images", "prompts"), taken=taken)
+    found |= dict(zip(taken, inputs, strict=False))
+    images, prompts = found.get("images"), found.get("prompts")
+    if images is None and prompts is not None:
+        return (prompts,), rest  # text, or messages that hold their images
+    return (images, prompts), rest
+
+
+_IMAGES_OR_PROMPTS = {
+    name for group in SYNONYMS if group & {"images", "prompts"} for name in group
+}
+
+
+def _is_asked(value: object) -> bool:
+    """Whether what came alone, without a name, is a prompt beside images by name."""
+    return hold_messages(value) or (are_prompts(value) and not is_images(value))
 
 
 def are_prompts(value: object) -> bool:

@@ -3,16 +3,17 @@
 import contextlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import transformers as hf
 from torch import nn
 from transformers import AutoConfig, PreTrainedTokenizerBase, ProcessorMixin
 
-from eah_interp.arguments import check_path
+from eah_interp.arguments import by_name, check_flag, check_path, rename_keywords
 from eah_interp.errors import EAHError, InputError, ModelError, show_value
 from eah_interp.lvlm.adapters import find_adapter, finding_base, has_processor
 from eah_interp.lvlm.anatomy import refuse_config
@@ -23,6 +24,7 @@ from eah_interp.lvlm.foreign_code import (
     refuse_kernel,
     refuse_kernels_of,
 )
+from eah_interp.lvlm.keywords import WRAPPING, refuse_unexpected
 from eah_interp.lvlm.model import LVLM
 from eah_interp.lvlm.processors import fit_processor
 
@@ -145,6 +147,7 @@ def load_processor(
 _TOY = "toy"
 
 
+@by_name
 def load(
     name_or_path: str | Path | None = None,
     *,
@@ -189,6 +192,7 @@ def load(
         InputError: If a folder was named that does not exist, or the name is none.
         SettingsError: If a toy was named that does not exist, or `trust_remote_code`
             is no boolean.
+        KeywordError: If neither transformers nor the model knows a keyword.
 
     Example:
         >>> model = load()
@@ -196,6 +200,7 @@ def load(
         True
     """
     name_or_path = _check_name(name_or_path)
+    dispatch = check_flag("dispatch", dispatch)
     kind, _, which = str(name_or_path or _TOY).partition(":")
     knows = ""
     if kind == _TOY and not isinstance(name_or_path, Path):
@@ -244,7 +249,7 @@ def load(
         if processor is None:
             processor = load_processor(name, **given)
     from_pretrained["processor"] = fit_processor(processor, config)
-    with naming_versions(), _refusing(name):
+    with naming_versions(), _refusing(name, from_pretrained):
         model = LVLM(
             name,
             dispatch=dispatch,
@@ -257,6 +262,7 @@ def load(
     return model
 
 
+@by_name
 def wrap(
     model: nn.Module,
     processor: Any = None,
@@ -283,6 +289,7 @@ def wrap(
 
     Raises:
         ModelError: If the model cannot be worked on; the message says why.
+        KeywordError: If there is no such option.
 
     Example:
         >>> from eah_interp.testing import tiny_lvlm, tiny_processor
@@ -297,6 +304,7 @@ def wrap(
         got = show_value(processor)
         msg = f"expected the model's processor, or None, got {got}"
         raise ModelError(f"{msg}; AutoProcessor.from_pretrained loads one by name")
+    rename_keywords("wrap", options, WRAPPING)
     with naming_versions():
         return LVLM(
             model,
@@ -318,13 +326,23 @@ def _check_name(value: object) -> str | Path | None:
 
 
 @contextlib.contextmanager
-def _refusing(name: str) -> Iterator[None]:
-    """Raise what transformers says of a checkpoint it cannot load as a ModelError."""
+def _refusing(
+    name: str, given: Mapping[str, Any] = MappingProxyType({})
+) -> Iterator[None]:
+    """Raise what transformers says of a checkpoint it cannot load as a ModelError.
+
+    Args:
+        name: Of the checkpoint.
+        given: What the user wrote by name, which may be misspelt.
+    """
     try:
         yield
     except EAHError:
         raise
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError) as error:
+        refuse_unexpected(error, given)
+        if isinstance(error, TypeError):
+            raise
         reason = " ".join(str(error).split())
         raise ModelError(f"cannot load {name:.200}: {reason}") from error
 

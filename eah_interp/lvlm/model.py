@@ -1,16 +1,19 @@
 """A language model that sees, wrapped for tracing."""
 
+import inspect
 import logging
-from collections.abc import Callable, Mapping
-from typing import Any
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, no_type_check, overload
 
 import torch
 from nnsight import TransformersModel
+from nnsight.tracing.tracer import WithBlockNotFoundError
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
-from eah_interp.arguments import check_count
-from eah_interp.errors import InputError, UnsupportedError, show_value
+from eah_interp.arguments import by_name, check_count, check_flag, find_near
+from eah_interp.errors import InputError, KeywordError, UnsupportedError, show_value
 from eah_interp.indices import check_integer, to_int, to_ints
 from eah_interp.lvlm.adapters import attaching, take_out
 from eah_interp.lvlm.anatomy import (
@@ -26,8 +29,10 @@ from eah_interp.lvlm.foreign_code import (
     refuse_custom_generate,
 )
 from eah_interp.lvlm.hook_points import HookedModel
+from eah_interp.lvlm.images import ImageLike
 from eah_interp.lvlm.inputs import (
     Encoding,
+    ManyImages,
     Row,
     are_many,
     are_prompts,
@@ -39,6 +44,8 @@ from eah_interp.lvlm.inputs import (
     join_images,
     pair_rows,
 )
+from eah_interp.lvlm.keywords import list_run_keywords, refuse_unused
+from eah_interp.lvlm.messages import Messages
 from eah_interp.lvlm.positions import check_positions
 from eah_interp.lvlm.prompt import INPUTS
 from eah_interp.lvlm.refusals import check_vocabulary, name_refusal
@@ -47,6 +54,7 @@ from eah_interp.lvlm.runs import (
     LockedBackend,
     OneRunAtATime,
     find_lock,
+    opens_block,
     plain_passes,
     refuse_nan,
     stoppable,
@@ -96,8 +104,8 @@ class LVLM(HookedModel):
         if image_token_id is not None:
             image_token_id = check_integer("image_token_id", image_token_id)
         self._image_token = image_token_id
-        self._verify = verify
-        self._allow_missing = allow_missing
+        self._verify = check_flag("verify", verify)
+        self._allow_missing = check_flag("allow_missing", allow_missing)
         self.verified = False
         if not isinstance(model, str):
             model = take_out(model)
@@ -207,6 +215,7 @@ class LVLM(HookedModel):
 
     # -- inputs ----------------------------------------------------------------------
 
+    @by_name
     def encode(self, images: object, prompts: object = None) -> Encoding:
         """Encode images and prompts as one left-padded batch of model inputs.
 
@@ -237,6 +246,7 @@ class LVLM(HookedModel):
             encoding = encode_rows(rows, self.processor, placeholder=placeholder)
         return cast_floats(encoding, self._module.dtype)
 
+    @by_name
     def spans(self, encoding: Mapping[str, Any]) -> tuple[tuple[ImageSpan, ...], ...]:
         """Find each row's images in an encoding, with the patch grid of each.
 
@@ -260,6 +270,7 @@ class LVLM(HookedModel):
             processor=self.processor,
         )
 
+    @by_name
     def check(self, settings: Any) -> list[AttentionSite]:
         """Check that an intervention's settings fit this model, without running it.
 
@@ -291,10 +302,14 @@ class LVLM(HookedModel):
         Args:
             *inputs: `(images, prompts)`, `(images,)`, or anything that
                 `TransformersModel.trace` takes: text, token ids, an encoding.
-            **kwargs: As for `TransformersModel.trace`, `remote=` included.
+            **kwargs: `images=` and `prompts=` (or `image=`, `prompt=`, `text=`,
+                `question=`), and what `TransformersModel.trace` takes, `remote=`
+                included.
 
         Raises:
             InputError: If images or prompts do not fit, before any forward pass.
+            KeywordError: If a name is next to one that is known, as `imgs=` to
+                `images=`.
         """
         inputs, kwargs = self._take_images(inputs, kwargs)
         if not kwargs.get("remote"):
@@ -309,9 +324,40 @@ class LVLM(HookedModel):
         kwargs.setdefault("backend", LockedBackend(self.alone()))
         return super().scan(*inputs, **kwargs)
 
+    @overload
     def describe(
         self,
-        images: object,
+        images: ImageLike | Messages,
+        prompts: str | Messages | None = None,
+        *,
+        max_new_tokens: int = 64,
+        **generate: Any,
+    ) -> str: ...
+
+    @overload
+    def describe(
+        self,
+        images: ManyImages | Sequence[Messages],
+        prompts: object = None,
+        *,
+        max_new_tokens: int = 64,
+        **generate: Any,
+    ) -> list[str]: ...
+
+    @overload
+    def describe(
+        self,
+        images: ImageLike | None,
+        prompts: list[str] | tuple[str, ...] | Sequence[Messages],
+        *,
+        max_new_tokens: int = 64,
+        **generate: Any,
+    ) -> list[str]: ...
+
+    @by_name
+    def describe(
+        self,
+        images: object = None,
         prompts: object = None,
         *,
         max_new_tokens: int = 64,
@@ -331,9 +377,18 @@ class LVLM(HookedModel):
         Raises:
             InputError: As for `encode`.
             NumericalError: If the model's logits are NaN.
+            UnsupportedError: In a trace of the model.
             SettingsError: If `max_new_tokens` is no number of 1 or more.
+            KeywordError: If `generate` has no such setting.
         """
         max_new_tokens = check_count("max_new_tokens", max_new_tokens)
+        if self.interleaver.interleaving:
+            msg = (
+                "describe runs the model, which is running: a trace of it is open; "
+                "call it before or after that `with`, or describe in place of the "
+                "trace, with eah.edit for a patch"
+            )
+            raise UnsupportedError(msg)
         encoding = self.encode(images, prompts)
         self._say_what_it_knows(encoding)
         # First, so that a processor of the user's does not see NaN and pass it on.
@@ -352,6 +407,37 @@ class LVLM(HookedModel):
         ]
         return answers if are_many(images, prompts) else answers[0]
 
+    @no_type_check  # its caller's frame is read, and a checker's would stand between
+    def generate(self, *inputs: Any, **kwargs: Any) -> Any:
+        """Generate token ids, or open a trace of a generation, as nnsight's does.
+
+        `with model.generate(...):` is a trace. Everywhere else it generates, also in
+        the body of a `with` that is written on one line, which nnsight alone takes
+        for a trace: `with torch.no_grad(): ids = model.generate(...)`.
+
+        Args:
+            *inputs: As for `trace`.
+            **kwargs: As for `trace`, and what transformers' `generate` takes.
+
+        Returns:
+            The ids, prompt included; in a `with`, the tracer.
+
+        Raises:
+            InputError: As for `trace`.
+            KeywordError: As for `trace`.
+        """
+        plain = inspect.unwrap(TransformersModel.generate).__get__(self, type(self))
+        if self.interleaver.interleaving:
+            return plain(*inputs, **kwargs)
+        tracer = self.trace(*inputs, fn=plain, **kwargs)
+        try:
+            tracer.capture()
+        except WithBlockNotFoundError:
+            return self.interleave(plain, *inputs, **kwargs)
+        if opens_block(tracer.node, sys._getframe(1)):
+            return tracer
+        return self.interleave(plain, *inputs, **kwargs)
+
     def _say_what_it_knows(self, encoding: Encoding) -> None:
         """Log, once, that words about images of another size mean nothing."""
         if not self.knows:
@@ -368,6 +454,7 @@ class LVLM(HookedModel):
             try:
                 return super().interleave(stoppable(self, fn), *args, **kwargs)
             except (ValueError, TypeError, RuntimeError) as error:
+                refuse_unused(error)
                 if (named := name_refusal(error, self.processor)) is None:
                     raise
                 raise named from error
@@ -377,6 +464,7 @@ class LVLM(HookedModel):
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Encode `(images, prompts)` where that is what was given."""
         inputs, kwargs = join_images(inputs, kwargs)
+        self._check_names(kwargs)
         if len(inputs) > 2 or (len(inputs) == 2 and not are_prompts(inputs[1])):
             kinds = ", ".join(type(value).__name__ for value in inputs)
             msg = f"expected (images, prompts), got {len(inputs)} arguments: {kinds}"
@@ -394,6 +482,27 @@ class LVLM(HookedModel):
             )
             raise InputError(msg)
         return inputs, kwargs
+
+    def _check_names(self, given: Mapping[str, Any]) -> None:
+        """Refuse a keyword that is misspelt: a forward takes any, and ignores it.
+
+        Raises:
+            KeywordError: If one is unknown and next to one that is known.
+        """
+        # An encoding's tensors may be called what no signature has.
+        ready = [word for word, value in given.items() if isinstance(value, Tensor)]
+        words = [w for w in given if w != "fn" and not (w in ready and "_" in w)]
+        if not words:
+            return
+        running = given.get("fn")
+        name = running if isinstance(running, str) else getattr(running, "__name__", "")
+        known = list_run_keywords(self, generates=name == "generate")
+        for word in words:
+            near = find_near(word, ("images",) if word in ready else known)
+            if word not in known and near is not None:
+                what = "generate" if name == "generate" else "trace"
+                msg = f"{what} has no argument {word!r}: did you mean {near}?"
+                raise KeywordError(f"{msg} {_TAKES[what]}")
 
     def _batch_size(self, *inputs: Any, **kwargs: Any) -> int:
         inputs, kwargs = join_images(inputs, kwargs)
@@ -450,6 +559,12 @@ class LVLM(HookedModel):
         if not is_shipping():
             return super().__reduce_ex__(protocol)
         return object.__new__, (HookedModel,), self.__getstate__()
+
+
+_TAKES = {
+    "trace": "It takes images, prompts, and what the model's forward takes",
+    "generate": "It takes images, prompts, and what transformers' generate takes",
+}
 
 
 def _is_taken(value: object) -> bool:

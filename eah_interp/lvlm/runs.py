@@ -1,5 +1,6 @@
 """One run of a model: who patches what in it, and what it must have done by its end."""
 
+import ast
 import contextlib
 import threading
 import warnings
@@ -7,7 +8,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
-from types import MethodType
+from types import FrameType, MethodType
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from nnsight.intervention.interleaver import (
 )
 from nnsight.modeling.tp import TPFragments
 from nnsight.tracing.backend import Backend
+from nnsight.tracing.tracer import Tracer
 from torch import Tensor, nn
 
 from eah_interp.errors import NumericalError, UnsupportedError
@@ -406,6 +408,30 @@ def stoppable(model: Any, function: Any) -> Callable[..., Any]:
     # nnsight goes by the name of what runs.
     call.__name__ = function if named else getattr(function, "__name__", "call")
     return call
+
+
+def opens_block(node: ast.With | ast.AsyncWith, frame: FrameType) -> bool:
+    """Whether the call that a frame is in is what a `with` statement enters.
+
+    nnsight goes by the line: a call in the body of a block that is written on one line
+    is none of the statement's own.
+
+    Args:
+        node: The statement that stands on the frame's line.
+        frame: That of the caller.
+    """
+    places = list(frame.f_code.co_positions())
+    _, line, _, column = places[frame.f_lasti // 2]
+    if line is None or column is None:  # Python was told to keep no columns
+        return True
+    # The statement may have been parsed by itself, without its indentation.
+    text = Tracer.source(frame.f_code.co_filename).splitlines()[node.lineno - 1]
+    indent = len(text) - len(text.lstrip()) - node.col_offset
+    return any(
+        (item.context_expr.end_lineno, (item.context_expr.end_col_offset or 0) + indent)
+        == (line, column)
+        for item in node.items
+    )
 
 
 # ---- Passes in which nobody waits run as transformers runs them.

@@ -18,6 +18,7 @@ from transformers import PreTrainedConfig, ProcessorMixin
 
 from eah_interp._types import ColumnMask
 from eah_interp.errors import InputError, ModelError, UnsupportedError, show_value
+from eah_interp.kinds import register
 from eah_interp.lvlm.layouts import grids
 from eah_interp.lvlm.layouts.grids import Box as Box
 from eah_interp.lvlm.layouts.grids import EncodedImage, Layout
@@ -28,6 +29,7 @@ PER_PICTURE = ("image_grid_thw", "image_sizes")
 """Tensors of an encoding that have one row for each image."""
 
 
+@register
 @dataclass(frozen=True)
 class ImageSpan:
     """One image in one row of a prompt.
@@ -47,6 +49,15 @@ class ImageSpan:
     stop: int
     columns: tuple[int, ...]
     parts: tuple[ImagePart, ...]
+
+    def __repr__(self) -> str:
+        """Write which image it is, and where; columns are counted."""
+        last = f"{self.start}..{self.stop - 1}" if self.stop > self.start else "nowhere"
+        parts = ", ".join(map(repr, self.parts)) or "no grid"
+        return (
+            f"ImageSpan(row={self.row}, image={self.image}, {len(self.columns)} tokens "
+            f"at {last}: {parts})"
+        )
 
     @property
     def spatial(self) -> bool:

@@ -59,7 +59,7 @@ def draw_density(found: Inspection) -> Drawing:
     """Draw the sink density of every head."""
     prompt = found.asked[-1].question.prompt
     text = (
-        f'Sink density by layer and head, in the unpatched model: "{prompt}". Brighter '
+        f'Sink density by layer and head, in the plain model: "{prompt}". Brighter '
         "is denser; a dot marks the densest head of a layer, a frame the donor."
     )
     source = embed_figure(found.sink_map.plot(donors=found.donors))
@@ -72,7 +72,7 @@ def _tabulate_density(found: Inspection) -> Table:
     notes = (
         f"Share of the {int(sink_map.columns[0].sum())} image columns that are vision "
         f"sinks, definition {sink_map.definition}, beta {sink_map.beta:g}, in the "
-        "unpatched model. A star marks the donor of a patched layer."
+        "plain model. A star marks the donor of a patched layer."
     )
     if len(found.eah.layers) > 1:
         notes += " A later layer's donor is chosen after the patch of the earlier one."
@@ -217,9 +217,9 @@ def draw_attention(found: Inspection) -> Iterator[Drawing]:
 def _tabulate_attention(found: HeadPatterns) -> list[Table]:
     """Lay out where each head looks from the last position, in either run."""
     parts, tables = found.span(0).parts, []
-    for name, head in zip(found.names, found.heads, strict=True):
+    for name in found.names:
         for run in found.runs:
-            grids = found.picture(head, run=run)
+            grids = found.picture(name, run=run)
             for part, grid in zip(parts, grids, strict=True):
                 caption = f"{name}, {run}, {part.name}: attention in %"
                 lines = ([_percent(value) for value in line] for line in grid.tolist())

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from PIL import Image
 
-from eah_interp.arguments import check_text
+from eah_interp.arguments import by_name, check_flag, check_text
 from eah_interp.attribution import (
     Case,
     attribute_heads,
@@ -65,6 +65,7 @@ NOT_SPLIT = "Logits were not split by heads"
 NOT_LOOKED = "Heads were not read before and after the broadcast"
 
 
+@by_name
 def inspect_image(
     model: LVLM,
     image: object,
@@ -133,6 +134,7 @@ def _name_image(image: object) -> str:
     return path or "an image given in Python"
 
 
+@by_name
 def inspect_subject(
     model: LVLM,
     subject: Subject,
@@ -165,6 +167,7 @@ def inspect_subject(
         SettingsError: If a layer or head does not exist.
     """
     check_broadcast(model, eah)
+    caption = check_flag("caption", caption)
     conditions = compare_with(eah, controls=True)
     named = bool(subject.present or subject.absent)
     if bar is not None:

@@ -1,9 +1,12 @@
 """What was measured of one image, and what it comes to: what pages and tables show."""
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
 
 from eah_interp.attribution import (
     BroadcastScores,
@@ -15,10 +18,15 @@ from eah_interp.interventions import EAH, EAHPatch, SinkMap
 from eah_interp.lvlm import ImageSpan
 from eah_interp.report.reading import PATCHED, PLAIN, Reading
 from eah_interp.report.subjects import Question, Subject
+from eah_interp.results import Part, Result
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 
-@dataclasses.dataclass(frozen=True)
-class Asked:
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Asked(Part):
     """A question, its answers in words, and its Yes and No logits by condition.
 
     Attributes:
@@ -53,8 +61,8 @@ class Asked:
         return bool(likely) and (self.question.object is not None or any(likely))
 
 
-@dataclasses.dataclass(frozen=True)
-class ObjectLogit:
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class ObjectLogit(Part):
     """The logit of one object's first token where a caption is about to name one.
 
     Attributes:
@@ -74,8 +82,8 @@ class ObjectLogit:
     logits: Mapping[str, float]
 
 
-@dataclasses.dataclass(frozen=True)
-class Caption:
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Caption(Part):
     """What the model says about the image, and what it was about to name.
 
     Attributes:
@@ -93,8 +101,8 @@ class Caption:
     objects: tuple[ObjectLogit, ...]
 
 
-@dataclasses.dataclass(frozen=True)
-class Explained:
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Explained(Part):
     """Which heads write some logits, plain and patched.
 
     Attributes:
@@ -109,8 +117,8 @@ class Explained:
     patches: PictureAttribution | None
 
 
-@dataclasses.dataclass(frozen=True)
-class Broadcast:
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Broadcast(Part):
     """What the broadcast does in the first patched layer.
 
     Attributes:
@@ -122,8 +130,14 @@ class Broadcast:
     patterns: HeadPatterns | None
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Inspection:
+COLUMNS = (
+    *("what", "prompt", "object", "present", "condition"),
+    *("yes", "no", "logit", "answer"),
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Inspection(Result):
     """Everything that was measured of one image.
 
     Attributes:
@@ -160,6 +174,68 @@ class Inspection:
     verdict: tuple[str, ...]
     remarks: tuple[str, ...]
     note: str = ""
+
+    def _about(self) -> str:
+        name = self.model.get("name", "a model")
+        return (
+            f"{self.subject.title}, read by {name}: {len(self.asked)} questions, "
+            f"{0 if self.caption is None else len(self.caption.objects)} objects"
+        )
+
+    def frame(self) -> pd.DataFrame:
+        """List every logit that was read, by condition.
+
+        Returns:
+            Columns `what prompt object present condition yes no logit answer`. Of a
+            `question`, `logit` is Yes minus No; of an `object`, that of its first
+            token where a caption is about to name one.
+        """
+        rows: list[dict[str, Any]] = []
+        for one in self.asked:
+            asked = one.question
+            for condition in one.reading.logits:
+                yes = one.yes.get(condition, math.nan)
+                no = one.no.get(condition, math.nan)
+                rows.append(
+                    {
+                        "what": "question",
+                        "prompt": asked.prompt,
+                        "object": asked.object,
+                        "present": asked.present,
+                        "condition": condition,
+                        "yes": yes,
+                        "no": no,
+                        "logit": yes - no,
+                        "answer": one.answers.get(condition),
+                    }
+                )
+        if self.caption is not None:
+            rows += [
+                {
+                    "what": "object",
+                    "prompt": self.caption.prompt,
+                    "object": named.object,
+                    "present": named.present,
+                    "condition": condition,
+                    "logit": logit,
+                }
+                for named in self.caption.objects
+                for condition, logit in named.logits.items()
+            ]
+        table = pd.DataFrame(rows, columns=list(COLUMNS))
+        return table.astype({"present": "boolean"})
+
+    def plot(self, *, ax: "Axes | None" = None) -> "Figure":
+        """Draw the sink density of every head, the donors framed: `SinkMap.plot`.
+
+        Args:
+            ax: Axes of matplotlib to draw into; a figure of its own when None.
+
+        Raises:
+            SettingsError: If `ax` is no axes.
+            ExtraMissingError: If matplotlib is not installed.
+        """
+        return self.sink_map.plot(donors=self.donors, ax=ax)
 
     @property
     def donors(self) -> dict[int, int]:
@@ -313,8 +389,8 @@ def list_donors(patch: EAHPatch) -> list[dict[str, Any]]:
     return donors
 
 
-@dataclasses.dataclass(frozen=True)
-class DonorSinks:
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class DonorSinks(Part):
     """The vision sinks of one donor head.
 
     Attributes:

@@ -5,7 +5,7 @@ import shlex
 from importlib.resources import files
 from pathlib import Path
 
-from eah_interp.arguments import check_path
+from eah_interp.arguments import by_name, check_path
 from eah_interp.errors import SettingsError, UnsupportedError
 from eah_interp.files import name_file, save_bytes
 from eah_interp.report.figures import (
@@ -35,6 +35,7 @@ from eah_interp.viz.page import Drawing, render_page
 TEMPLATE = "page.html.jinja"
 
 
+@by_name
 def write_report(found: Inspection, path: str | Path) -> Path:
     """Write a result's page: one HTML file, whole or not at all.
 

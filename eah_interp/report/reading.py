@@ -14,6 +14,7 @@ from eah_interp.errors import InputError, UnsupportedError
 from eah_interp.interventions import EAH, EAHPatch, edit, intervene
 from eah_interp.lvlm import LVLM
 from eah_interp.lvlm.inputs import image_placeholder, pair_rows, write_prompt
+from eah_interp.results import Part
 from eah_interp.toy.language import TOY_KNOWS, speaks_toy
 
 
@@ -35,8 +36,8 @@ CONTROLS: tuple[DonorRule, ...] = ("densest", "sparsest", "random", "shuffled")
 """Donor rules that a patch is compared with, its own left out."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Reading:
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Reading(Part):
     """What a model would say next after one prompt, under each condition.
 
     Attributes:

@@ -13,13 +13,14 @@ from eah_interp.lvlm import LVLM
 from eah_interp.lvlm.images import read_image
 from eah_interp.lvlm.inputs import DEFAULT_PROMPT
 from eah_interp.report.reading import first_token, write_text
+from eah_interp.results import Part
 from eah_interp.toy.language import questions_for
 from eah_interp.toy.scenes import draw_scene
 from eah_interp.toy.world import GROUPS, OBJECTS, group_of
 
 
-@dataclasses.dataclass(frozen=True)
-class Question:
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Question(Part):
     """A question to ask, and what is known of its answer.
 
     Attributes:
@@ -33,8 +34,8 @@ class Question:
     present: bool | None = None
 
 
-@dataclasses.dataclass(frozen=True)
-class Subject:
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Subject(Part):
     """An image and what is known of it.
 
     Attributes:

@@ -1,31 +1,29 @@
 """The paper's four claims, each answered by what a study measured."""
 
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
 import torch
 
-from eah_interp.errors import InputError, SettingsError, show_value
+from eah_interp.arguments import by_name
+from eah_interp.benchmarks.metrics import ALL, MATCHED, count_captions
+from eah_interp.benchmarks.paired import Draws, check_drawing
+from eah_interp.errors import InputError, SettingsError, UnsupportedError, show_value
+from eah_interp.results import Part, Result
 from eah_interp.statistics import Effect, percentile_effect, resample_sums
 from eah_interp.studies.conditions import BASELINE, PatchedConditions
-from eah_interp.studies.contrasts import (
-    Contrast,
-    Draws,
-    check_drawing,
-    contrast_conditions,
-)
+from eah_interp.studies.contrasts import Contrast, contrast_conditions
 from eah_interp.studies.items import cluster_items
-from eah_interp.studies.scores import (
-    ALL,
-    MATCHED,
-    ScoredRows,
-    count_captions,
-    score_rows,
-)
+from eah_interp.studies.scores import ScoredRows, score_rows
 from eah_interp.studies.study import StudyRun
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 Verdict = Literal["holds", "does not hold", "cannot be told", "not measured"]
 
@@ -38,8 +36,8 @@ STATEMENTS = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class Finding:
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Finding(Part):
     """One comparison that bears on a claim.
 
     Attributes:
@@ -48,6 +46,7 @@ class Finding:
         digits: How many it is written with.
         expected: The sign that the claim says.
         why: Why it was not measured, or is not defined; what it is.
+        decides: Whether the claim's verdict goes by it, or it only stands beside.
     """
 
     what: str
@@ -55,6 +54,7 @@ class Finding:
     digits: int = 1
     expected: Literal["above zero", "below zero"] = "below zero"
     why: str = ""
+    decides: bool = True
 
     @property
     def verdict(self) -> Verdict:
@@ -71,8 +71,14 @@ class Finding:
         return self.why if self.effect is None else self.effect.write(self.digits)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Claim:
+COLUMNS = (
+    *("claim", "what", "estimate", "low", "high", "level", "n"),
+    *("expected", "verdict", "why"),
+)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Claim(Result):
     """A claim of the paper, and what was found.
 
     Attributes:
@@ -85,17 +91,120 @@ class Claim:
     statement: str
     findings: tuple[Finding, ...]
 
+    def _about(self) -> str:
+        return f"{self.number}. {self.statement} {self.verdict.capitalize()}."
+
+    def frame(self) -> pd.DataFrame:
+        """List what bears on the claim.
+
+        Returns:
+            Columns `claim what estimate low high level n expected verdict why`.
+        """
+        return list_findings(self.findings, claim=self.number)
+
+    def _first(self, k: int) -> pd.DataFrame:
+        return list_first(self.findings, k)
+
+    def plot(self, *, ax: "Axes | None" = None) -> "Figure":
+        """Draw what bears on the claim, with intervals.
+
+        Args:
+            ax: Axes of matplotlib to draw into; a figure of its own when None.
+
+        Raises:
+            UnsupportedError: If nothing was measured, so that there is nothing to draw.
+            SettingsError: If `ax` is no axes.
+            ExtraMissingError: If matplotlib is not installed.
+        """
+        return plot_findings(self.findings, f"claim {self.number}", ax=ax)
+
     @property
     def verdict(self) -> Verdict:
         """Whether everything measured says so; one that says the opposite decides."""
-        found = {finding.verdict for finding in self.findings} - {"not measured"}
-        if "does not hold" in found:
-            return "does not hold"
-        if not found:
-            return "not measured"
-        return "holds" if found == {"holds"} else "cannot be told"
+        return judge(self.findings)
 
 
+def list_findings(findings: Sequence[Finding], *, claim: int | str) -> pd.DataFrame:
+    """List findings, one row each: columns `claim what estimate ... why`.
+
+    Args:
+        findings: What bears on a claim.
+        claim: Its number, or name.
+    """
+    rows = [
+        {
+            "claim": claim,
+            "what": one.what,
+            "estimate": math.nan if one.effect is None else one.effect.estimate,
+            "low": math.nan if one.effect is None else one.effect.low,
+            "high": math.nan if one.effect is None else one.effect.high,
+            "level": math.nan if one.effect is None else one.effect.level,
+            "n": 0 if one.effect is None else one.effect.n,
+            "expected": one.expected,
+            "verdict": one.verdict,
+            "why": one.why,
+        }
+        for one in findings
+    ]
+    return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def list_first(findings: Sequence[Finding], k: int) -> pd.DataFrame:
+    """List the first `k` findings in words."""
+    rows = [
+        {"what": one.what, "effect": str(one), "verdict": one.verdict}
+        for one in findings[:k]
+    ]
+    return pd.DataFrame(rows)
+
+
+def plot_findings(
+    findings: Sequence[Finding], name: str, *, ax: "Axes | None"
+) -> "Figure":
+    """Draw what bears on a claim, with intervals.
+
+    Raises:
+        UnsupportedError: If nothing was measured, so that there is nothing to draw.
+        SettingsError: If `ax` is no axes.
+        ExtraMissingError: If matplotlib is not installed.
+    """
+    from eah_interp.viz.studies import plot_effects
+
+    effects = {one.what: one.effect for one in findings if one.effect}
+    if not effects:
+        msg = (
+            f"nothing was measured of {name}, so there is nothing to draw: its "
+            "findings say what is missing"
+        )
+        raise UnsupportedError(msg)
+    return plot_effects({"": effects}, axis=name, ax=ax)
+
+
+def judge(findings: Sequence[Finding]) -> Verdict:
+    """Judge a claim by what was measured of it.
+
+    It holds where everything measured says so; one finding whose interval lies on the
+    other side decides that it does not; else it cannot be told. Findings that only
+    stand beside, and what was not measured, have no part in it.
+
+    Args:
+        findings: What bears on it.
+
+    Example:
+        >>> below = Effect(estimate=-3.0, low=-4.0, high=-1.0, level=0.95, n=9)
+        >>> judge([Finding(what="CHAIR_S", effect=below)])
+        'holds'
+    """
+    deciding = [finding for finding in findings if finding.decides]
+    found = {finding.verdict for finding in deciding} - {"not measured"}
+    if "does not hold" in found:
+        return "does not hold"
+    if not found:
+        return "not measured"
+    return "holds" if found == {"holds"} else "cannot be told"
+
+
+@by_name
 def answer_claims(
     run: StudyRun,
     rows: ScoredRows | None = None,

@@ -7,14 +7,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from eah_interp.arguments import check_kind, check_mapping, check_text
+from eah_interp.arguments import Named, by_name, check_kind, check_mapping, check_text
 from eah_interp.errors import SettingsError, show_value
 from eah_interp.indices import to_list
 from eah_interp.interventions import EAH, PAI, VAR, Ablation, Intervention, edit
 from eah_interp.interventions.donation import seed_items
 from eah_interp.interventions.intervention import known_kinds
-from eah_interp.interventions.plugins import describe_plugin, find_plugin
 from eah_interp.kernels.sinks import DEFAULT_BETA
+from eah_interp.plugins import describe_plugin, find_plugin
 from eah_interp.studies.store import check_folders, check_name
 
 OURS: dict[str, type[Intervention]] = {
@@ -34,7 +34,7 @@ def list_kinds() -> dict[str, type[Intervention]]:
 
 
 @dataclass(frozen=True)
-class Condition:
+class Condition(metaclass=Named):
     """A name, and what is done to the model under it.
 
     Attributes:
@@ -147,6 +147,7 @@ BASELINE = Condition("baseline")
 CONTROL_DONORS = ("sparsest", "random", "mean", "uniform", "shuffled")
 
 
+@by_name
 def control_conditions(eah: EAH | None = None) -> tuple[Condition, ...]:
     """List the baseline, a patch, and every control donor in its place.
 
@@ -168,6 +169,7 @@ def control_conditions(eah: EAH | None = None) -> tuple[Condition, ...]:
     return (BASELINE, Condition("EAH", eah), *controls)
 
 
+@by_name
 def sweep(
     axes: Mapping[str, Sequence[Any]],
     *,
@@ -262,6 +264,66 @@ def check_conditions(conditions: Sequence[Condition]) -> None:
         msg = f"conditions called {', '.join(sorted(twice))} stand there more than once"
         raise SettingsError(msg)
     check_folders(names)
+
+
+# ---- Conditions as a manifest lists them, in words.
+
+
+def list_steps(conditions: Sequence[Mapping[str, Any]]) -> dict[str, str | None]:
+    """List which steps each condition patches: `prefill`, `all`; None for nothing.
+
+    Args:
+        conditions: As a manifest lists them.
+
+    Example:
+        >>> list_steps([c.to_dict() for c in (BASELINE, Condition("PAI", PAI()))])
+        {'baseline': None, 'PAI': 'all'}
+    """
+    return {
+        str(one["name"]): None if kind is None else settings.get("steps")
+        for one in conditions
+        for kind, settings in [_find_patch(one)]
+    }
+
+
+def describe_patch(condition: Mapping[str, Any]) -> tuple[str, str]:
+    """Name what a condition does to the model, and its settings but for the steps.
+
+    Args:
+        condition: As a manifest lists it.
+
+    Example:
+        >>> describe_patch(Condition("more", PAI(alpha=0.5)).to_dict())
+        ('PAI', 'alpha=0.5, layers=2:')
+        >>> describe_patch(BASELINE.to_dict())
+        ('nothing', '')
+    """
+    kind, settings = _find_patch(condition)
+    if kind is None:
+        return "nothing", ""
+    known = list_kinds().get(kind)
+    name = kind if known is None else known.__name__
+    told = [
+        f"{key}={_write_setting(value)}"
+        for key, value in settings.items()
+        if key != "steps"
+    ]
+    return name, ", ".join(told)
+
+
+def _find_patch(condition: Mapping[str, Any]) -> tuple[str | None, Mapping[str, Any]]:
+    for key, value in condition.items():
+        if key not in ("name", "code") and isinstance(value, Mapping):
+            return key, value
+    return None, {}
+
+
+def _write_setting(value: Any) -> str:
+    if isinstance(value, Mapping):  # a function, by its name and its source's hash
+        return str(value.get("plugin", "a function"))
+    if isinstance(value, list | tuple):
+        return "+".join(map(_write_setting, value))
+    return "none" if value is None else str(value)
 
 
 # ---- Conditions that differ in one setting: what a sweep varied.

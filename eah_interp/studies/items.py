@@ -17,18 +17,18 @@ import pandas as pd
 from PIL import Image
 
 from eah_interp.arguments import (
-    check_kind,
+    Named,
+    by_name,
+    check_flag,
     check_limit,
     check_mapping,
     check_path,
     check_text,
 )
+from eah_interp.benchmarks.metrics import Task
 from eah_interp.benchmarks.pope_files import read_pope_questions
 from eah_interp.errors import InputError, SettingsError, show_value
 from eah_interp.indices import to_int, to_list
-
-Task = Literal["yes_no", "caption"]
-"""A question to be answered with yes or no, or an image to be described."""
 
 TOY = "toy:"
 
@@ -37,7 +37,7 @@ MOST_SCENES = 100_000
 
 
 @dataclass(frozen=True)
-class Item:
+class Item(metaclass=Named):
     """One image with one prompt.
 
     Attributes:
@@ -81,7 +81,7 @@ class Item:
             "truth": listed and all(isinstance(name, str) for name in self.truth),
         }
         expected = {
-            "task": "yes_no or caption",
+            "task": "yes_no, caption or choice",
             "label": "True, False or None",
             "truth": "a list of names",
         }
@@ -245,6 +245,7 @@ def _read_member(archive: Path, name: str) -> bytes:
         raise InputError(f"cannot read {name} in {archive}: {error}") from error
 
 
+@by_name
 def toy_items(
     n_scenes: int,
     *,
@@ -277,7 +278,7 @@ def toy_items(
     from eah_interp.toy.scenes import draw_scene
 
     for name, value in (("questions", questions), ("captions", captions)):
-        check_kind(name, value, bool, expected="True or False", error=SettingsError)
+        check_flag(name, value)
     number = to_int(n_scenes)
     if number is None or not 1 <= number <= MOST_SCENES or not (questions or captions):
         msg = (
@@ -321,6 +322,7 @@ def toy_items(
     return (*asked, *told)
 
 
+@by_name
 def pope_items(
     questions: str | Path,
     images: str | Path,
@@ -368,6 +370,7 @@ def pope_items(
     )
 
 
+@by_name
 def caption_items(
     images: str | Path | Sequence[str | Path],
     *,

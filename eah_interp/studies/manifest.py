@@ -13,11 +13,13 @@ from typing import Any
 
 import torch
 
-from eah_interp.arguments import check_text
+from eah_interp.arguments import Named, check_text
 from eah_interp.errors import EAHError, InputError, ModelError, SettingsError
 from eah_interp.files import save_bytes
 from eah_interp.foreign_files import read_json
+from eah_interp.lvlm.anatomy import name_model
 from eah_interp.lvlm.weights import list_state
+from eah_interp.results import Part
 from eah_interp.studies.conditions import Condition
 from eah_interp.studies.items import Item, check_items, hash_image, list_images
 from eah_interp.studies.store import check_folders, has_rows, list_answered
@@ -32,8 +34,8 @@ MANIFEST, ITEMS = "manifest.json", "items.json"
 PACKAGES = ("eah-interp", "torch", "transformers", "nnsight")
 
 
-@dataclass(frozen=True)
-class Manifest:
+@dataclass(frozen=True, eq=False, repr=False)
+class Manifest(Part):
     """Everything that a study's rows depend on.
 
     Attributes:
@@ -69,6 +71,13 @@ class Manifest:
     versions: Mapping[str, str]
     images: tuple[str | None, ...] | None = None
 
+    def _about(self) -> str:
+        return (
+            f"{self.n_items} items, {len(self.conditions)} conditions, "
+            f"batches of {self.batch_size}, seed {self.seed}, {self.dtype}, "
+            f"{self.attention} on {self.device}"
+        )
+
     @classmethod
     def of(
         cls,
@@ -82,7 +91,6 @@ class Manifest:
     ) -> "Manifest":
         """State what a study is made of."""
         hf_model = model._module
-        origin = getattr(hf_model.config, "name_or_path", "") or "in memory"
         return cls(
             format=FORMAT,
             items=_hash_items(items),
@@ -91,7 +99,7 @@ class Manifest:
             decoding=dict(sorted(decoding.items())),
             batch_size=batch_size,
             seed=seed,
-            model=f"{type(hf_model).__name__} ({Path(origin).name})",
+            model=name_model(hf_model),
             weights=hash_weights(hf_model),
             dtype=str(hf_model.dtype).removeprefix("torch."),
             attention=str(hf_model.config.get_text_config()._attn_implementation),
@@ -415,7 +423,7 @@ def _shorten(value: Any) -> str:
 
 
 @dataclass(frozen=True)
-class ModelSource:
+class ModelSource(metaclass=Named):
     """What `load` is given.
 
     Attributes:

@@ -6,16 +6,16 @@ import urllib.parse
 import urllib.request
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal
 
 import pandas as pd
 
-from eah_interp.arguments import check_limit, check_path, check_text
+from eah_interp.arguments import by_name, check_limit, check_path, check_text
 from eah_interp.benchmarks.records import read_records
 from eah_interp.errors import InputError, SettingsError, show_value
 from eah_interp.files import make_folder, save_bytes
 from eah_interp.foreign_files import read_text
-from eah_interp.studies.items import MOST_BYTES, TOY, Item, Task
+from eah_interp.studies.items import MOST_BYTES, TOY, Item
 from eah_interp.studies.store import COLUMNS
 
 _YES = {"yes", "y", "true", "t", "1", "1.0"}
@@ -26,10 +26,11 @@ _OWN |= {"task", "image", "kind", "object", "cluster"}
 """Columns that a study's rows have: a user's further ones are called otherwise."""
 
 
+@by_name
 def table_items(
     table: "str | Path | pd.DataFrame",
     *,
-    task: Task = "yes_no",
+    task: Literal["yes_no", "caption"] = "yes_no",
     image: str = "image",
     question: str = "question",
     label: str = "label",
@@ -82,7 +83,7 @@ def table_items(
         >>> items[0].label, dict(items[0].columns)
         (False, {'source': 'mine'})
     """
-    if task not in get_args(Task):
+    if task not in ("yes_no", "caption"):
         raise SettingsError(f"task must be yes_no or caption, got {show_value(task)}")
     check_text("suffix", suffix)
     rows, folder = _read_table(table)

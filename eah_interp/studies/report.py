@@ -10,15 +10,17 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from eah_interp.arguments import check_path
+from eah_interp.arguments import by_name, check_kind, check_path
+from eah_interp.benchmarks.frontier import plot_frontier
+from eah_interp.benchmarks.metrics import ALL
+from eah_interp.benchmarks.paired import Draws, Pair
 from eah_interp.benchmarks.pope import Rule
 from eah_interp.errors import SettingsError
 from eah_interp.files import name_file, save_bytes
 from eah_interp.studies.claims import Claim, answer_claims, density_and_errors
-from eah_interp.studies.contrasts import Draws, Pair
 from eah_interp.studies.scores import ScoredRows, score_rows
 from eah_interp.studies.study import StudyRun
-from eah_interp.studies.summary import NOTHING, StudySummary
+from eah_interp.studies.summary import NOTHING, StudySummary, tabulate_conditions
 from eah_interp.studies.summing import REFERENCE, check_sum, sum_up
 from eah_interp.tables import Table
 
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
     from eah_interp.viz.page import Drawing
 
 TEMPLATE = "report.html.jinja"
+
+TASKS = {"caption": "captions", "yes_no": "yes/no answers"}
 
 ERRORS = {
     "caption": "absent objects in the caption",
@@ -37,6 +41,7 @@ DRAWN_WITH = ("numpy", "scipy")
 """Packages that the page's numbers depend on, beside those of the study."""
 
 
+@by_name
 def report(
     run: StudyRun,
     out: str | Path,
@@ -47,11 +52,13 @@ def report(
     annotations: str | Path | None = None,
     synonyms: str | Path | None = None,
     rule: Rule = "pope",
+    claims: bool | None = None,
 ) -> Path:
     """Write a study's report: one HTML file, whole or not at all.
 
-    Settings, versions and the manifest's hash; failures; values and changes with
-    intervals; tests; the paper's four claims; figures; and answers that changed.
+    What was compared, and what came of it; figures; values and changes with intervals;
+    tests; those of the paper's four claims that the study bears on; answers that
+    changed; settings, versions and the manifest's hash.
 
     Args:
         run: The study.
@@ -62,6 +69,8 @@ def report(
         annotations: As for `summarise`.
         synonyms: As for `summarise`.
         rule: As for `summarise`.
+        claims: Whether to show the paper's four claims; when None, those of which
+            the study has measured something, and of them what it has.
 
     Returns:
         The file.
@@ -74,17 +83,42 @@ def report(
     """
     path = check_path("out", out, error=SettingsError)
     check_sum(run, reference=reference, partial=partial)
+    if claims is not None:
+        check_kind(
+            "claims",
+            claims,
+            bool,
+            expected="True, False or None",
+            error=SettingsError,
+        )
     rows = score_rows(run, annotations=annotations, synonyms=synonyms, rule=rule)
     summary = sum_up(run, rows, reference=reference, draws=draws, rule=rule)
+    answered = answer_claims(run, rows, reference=reference, draws=summary.draws)
     page = render(
         summary,
-        claims=answer_claims(run, rows, reference=reference, draws=summary.draws),
+        claims=() if claims is False else _choose_claims(answered, every=bool(claims)),
         examples=find_examples(run, rows, reference=reference),
         drawings=tuple(_draw(run, rows, summary)),
         missing=sum(int(row["missing"]) for row in summary.failures),
     )
     save_bytes(page.encode(), path)
     return path
+
+
+def _choose_claims(claims: tuple[Claim, ...], *, every: bool) -> tuple[Claim, ...]:
+    """Leave out what a study has not measured, unless all was asked for."""
+    if every:
+        return claims
+    measured = [
+        dataclasses.replace(
+            claim,
+            findings=tuple(
+                one for one in claim.findings if one.verdict != "not measured"
+            ),
+        )
+        for claim in claims
+    ]
+    return tuple(claim for claim in measured if claim.findings)
 
 
 def render(
@@ -99,7 +133,7 @@ def render(
 
     Args:
         summary: The numbers.
-        claims: The four claims.
+        claims: The paper's claims that are shown.
         examples: Answers that changed.
         drawings: The figures.
         missing: Rows that are not there.
@@ -115,6 +149,8 @@ def render(
         template,
         summary=summary,
         manifest=manifest,
+        compared=_tabulate_compared(summary),
+        conditions=tabulate_conditions(summary),
         facts=_tabulate_facts(summary),
         claims=[(claim, _tabulate_claim(claim)) for claim in claims],
         # The page may be mailed: where the images lie is nobody else's to know.
@@ -124,6 +160,31 @@ def render(
         ],
         drawings=drawings,
         missing=missing,
+    )
+
+
+def _tabulate_compared(summary: StudySummary) -> Table:
+    """Lay out what was compared: conditions, items, model and metrics."""
+    manifest, draws = summary.manifest, summary.draws
+    counted = {
+        score.metric.task: score.n for score in summary.scores if score.kind == ALL
+    }
+    asked = ", ".join(f"up to {n} {TASKS[task]}" for task, n in counted.items())
+    metrics = dict.fromkeys(c.metric.name for c in summary.contrasts)
+    names = [str(one["name"]) for one in manifest.conditions]
+    facts = {
+        "model": f"{manifest.model}, {manifest.dtype} on {manifest.device}",
+        "items": f"{manifest.n_items}" + (f" ({asked} scored)" if asked else ""),
+        "compared": f"{', '.join(n for n in names if n != summary.reference) or 'none'}"
+        f"; each against {summary.reference}",
+        "metrics": ", ".join(metrics) or "none: nothing to compare",
+        "intervals": f"{100 * draws.level:g} %, paired bootstrap over images",
+    }
+    return Table(
+        caption="This study",
+        header=("what", "value"),
+        rows=tuple(facts.items()),
+        prose=True,
     )
 
 
@@ -175,6 +236,7 @@ def _draw(
                 text = f"Change of {name} by patched layer, {level}; {marks}."
                 figure = summary.plot_layers(name)
                 yield Drawing(source=embed_figure(figure), text=text)
+    yield from _draw_frontier(rows, summary)
     sinks = run.sinks()
     if sinks.empty:
         return
@@ -191,6 +253,25 @@ def _draw(
                 "fifths of them with 95 % intervals."
             )
             yield Drawing(source=embed_figure(figure), text=text)
+
+
+def _draw_frontier(rows: ScoredRows, summary: StudySummary) -> "Iterator[Drawing]":
+    """Draw recall against CHAIR_I of every condition that names anything."""
+    from eah_interp.viz.page import Drawing, embed_figure
+
+    by_name = {str(n): own for n, own in rows.captions.groupby("condition", sort=False)}
+    named = {
+        name: own
+        for name, own in by_name.items()
+        if any(map(len, own.mentions)) and any(map(len, own.truth))
+    }
+    if len(named) > 1:
+        figure = plot_frontier(named, draws=summary.draws)
+        text = (
+            "Recall against CHAIR_I by condition, with intervals both ways: one "
+            "that only names less lowers both."
+        )
+        yield Drawing(source=embed_figure(figure), text=text)
 
 
 # ---- Answers that a condition changed, to be read and not only counted.

@@ -7,26 +7,25 @@ from typing import Any
 
 import pandas as pd
 
-from eah_interp.benchmarks.chair import count_mentions
+from eah_interp.arguments import by_name
+from eah_interp.benchmarks.metrics import count_yes_no
 from eah_interp.benchmarks.pope import Rule, is_neither, says_yes
 from eah_interp.errors import InputError
-from eah_interp.studies.items import TOY, Task, cluster_items
+from eah_interp.results import Part
+from eah_interp.studies.items import TOY, cluster_items
 from eah_interp.studies.study import StudyRun
 from eah_interp.toy.language import TOY_KNOWS
 from eah_interp.toy.model import TOYS
 
-ALL = "all"
-"""The kind of question that stands for every kind."""
 
-
-@dataclass(frozen=True, kw_only=True)
-class ScoredRows:
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class ScoredRows(Part):
     """A study's answers, ready to be counted.
 
     Attributes:
         questions: A row for each answered yes/no question and condition: `item`,
-            `condition`, `cluster`, `kind`, and zeros and ones: `one`, `right`, `yes`,
-            `present`, `absent`, `hit`, `false_alarm`, `neither`.
+            `condition`, `cluster`, `kind`, `answer`, and zeros and ones: `one`,
+            `right`, `yes`, `present`, `absent`, `hit`, `false_alarm`, `neither`.
         captions: A row for each caption and condition: `item`, `condition`, `cluster`,
             `caption`, `mentions`, `truth`, `n_tokens`.
         failures: A row a condition: `condition`, `answered`, `failed`, `missing`.
@@ -77,6 +76,12 @@ def score_rows(
     own = run.manifest.model.rpartition("(")[2].rstrip(")")
     if own in TOYS and not fine.image.str.startswith(TOY).all():
         notes.append(f"Items have images of your own. {TOY_KNOWS}")
+    n_choices = int(fine.task.eq("choice").sum())
+    if n_choices:
+        notes.append(
+            f"{n_choices} answers to questions with options: scored by their "
+            "benchmark, with list_answers and score_mmvp, not here."
+        )
     captions, note = _score_captions(told, annotations, synonyms)
     return ScoredRows(
         questions=_score_questions(fine, rule),
@@ -86,23 +91,46 @@ def score_rows(
     )
 
 
+@by_name
+def list_captions(
+    run: StudyRun,
+    *,
+    annotations: str | Path | None = None,
+    synonyms: str | Path | None = None,
+) -> dict[str, pd.DataFrame]:
+    """List a study's captions by condition, with what they name: for `plot_frontier`.
+
+    Args:
+        run: The study.
+        annotations: As for `score_rows`.
+        synonyms: As for `score_rows`.
+
+    Returns:
+        A table of captions for each condition.
+
+    Raises:
+        InputError: If no caption can be scored, or as `score_rows` does.
+        ExtraMissingError: If NLTK is needed and not installed.
+    """
+    rows = score_rows(run, annotations=annotations, synonyms=synonyms)
+    if rows.captions.empty:
+        msg = f"{run.folder} has no caption that can be scored"
+        raise InputError(" ".join([f"{msg}: expected some.", *rows.notes]))
+    return {
+        name: rows.captions[rows.captions.condition == name]
+        for name in run.conditions
+        if (rows.captions.condition == name).any()
+    }
+
+
 def _score_questions(fine: pd.DataFrame, rule: Rule) -> pd.DataFrame:
     asked = fine[fine.task.eq("yes_no") & fine.label.notna()]
     answers = asked.answer.fillna("").astype(str)
     yes = pd.Series([says_yes(a, rule=rule) for a in answers], asked.index, dtype=bool)
-    present = asked.label.astype(bool)
-    counts: dict[str, Any] = {
-        "one": True,
-        "right": yes == present,
-        "yes": yes,
-        "present": present,
-        "absent": ~present,
-        "hit": yes & present,
-        "false_alarm": yes & ~present,
-        "neither": [is_neither(answer) for answer in answers],
-    }
-    table = asked[["item", "condition", "cluster", "kind"]].assign(**counts)
-    return table.astype(dict.fromkeys(counts, int)).reset_index(drop=True)
+    neither = pd.Series([is_neither(a) for a in answers], asked.index, dtype=bool)
+    counts = count_yes_no(yes, asked.label, neither)
+    keys = asked[["item", "condition", "cluster", "kind"]].assign(answer=answers)
+    return pd.concat([keys, counts], axis=1).reset_index(drop=True)
 
 
 def _score_captions(
@@ -181,98 +209,3 @@ def _count_failures(
             }
         )
     return pd.DataFrame(listed)
-
-
-def count_captions(captions: pd.DataFrame) -> pd.DataFrame:
-    """Count what CHAIR and its companions are made of, for each caption.
-
-    Args:
-        captions: As in `ScoredRows`.
-
-    Returns:
-        The captions with `one`, `hallucinates`, `n_tokens`, and what `count_mentions`
-        counts.
-    """
-    counts = count_mentions(captions)
-    counts["one"] = 1
-    counts["hallucinates"] = (counts.n_absent > 0).astype(int)
-    counts["n_tokens"] = captions.n_tokens.fillna(0).astype(int)
-    keys = captions[["item", "condition", "cluster"]]
-    return pd.concat([keys, counts], axis=1)
-
-
-# ---- What is reported of a study: each a count over a total, so that it can be drawn.
-
-
-MATCHED = ", length-matched"
-"""Both captions of an image cut at the same number of different objects."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Metric:
-    """A rate.
-
-    Attributes:
-        name: What it is called.
-        task: Of which items.
-        count: Column that is summed above the line.
-        total: Column that is summed below it.
-        percent: Whether it is a percentage; else a mean.
-        binary: Whether an item has it or has it not, so that McNemar's test applies.
-        matched: Whether captions are cut to one length first; only in comparisons.
-    """
-
-    name: str
-    task: Task
-    count: str
-    total: str
-    percent: bool = True
-    binary: bool = False
-    matched: bool = False
-
-    @property
-    def scale(self) -> float:
-        """What a rate is multiplied with."""
-        return 100.0 if self.percent else 1.0
-
-
-def _answers(name: str, count: str, total: str, **more: object) -> Metric:
-    return Metric(name=name, task="yes_no", count=count, total=total, **more)  # type: ignore[arg-type]
-
-
-def _captions(name: str, count: str, total: str, **more: object) -> Metric:
-    return Metric(name=name, task="caption", count=count, total=total, **more)  # type: ignore[arg-type]
-
-
-METRICS = (
-    _answers("accuracy", "right", "one", binary=True),
-    # 2 hits / (yes + present) is the harmonic mean, as a count over a total.
-    _answers("F1", "two_hits", "yes_and_present"),
-    _answers("precision", "hit", "yes"),
-    _answers("recall", "hit", "present"),
-    _answers("false positives", "false_alarm", "absent", binary=True),
-    _answers("yes-ratio", "yes", "one"),
-    _answers("neither", "neither", "one"),
-    _captions("CHAIR_S", "hallucinates", "one", binary=True),
-    _captions(
-        f"CHAIR_S{MATCHED}",
-        "hallucinates",
-        "one",
-        binary=True,
-        matched=True,
-    ),
-    _captions("CHAIR_I", "n_absent", "n_mentions"),
-    _captions(f"CHAIR_I{MATCHED}", "n_absent", "n_mentions", matched=True),
-    _captions("recall", "n_found", "n_truth"),
-    _captions("mentions", "n_mentions", "one", percent=False),
-    _captions("objects", "n_objects", "one", percent=False),
-    _captions("words", "n_words", "one", percent=False),
-    _captions("tokens", "n_tokens", "one", percent=False),
-    _captions("distinct 4-grams", "n_distinct_4grams", "n_4grams"),
-)
-"""In the order of the tables."""
-
-
-def metrics_of(task: Task, *, matched: bool) -> tuple[Metric, ...]:
-    """List the metrics of a task, with or without the length-matched ones."""
-    return tuple(m for m in METRICS if m.task == task and (matched or not m.matched))

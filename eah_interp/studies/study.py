@@ -1,29 +1,48 @@
 """A causal ablation study: items x conditions, run once, believed afterwards."""
 
 import math
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import pandas as pd
 
-from eah_interp.arguments import check_kind, check_mapping, check_path
-from eah_interp.errors import InputError, SettingsError, UnsupportedError, show_value
+from eah_interp.arguments import (
+    Named,
+    by_name,
+    check_flag,
+    check_mapping,
+    check_path,
+)
+from eah_interp.errors import (
+    EAHError,
+    InputError,
+    SettingsError,
+    UnsupportedError,
+    show_value,
+)
 from eah_interp.files import make_folder
 from eah_interp.indices import check_choice, check_integer, to_int
-from eah_interp.studies.conditions import Condition, check_conditions
+from eah_interp.lvlm.anatomy import name_model
+from eah_interp.results import Result
+from eah_interp.studies.conditions import Condition, check_conditions, list_steps
 from eah_interp.studies.items import Item, check_items
 from eah_interp.studies.manifest import Manifest, ModelSource, load_items
 from eah_interp.studies.runner import Shard, list_work, run_local
 from eah_interp.studies.store import Store
 from eah_interp.studies.work import split_batches
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
 Engine = Literal["local", "ray"]
 
 
 @dataclass
-class Study:
+class Study(metaclass=Named):
     """Items, conditions and everything else that a result depends on.
 
     Attributes:
@@ -63,6 +82,15 @@ class Study:
     seed: int = 0
     source: ModelSource | None = None
 
+    def __repr__(self) -> str:
+        """Write what is asked and done in a line; the model by its name."""
+        names = ", ".join(one.name for one in self.conditions[:6])
+        more = ", ..." if len(self.conditions) > 6 else ""
+        return (
+            f"Study({name_model(self.model)}, {len(self.items)} items, "
+            f"{len(self.conditions)} conditions: {names}{more})"
+        )
+
     def __post_init__(self) -> None:
         check_items(self.items)
         check_conditions(self.conditions)
@@ -73,9 +101,7 @@ class Study:
             msg = f"batch_size must be at least 1, got {show_value(self.batch_size)}"
             raise SettingsError(msg)
         seed = check_integer("seed", self.seed)
-        check_kind(
-            "sinks", self.sinks, bool, expected="True or False", error=SettingsError
-        )
+        check_flag("sinks", self.sinks)
         if self.source is not None and not isinstance(self.source, ModelSource):
             got = show_value(self.source)
             raise SettingsError(f"source must be a ModelSource or None, got {got}")
@@ -87,8 +113,9 @@ class Study:
     @property
     def settings(self) -> dict[str, dict[str, Any]]:
         """Arguments of `generate`, by task."""
-        return complete_decoding(self.decoding)
+        return complete_decoding(self.decoding, tasks=[i.task for i in self.items])
 
+    @by_name
     def run(
         self,
         folder: str | Path,
@@ -130,6 +157,9 @@ class Study:
         """
         folder = check_path("folder", folder, error=SettingsError)
         share = Shard.parse(shard)
+        retry_failed = check_flag("retry_failed", retry_failed)
+        trust_images = check_flag("trust_images", trust_images)
+        progress = check_flag("progress", progress)
         manifest = Manifest.of(
             self.model,
             self.items,
@@ -173,8 +203,8 @@ class Study:
         return StudyRun(folder)
 
 
-@dataclass(frozen=True)
-class StudyRun:
+@dataclass(frozen=True, eq=False, repr=False)
+class StudyRun(Result):
     """A study's folder: its manifest, its items and its rows.
 
     Attributes:
@@ -184,15 +214,94 @@ class StudyRun:
     folder: Path
 
     @classmethod
-    def load(cls, folder: str | Path) -> "StudyRun":
+    def load(cls, path: str | Path) -> "StudyRun":
         """Open a study's folder.
 
         Raises:
             InputError: If it is none.
         """
-        run = cls(check_path("folder", folder))
+        run = cls(check_path("path", path))
         _ = run.manifest
         return run
+
+    @overload
+    def save(self) -> "StudyRun": ...
+
+    @overload
+    def save(self, path: str | Path) -> Path: ...
+
+    def save(self, path: str | Path | None = None) -> Any:
+        """Copy the study's folder: `StudyRun.load` opens the copy, and it can go on.
+
+        Args:
+            path: A folder that is not there, or empty.
+
+        Returns:
+            The folder.
+
+        Raises:
+            SettingsError: If none is given, it holds something, or cannot be written.
+        """
+        if path is None:
+            return super().save()
+        folder = check_path("path", path, error=SettingsError)
+        make_folder(folder)
+        if any(folder.iterdir()):
+            msg = f"{folder} is not empty: expected a new folder for the study's copy"
+            raise SettingsError(msg)
+        try:
+            shutil.copytree(self.folder, folder, dirs_exist_ok=True)
+        except OSError as error:  # shutil.Error is one
+            raise SettingsError(f"cannot copy {self.folder}: {error}") from error
+        return folder
+
+    def _about(self) -> str:
+        try:
+            manifest = self.manifest
+        except EAHError:
+            return f"{self.folder}, which holds no study now"
+        return (
+            f"{self.folder}, of {manifest.model}, {manifest.n_items} items under "
+            f"{len(manifest.conditions)} conditions"
+        )
+
+    def _first(self, k: int) -> pd.DataFrame:
+        listed = [
+            {"condition": one["name"]}
+            | {kind: str(value) for kind, value in one.items() if kind != "name"}
+            for one in self.manifest.conditions[:k]
+        ]
+        return pd.DataFrame(listed)
+
+    def _picture(self) -> None:
+        """Draw nothing: it would read every row of the study."""
+
+    def plot(self, *, ax: "Axes | None" = None) -> "Figure":
+        """Draw how many items each condition has answered, in percent.
+
+        Args:
+            ax: Axes of matplotlib to draw into; a figure of its own when None.
+
+        Raises:
+            InputError: If a file cannot be read.
+            SettingsError: If `ax` is no axes.
+            ExtraMissingError: If matplotlib is not installed.
+        """
+        from eah_interp.viz.heads import plot_bars
+
+        rows = self.rows()
+        answered = rows[rows["error"].isna()].groupby("condition").size()
+        shares = [
+            100 * int(answered.get(name, 0)) / self.manifest.n_items
+            for name in self.conditions
+        ]
+        return plot_bars(
+            list(self.conditions),
+            {"plain": shares},
+            title=f"{self.manifest.n_items} items",
+            axis="answered (%)",
+            ax=ax,
+        )
 
     @property
     def manifest(self) -> Manifest:
@@ -217,6 +326,9 @@ class StudyRun:
     def rows(self) -> pd.DataFrame:
         """List the rows that are there, each once, without their items.
 
+        `steps` says of each which steps its condition patches: `prefill`, `all`, or
+        nothing where the model is as it is.
+
         Raises:
             InputError: If a file cannot be read, was copied, or is of another study.
         """
@@ -229,6 +341,9 @@ class StudyRun:
                 "copied there"
             )
             raise InputError(msg)
+        steps = list_steps(self.manifest.conditions)
+        place = list(found.columns).index("condition") + 1
+        found.insert(place, "steps", found["condition"].map(steps).astype(object))
         return found
 
     def frame(self) -> pd.DataFrame:
@@ -275,6 +390,9 @@ DECODING: dict[str, dict[str, Any]] = {
 }
 """How answers are decoded unless a study says otherwise: greedily."""
 
+CHOICE = {"choice": {"max_new_tokens": 16, "do_sample": False}}
+"""The same of choices: a manifest has it where a study has some, and older ones not."""
+
 ONE_ANSWER = {"num_return_sequences", "return_dict_in_generate"}
 
 CODE = {"custom_generate", "trust_remote_code"}
@@ -282,9 +400,16 @@ CODE = {"custom_generate", "trust_remote_code"}
 
 
 def complete_decoding(
-    decoding: Mapping[str, Mapping[str, Any]],
+    decoding: Mapping[str, Mapping[str, Any]], *, tasks: Collection[str] = ()
 ) -> dict[str, dict[str, Any]]:
     """Add a study's settings to the defaults.
+
+    Args:
+        decoding: Arguments of `generate`, by task.
+        tasks: Of the study's items; choices are decoded only where there are some.
+
+    Returns:
+        Arguments by task, defaults included.
 
     Raises:
         SettingsError: If a task is unknown.
@@ -298,13 +423,14 @@ def complete_decoding(
             if isinstance(value, float) and not math.isfinite(value):
                 msg = f"decoding of {task}: {name} must be finite, got {value}"
                 raise SettingsError(msg)
-    unknown = set(decoding) - set(DECODING)
+    defaults = {**DECODING, **(CHOICE if "choice" in {*tasks, *decoding} else {})}
+    unknown = set(decoding) - set(defaults)
     if unknown:
         msg = f"decoding is given by task: expected {', '.join(DECODING)}, got "
         raise SettingsError(msg + ", ".join(sorted(unknown)))
     return {
-        task: {**defaults, **decoding.get(task, {})}
-        for task, defaults in DECODING.items()
+        task: {**settings, **decoding.get(task, {})}
+        for task, settings in defaults.items()
     }
 
 

@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -16,7 +16,14 @@ from typing import Annotated, Any, Literal
 from eah_interp.arguments import check_path
 from eah_interp.errors import EAHError, ExtraMissingError, SettingsError
 from eah_interp.interventions.intervention import Intervention
-from eah_interp.interventions.plugins import find_plugin
+from eah_interp.plugins import find_plugin
+from eah_interp.results import Part
+from eah_interp.studies.benchmark_items import (
+    amber_items,
+    hallusionbench_items,
+    mme_items,
+    mmvp_items,
+)
 from eah_interp.studies.conditions import (
     BASELINE,
     Condition,
@@ -41,8 +48,8 @@ from eah_interp.studies.work import Batch, split_batches
 from eah_interp.studies.yaml_file import YamlFile, explain, locate, prefix
 
 
-@dataclass(frozen=True)
-class StudyFile:
+@dataclass(frozen=True, eq=False, repr=False)
+class StudyFile(Part):
     """A study as its file states it.
 
     Attributes:
@@ -64,6 +71,14 @@ class StudyFile:
     batch_size: int
     sinks: bool
     seed: int
+
+    def _about(self) -> str:
+        names = ", ".join(one.name for one in self.conditions[:6])
+        more = ", ..." if len(self.conditions) > 6 else ""
+        return (
+            f"{self.path}, model {self.source.name}, {len(self.items)} items, "
+            f"{len(self.conditions)} conditions ({names}{more})"
+        )
 
     @classmethod
     def load(cls, path: str | Path) -> "StudyFile":
@@ -105,7 +120,10 @@ class StudyFile:
             source=ModelSource(**checked.model.model_dump()),
             items=tuple(items),
             conditions=conditions,
-            decoding=complete_decoding(checked.decoding.model_dump()),
+            decoding=complete_decoding(
+                checked.decoding.model_dump(exclude_unset=True),
+                tasks=[item.task for item in items],
+            ),
             batch_size=checked.batch_size,
             sinks=checked.sinks,
             seed=checked.seed,
@@ -205,9 +223,17 @@ def _read_conditions(
     return tuple(found)
 
 
+BENCHMARKS: dict[str, Callable[..., tuple[Item, ...]]] = {
+    "mme": mme_items,
+    "hallusionbench": hallusionbench_items,
+    "mmvp": mmvp_items,
+}
+"""Sources of items that are a file of questions and a folder of images."""
+
+
 def _list_items(entry: dict[str, Any], *, folder: Path) -> tuple[Item, ...]:
     source = entry.pop("source")
-    kinds = ("questions", "images", "file", "download")
+    kinds = ("questions", "queries", "annotations", "images", "file", "download")
     paths = [key for key in kinds if source != "toy" and entry.get(key) is not None]
     for key in paths:
         given = entry[key]
@@ -221,6 +247,13 @@ def _list_items(entry: dict[str, Any], *, folder: Path) -> tuple[Item, ...]:
             return toy_items(entry.pop("n_scenes"), **entry)
         if source == "pope":
             return pope_items(entry.pop("questions"), entry.pop("images"), **entry)
+        if source == "amber":
+            names = ("queries", "annotations", "images")
+            paths_of = [entry.pop(name) for name in names]
+            return amber_items(*paths_of, **entry)
+        if source in BENCHMARKS:
+            items_of = BENCHMARKS[source]
+            return items_of(entry.pop("questions"), entry.pop("images"), **entry)
         if source == "table":
             return table_items(entry.pop("file"), **entry)
         return caption_items(entry.pop("images"), **entry)
@@ -306,6 +339,31 @@ def make_study_schema() -> Any:
         kind=(str, ""),
         limit=limit,
     )
+    asked: Any = {
+        "__base__": base,
+        "questions": (str, ...),
+        "images": (str, ...),
+        "limit": limit,
+    }
+    benchmarks: Any = (
+        create_model(
+            "Amber",
+            **{key: value for key, value in asked.items() if key != "questions"},
+            source=(Literal["amber"], ...),
+            queries=(str, ...),
+            annotations=(str, ...),
+            suffix=(str, ""),
+        ),
+        create_model("Mme", **asked, source=(Literal["mme"], ...)),
+        create_model(
+            "HallusionBench",
+            **asked,
+            source=(Literal["hallusionbench"], ...),
+            figures_only=(bool, False),
+            suffix=(str, ""),
+        ),
+        create_model("Mmvp", **asked, source=(Literal["mmvp"], ...), suffix=(str, "")),
+    )
     captions = create_model(
         "Captions",
         __base__=base,
@@ -339,9 +397,12 @@ def make_study_schema() -> Any:
         __base__=base,
         yes_no=(dict[str, Any], {}),
         caption=(dict[str, Any], {}),
+        choice=(dict[str, Any], {}),
     )
     source: Any = Field(discriminator="source")
     kinds: Any = toy | pope | captions | own
+    for one in benchmarks:
+        kinds = kinds | one
     return create_model(
         "StudyFile",
         __base__=base,

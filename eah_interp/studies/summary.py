@@ -3,26 +3,31 @@
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from eah_interp.benchmarks.metrics import ALL, MATCHED, Task
+from eah_interp.benchmarks.paired import Draws
 from eah_interp.benchmarks.pope import Rule
+from eah_interp.benchmarks.readouts import ReadoutAudit
+from eah_interp.benchmarks.tabulated import to_plain, write_rate
 from eah_interp.errors import InputError, SettingsError
+from eah_interp.results import Result
 from eah_interp.statistics import Effect
-from eah_interp.studies.contrasts import Contrast, Draws, Score
-from eah_interp.studies.items import Task
+from eah_interp.studies.conditions import describe_patch, list_steps
+from eah_interp.studies.contrasts import Contrast, Score
 from eah_interp.studies.manifest import Manifest
-from eah_interp.studies.scores import ALL, MATCHED
 from eah_interp.tables import Table
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
-@dataclass(frozen=True, kw_only=True)
-class StudySummary:
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class StudySummary(Result):
     """What a study found.
 
     Attributes:
@@ -35,6 +40,7 @@ class StudySummary:
         contrasts: Every metric's change against the reference.
         failures: By condition: items answered, failed and missing.
         notes: What was left out, and why.
+        readouts: By condition, its yes/no answers read in every way.
     """
 
     name: str
@@ -46,6 +52,7 @@ class StudySummary:
     contrasts: tuple[Contrast, ...]
     failures: tuple[Mapping[str, Any], ...]
     notes: tuple[str, ...]
+    readouts: Mapping[str, ReadoutAudit] = field(default_factory=dict)
 
     @property
     def manifest_hash(self) -> str:
@@ -54,19 +61,21 @@ class StudySummary:
 
     @property
     def tables(self) -> tuple[Table, ...]:
-        """Items, values, changes and tests, in words."""
+        """Conditions, values, changes and tests, in words."""
         return list_tables(self)
 
     def frame(self) -> pd.DataFrame:
         """List every number.
 
         Returns:
-            One row for each condition, task, kind and metric: `value` with `value_low`
+            One row for each condition, task, kind and metric: which `steps` the
+            condition patches; `value` with `value_low`
             and `value_high`; against the reference `change` with `low` and `high`,
             McNemar's `gained`, `lost`, `p`, `p_holm`, the odds ratio and Cohen's h
             with their intervals; `undefined` says why there is no number.
         """
         keys = ("condition", "task", "kind", "metric")
+        steps = list_steps(self.manifest.conditions)
         rows: dict[tuple[str, ...], dict[str, Any]] = {}
         for one in self.scores:
             place = (one.condition, one.metric.task, one.kind, one.metric.name)
@@ -83,8 +92,33 @@ class StudySummary:
             row |= _spread(c.odds, "odds", "odds_low", "odds_high")
             row |= _spread(c.h, "h", "h_low", "h_high")
         return pd.DataFrame(
-            [dict(zip(keys, place, strict=True)) | row for place, row in rows.items()]
+            [
+                dict(zip(keys, place, strict=True))
+                | {"steps": steps.get(place[0])}
+                | row
+                for place, row in rows.items()
+            ]
         )
+
+    def _about(self) -> str:
+        return f"{self.name}, against {self.reference}: {self.describe()}"
+
+    def _first(self, k: int) -> pd.DataFrame:
+        try:
+            chosen = self._pair(None)[0]
+        except SettingsError:  # nothing was compared
+            chosen = []
+        rows = [
+            {"condition": one.condition, "metric": one.metric.name, "n": one.n}
+            | _spread(one.effect, "change", "low", "high")
+            for one in chosen[:k]
+        ]
+        return pd.DataFrame(rows) if rows else self.frame().head(k)
+
+    @property
+    def findings(self) -> tuple[str, ...]:
+        """What each condition changed, a sentence each, with its interval."""
+        return tuple(_say_findings(self))
 
     def find(
         self, condition: str, metric: str, *, task: str, kind: str = "all"
@@ -110,14 +144,16 @@ class StudySummary:
         """Write the tables in LaTeX, for the package booktabs."""
         return "\n\n".join(table.latex() for table in self.tables)
 
-    def plot(self, metric: str | None = None) -> "Figure":
+    def plot(self, metric: str | None = None, *, ax: "Axes | None" = None) -> "Figure":
         """Draw effects with intervals by condition.
 
         A filled mark's interval lies on one side of zero. Beside CHAIR stands the
         change with both captions cut to one length.
 
         Args:
-            metric: Which; the first of CHAIR_S and false positives when None.
+            metric: Which; the first of CHAIR_S and false positives that there is, or
+                else of all, when None.
+            ax: Axes of matplotlib to draw into; a figure of its own when None.
 
         Raises:
             SettingsError: If there is no such metric.
@@ -135,6 +171,7 @@ class StudySummary:
                 for name, contrasts in series.items()
             },
             axis=_name_axis(chosen[0]),
+            ax=ax,
         )
 
     def plot_layers(self, metric: str | None = None) -> "Figure":
@@ -189,7 +226,8 @@ class StudySummary:
     def _pair(self, metric: str | None) -> list[list[Contrast]]:
         """Find a metric's contrasts, and those with captions cut to one length."""
         whole = [c for c in self.contrasts if c.kind == ALL]
-        for name in ("CHAIR_S", "false positives") if metric is None else (metric,):
+        usual = ("CHAIR_S", "false positives", *(c.metric.name for c in whole))
+        for name in usual if metric is None else (metric,):
             tasks = [c.metric.task for c in whole if c.metric.name == name]
             if tasks:
                 own = [c for c in whole if c.metric.task == tasks[0]]
@@ -211,6 +249,7 @@ class StudySummary:
             "rule": self.rule,
             "failures": [dict(row) for row in self.failures],
             "notes": list(self.notes),
+            "readouts": to_plain(self.readouts),
             "rows": [
                 {key: _plain(value) for key, value in row.items()}
                 for row in rows.to_dict("records")
@@ -250,6 +289,86 @@ def _plain(value: Any) -> Any:
     if value is None or (isinstance(value, float) and not abs(value) < float("inf")):
         return None
     return value
+
+
+# ---- What was compared, and what came of it, in sentences.
+
+
+HEADLINES = {"caption": ("CHAIR_S",), "yes_no": ("false positives", "accuracy")}
+"""The metric that is told first of each task; the next where that has no number."""
+
+BESIDE = {
+    "caption": (f"CHAIR_S{MATCHED}", "recall", "words"),
+    "yes_no": ("accuracy", "yes-ratio"),
+}
+"""What a change has to be read beside: who says less, or No, hallucinates less."""
+
+
+def _say_findings(summary: StudySummary) -> Iterable[str]:
+    for task, names in HEADLINES.items():
+        own = [c for c in summary.contrasts if c.metric.task == task and c.kind == ALL]
+        for condition in dict.fromkeys(c.condition for c in own):
+            found = [c for n in names for c in own if _is(c, condition, n)]
+            defined = [c for c in found if c.effect is not None]
+            if found:
+                first = (defined or found)[0]
+                told = _say_finding(summary, first)
+                beside = [c for n in BESIDE[task] for c in own if _is(c, condition, n)]
+                more = [
+                    f"{one.metric.name} {write_change(one)}"
+                    for one in beside
+                    if one is not first and one.effect is not None
+                ]
+                yield f"{told} Beside it: {', '.join(more)}." if more else told
+
+
+def _is(contrast: Contrast, condition: str, metric: str) -> bool:
+    return (contrast.condition, contrast.metric.name) == (condition, metric)
+
+
+def _say_finding(summary: StudySummary, contrast: Contrast) -> str:
+    metric = contrast.metric.name
+    if contrast.effect is None:
+        return (
+            f"{contrast.condition}: what it changes of {metric} cannot be told "
+            f"({contrast.undefined})."
+        )
+    effect = contrast.effect
+    values = {
+        s.condition: s.effect.estimate
+        for s in summary.scores
+        if (s.metric.name, s.metric.task, s.kind) == (metric, contrast.metric.task, ALL)
+        and s.effect is not None
+    }
+    names = (contrast.reference, contrast.condition)
+    ends = [values[name] for name in names if name in values]
+    unit = " %" if contrast.metric.percent else ""
+    between = f" from {ends[0]:.1f} to {ends[1]:.1f}{unit}" if len(ends) == 2 else ""
+    if not effect.excludes_zero:
+        verdict = "does not tell whether it changes"
+    else:
+        verdict = "raises" if effect.low > 0 else "lowers"
+    return (
+        f"{contrast.condition} {verdict} {metric}{between}: {write_change(contrast)} "
+        f"points against {contrast.reference}, {contrast.n} items."
+    )
+
+
+def tabulate_conditions(summary: StudySummary) -> Table:
+    """Lay out what is done to the model under each condition."""
+    steps = list_steps(summary.manifest.conditions)
+    return Table(
+        caption="Conditions",
+        header=("condition", "what is done", "steps", "settings"),
+        rows=tuple(
+            (str(one["name"]), what, steps[str(one["name"])] or NOTHING, settings)
+            for one in summary.manifest.conditions
+            for what, settings in [describe_patch(one)]
+        ),
+        prose=True,
+        notes="Steps: whether the prompt alone is patched (prefill), or every "
+        "generated word too (all).",
+    )
 
 
 # ---- Tables: every change with its interval, or with why it has none.
@@ -292,6 +411,8 @@ def list_tables(summary: StudySummary) -> tuple[Table, ...]:
         scores = [s for s in summary.scores if s.metric.task == task]
         changes = [c for c in summary.contrasts if c.metric.task == task]
         tables += _of_task(summary, title, scores, changes)
+    if summary.readouts:
+        tables.append(_readouts(summary.readouts))
     tests = [c for c in summary.contrasts if c.p_holm is not None]
     if tests:
         tables.append(_tests(summary, tests))
@@ -386,14 +507,42 @@ def _tests(summary: StudySummary, tests: Sequence[Contrast]) -> Table:
     )
 
 
+def _readouts(audits: Mapping[str, ReadoutAudit]) -> Table:
+    names = [one.name for one in next(iter(audits.values())).readouts]
+    return Table(
+        caption="F1 by how the answer is read",
+        header=("condition", *names, "spread"),
+        rows=tuple(
+            (
+                condition,
+                *(write_rate(audit.find(name).score.f1) for name in names),
+                write_rate(audit.spread),
+            )
+            for condition, audit in audits.items()
+        ),
+        notes="Percent, the same answers: by POPE's rule, OPERA's, the first word "
+        "alone, and the first word of yes or no wherever it stands. A change smaller "
+        "than the spread hangs on the reading.",
+    )
+
+
 def _failures(summary: StudySummary) -> Table:
-    names = ("condition", "answered", "failed", "missing")
+    names = ("answered", "failed", "missing")
+    steps = list_steps(summary.manifest.conditions)
     return Table(
         caption="Items by condition",
-        header=names,
-        rows=tuple(tuple(str(row[name]) for name in names) for row in summary.failures),
-        notes="An item that failed under one of two conditions is left out of both "
-        "when they are compared.",
+        header=("condition", "steps", *names),
+        rows=tuple(
+            (
+                str(row["condition"]),
+                steps.get(row["condition"]) or NOTHING,
+                *(str(row[name]) for name in names),
+            )
+            for row in summary.failures
+        ),
+        notes="Steps: whether the prompt alone is patched (prefill), or every "
+        "generated word too (all). An item that failed under one of two conditions is "
+        "left out of both when they are compared.",
     )
 
 

@@ -3,20 +3,20 @@
 import dataclasses
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from eah_interp.arguments import check_kind
+from eah_interp.arguments import by_name, check_flag, check_kind
+from eah_interp.benchmarks.paired import Draws, check_drawing
 from eah_interp.benchmarks.pope import Rule
+from eah_interp.benchmarks.readouts import ReadoutAudit, audit_readouts
 from eah_interp.errors import InputError, SettingsError, show_value
 from eah_interp.studies.conditions import BASELINE
 from eah_interp.studies.contrasts import (
-    Draws,
     adjust_family,
-    check_drawing,
     contrast_conditions,
     score_conditions,
 )
@@ -28,6 +28,7 @@ from eah_interp.studies.summary import StudySummary
 REFERENCE = BASELINE.name
 
 
+@by_name
 def summarise(
     run: StudyRun,
     *,
@@ -71,7 +72,7 @@ def check_sum(run: StudyRun, *, reference: str, partial: bool) -> None:
         SettingsError: If there is no such reference.
     """
     check_kind("run", run, StudyRun, expected="a StudyRun")
-    check_kind("partial", partial, bool, expected="True or False", error=SettingsError)
+    partial = check_flag("partial", partial)
     if not partial:
         run.check_complete()
     if not isinstance(reference, str) or reference not in run.conditions:
@@ -109,9 +110,11 @@ def sum_up(
         contrasts=adjust_family(contrasts),
         failures=_list_failures(rows),
         notes=rows.notes,
+        readouts=_audit(rows, run.conditions),
     )
 
 
+@by_name
 def compare_runs(
     before: StudyRun,
     after: StudyRun,
@@ -147,9 +150,9 @@ def compare_runs(
         UnsupportedError: As for `summarise`.
         ExtraMissingError: As for `summarise`.
     """
-    if not allow_different:
+    if not check_flag("allow_different", allow_different):
         renew(before).check_same(renew(after), where=before.folder)
-    if not partial:
+    if not check_flag("partial", partial):
         before.check_complete()
         after.check_complete()
     names = [name for name in after.conditions if name in before.conditions]
@@ -189,6 +192,7 @@ def compare_runs(
         contrasts=adjust_family(contrasts),
         failures=_list_failures(new),
         notes=(*new.notes, *notes),
+        readouts=_audit(new, names),
     )
 
 
@@ -230,6 +234,16 @@ def _only(rows: ScoredRows, items: set[str]) -> ScoredRows:
     return dataclasses.replace(
         rows, questions=keep(rows.questions), captions=keep(rows.captions)
     )
+
+
+def _audit(rows: ScoredRows, conditions: Sequence[str]) -> dict[str, ReadoutAudit]:
+    """Read each condition's yes/no answers in every way."""
+    found = {}
+    for name in conditions:
+        own = rows.questions[rows.questions.condition == name]
+        if len(own):
+            found[name] = audit_readouts(own.assign(present=own.present.astype(bool)))
+    return found
 
 
 def _list_failures(rows: ScoredRows) -> tuple[dict[str, Any], ...]:

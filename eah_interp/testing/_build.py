@@ -17,12 +17,14 @@ from transformers import (
     ProcessorMixin,
 )
 
+from eah_interp.arguments import by_name
 from eah_interp.errors import SettingsError, UnsupportedError
 from eah_interp.testing._facts import Family, Size, call_processor
 from eah_interp.testing._families import FAMILIES
 from eah_interp.testing._tokenizer import build_tokenizer
 
 
+@by_name
 def tiny_lvlm(
     family: str = "llava",
     *,
@@ -85,6 +87,7 @@ def tiny_lvlm(
     return model if model.dtype == dtype else model.to(dtype)
 
 
+@by_name
 def tiny_tokenizer(family: str = "llava") -> PreTrainedTokenizerFast:
     """Build the family's tokenizer: some 200 words and its special tokens.
 
@@ -96,6 +99,7 @@ def tiny_tokenizer(family: str = "llava") -> PreTrainedTokenizerFast:
     return build_tokenizer(facts.specials, named=facts.named, add_bos=facts.add_bos)
 
 
+@by_name
 def tiny_processor(family: str = "llava") -> ProcessorMixin:
     """Build the family's real processor around a tiny tokenizer, left-padding.
 
@@ -122,6 +126,7 @@ def tiny_processor(family: str = "llava") -> ProcessorMixin:
     return facts.build_processor(tiny_tokenizer(family))
 
 
+@by_name
 def tiny_folder(path: str | Path, family: str = "llava", **changes: Any) -> Path:
     """Save a tiny model and its processor where `from_pretrained(path)` finds them.
 
@@ -142,6 +147,7 @@ def tiny_folder(path: str | Path, family: str = "llava", **changes: Any) -> Path
     return folder
 
 
+@by_name
 def tiny_inputs(
     family: str = "llava",
     *,
@@ -184,6 +190,7 @@ def tiny_inputs(
     return call_processor(tiny_processor(family), images, prompts)
 
 
+@by_name
 def random_image(seed: int = 0, *, width: int = 32, height: int = 32) -> Image.Image:
     """Draw an image of 8 x 8 randomly coloured cells, the same for the same seed.
 

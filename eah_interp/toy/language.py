@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
-from eah_interp.arguments import check_kind, check_text
+from eah_interp.arguments import by_name, check_kind, check_text
 from eah_interp.errors import InputError, SettingsError, show_value
 from eah_interp.indices import check_integer, to_list
 from eah_interp.toy.render import Scene
@@ -93,6 +93,7 @@ def answer_word(present: bool) -> str:  # noqa: FBT001 - the fact itself, not a 
     return "Yes" if present else "No"
 
 
+@by_name
 def prompt_for(text: str, *, image_tokens: int = 1) -> str:
     r"""Return the single-turn prompt that the chat template makes of a question.
 
@@ -141,6 +142,7 @@ def mentions_in(text: str) -> tuple[str, ...]:
     return tuple(word for word in words if word in OBJECTS)
 
 
+@by_name
 def objects_in(text: str) -> tuple[str, ...]:
     """Find the objects a text names, each once, in order of first mention.
 
@@ -173,6 +175,7 @@ def co_occurrence(
     return tuple(tuple(int(v) for v in row) for row in counts)
 
 
+@by_name
 def questions_for(
     scene: Scene, *, sampling: Sampling = "random", pairs: int = 1, seed: int = 0
 ) -> tuple[Question, ...]:
@@ -281,6 +284,7 @@ def list_pieces() -> list[tuple[str, float]]:
     return list(pieces.items())
 
 
+@by_name
 def build_tokenizer() -> "PreTrainedTokenizerFast":
     """Build the tokenizer: `<s>` first, left padding, text restored exactly.
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import torch
 
+from eah_interp.arguments import by_name
 from eah_interp.errors import ExtraMissingError, SettingsError, show_value
 from eah_interp.toy.language import SPECIAL_TOKENS, list_pieces
 from eah_interp.toy.world import World
@@ -145,6 +146,7 @@ INSTALL_TOYS = "pip install ./toys"
 """What installs the other toys, in a clone of the repository."""
 
 
+@by_name
 def toy_path(name: ToyName = "seed-0") -> Path:
     """Return the folder of a toy's weights, tokenizer and processor.
 

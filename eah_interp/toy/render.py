@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
+from eah_interp.results import Part
 from eah_interp.toy.world import COLOURS, OBJECTS, SPLITS, Placement, Split, World
 
 if TYPE_CHECKING:
@@ -249,8 +250,8 @@ LABEL_SHARE = 0.2
 """A patch carries an object's label if the object owns this share of its pixels."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Scene:
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Scene(Part):
     """One drawn image and everything that is true of it.
 
     Attributes:
@@ -275,6 +276,13 @@ class Scene:
     seed: int
     split: Split
     world: World
+
+    def _about(self) -> str:
+        height, width = self.image.shape[:2]
+        return (
+            f"number {self.seed} of the {self.split} split, {width} x {height} pixels: "
+            f"{', '.join(self.objects) or 'no objects'}"
+        )
 
     def pil(self) -> "Image.Image":
         """Convert the image to a PIL image."""

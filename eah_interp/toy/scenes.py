@@ -11,13 +11,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from eah_interp.arguments import check_kind
+from eah_interp.arguments import by_name, check_kind
 from eah_interp.errors import InputError, SettingsError, show_value
 from eah_interp.indices import check_integer, to_list
 from eah_interp.toy.render import Scene, render_scene
 from eah_interp.toy.world import OBJECTS, SPLITS, Split, World, draw_objects, plan_scene
 
 
+@by_name
 def draw_scene(
     seed: int,
     *,
@@ -63,6 +64,7 @@ def draw_scene(
     return render_scene(plan, seed=seed, split=split, world=world)
 
 
+@by_name
 def draw_scenes(
     seeds: Sequence[int], *, split: Split = "test", world: World | None = None
 ) -> list[Scene]:
@@ -80,6 +82,7 @@ def draw_scenes(
     return [draw_scene(seed, split=split, world=world) for seed in listed]
 
 
+@by_name
 def without_object(scene: Scene, name: str) -> Scene:
     """Redraw a scene with one object removed and nothing else changed.
 
@@ -103,6 +106,7 @@ def without_object(scene: Scene, name: str) -> Scene:
     return render_scene(plan, seed=scene.seed, split=scene.split, world=scene.world)
 
 
+@by_name
 def with_object_swapped(scene: Scene, name: str, *, by: str) -> Scene:
     """Redraw a scene with another object in one object's place, size and colours.
 

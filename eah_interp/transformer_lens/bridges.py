@@ -8,11 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from eah_interp.arguments import by_name
 from eah_interp.errors import ExtraMissingError, ModelError
 from eah_interp.lvlm import LVLM
 from eah_interp.lvlm.weights import check_plain
 
 
+@by_name
 def to_bridge(model: LVLM) -> Any:
     """Build a `TransformerBridge` that shares an LVLM's weights.
 

@@ -7,11 +7,13 @@ import torch
 from torch import Tensor
 
 from eah_interp._types import ColumnMask
+from eah_interp.arguments import by_name
 from eah_interp.errors import InputError, SettingsError, UnsupportedError
 from eah_interp.interventions import EAH, EAHPatch, LayerPatch
 from eah_interp.kernels.broadcast import broadcast_keys, broadcast_queries
 from eah_interp.kernels.patterns import PatternBlock, find_visible
 from eah_interp.kernels.sinks import score_columns
+from eah_interp.lvlm.anatomy import name_model
 from eah_interp.lvlm.spans import image_mask, image_token_id
 from eah_interp.transformer_lens.bridges import (
     find_attention,
@@ -184,13 +186,15 @@ class EAHHooks(list[tuple[str, Hook]]):
 
     Attributes:
         eah: The settings.
+        model: The model's name.
         patches: What was done in each layer, filled in by the forward pass.
     """
 
-    def __init__(self, eah: EAH) -> None:
+    def __init__(self, eah: EAH, model: str = "") -> None:
         """Begin without hooks."""
         super().__init__()
         self.eah = eah
+        self.model = model
         self.patches: dict[int, LayerPatch] = {}
 
     @property
@@ -204,11 +208,11 @@ class EAHHooks(list[tuple[str, Hook]]):
         if missing:
             msg = f"no forward pass has reached layers {missing} yet; run the bridge"
             raise InputError(msg)
-        return EAHPatch(
-            self.eah, tuple(self.patches[layer] for layer in self.eah.layers)
-        )
+        layers = tuple(self.patches[layer] for layer in self.eah.layers)
+        return EAHPatch(self.eah, layers, model=self.model)
 
 
+@by_name
 def eah_hooks(
     bridge: Any, eah: EAH | None = None, *, inputs: Mapping[str, Any]
 ) -> EAHHooks:
@@ -255,7 +259,7 @@ def eah_hooks(
         )
         raise SettingsError(msg)
     tokens, images = read_masks(bridge, inputs)
-    hooks = EAHHooks(eah)
+    hooks = EAHHooks(eah, name_model(bridge.original_model))
     for layer in eah.layers:
         find_attention(bridge, layer)
     eah.check_fits(n_heads=bridge.cfg.n_heads)

@@ -7,16 +7,19 @@ import torch
 from torch import Tensor
 
 from eah_interp._types import Definition
+from eah_interp.arguments import by_name
 from eah_interp.errors import InputError
 from eah_interp.interventions import EAH, SinkMap
 from eah_interp.interventions.intervention import list_layers
 from eah_interp.kernels.patterns import find_visible
 from eah_interp.kernels.sinks import choose_donors, score_columns
+from eah_interp.lvlm.anatomy import name_model
 from eah_interp.lvlm.spans import find_spans
 from eah_interp.transformer_lens.bridges import pattern_name
 from eah_interp.transformer_lens.hooks import read_masks
 
 
+@by_name
 def score_sinks(
     source: Any,
     *,
@@ -74,6 +77,7 @@ def score_sinks(
         columns = scores.columns.cpu()
     stacked = torch.stack(density, 1)
     return SinkMap(
+        model=name_model(bridge.original_model),
         layers=tuple(layers),
         density=stacked,
         sinks=torch.stack(sinks, 1),

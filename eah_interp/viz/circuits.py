@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
 import torch
@@ -15,7 +15,14 @@ from eah_interp.errors import InputError, SettingsError
 from eah_interp.indices import check_choice, check_columns
 from eah_interp.lvlm.images import ImageLike, read_image
 from eah_interp.lvlm.spans import Box, ImageSpan
+from eah_interp.results import Result
+from eah_interp.shown_results import list_largest
+from eah_interp.viz.heads import plot_values
 from eah_interp.viz.widgets import Widget
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 By = Literal["image", "part", "row"]
 """What becomes one token: an image, each of its grids, or each row of patches."""
@@ -39,8 +46,8 @@ class Tokens:
 # ---- Patterns over fewer tokens: an image's tokens as one, or as a few.
 
 
-@dataclass(frozen=True)
-class GroupedPatterns:
+@dataclass(frozen=True, eq=False, repr=False)
+class GroupedPatterns(Result):
     """Rows of patterns over groups of tokens.
 
     Attributes:
@@ -62,6 +69,45 @@ class GroupedPatterns:
     def whole(self) -> bool:
         """Whether every group attends: whole patterns were read."""
         return self.queries == tuple(range(len(self.groups)))
+
+    def _about(self) -> str:
+        n_heads, n_rows, n_groups = self.weights.shape
+        return (
+            f"{n_heads} heads ({', '.join(self.names[:6])}), {n_rows} rows over "
+            f"{n_groups} groups of tokens; largest weight first"
+        )
+
+    def _first(self, k: int) -> pd.DataFrame:
+        def label(cell: tuple[int, ...]) -> dict[str, Any]:
+            head, row, group = cell
+            return {
+                "name": self.names[head],
+                "query": self.queries[row],
+                "token": self.labels[group],
+            }
+
+        return list_largest({"weight": self.weights}, by="weight", k=k, label=label)
+
+    def plot(self, head: str | None = None, *, ax: "Axes | None" = None) -> "Figure":
+        """Draw one head's grouped rows.
+
+        Args:
+            head: Its name, such as `"L1H3"`; the first when None.
+            ax: Axes of matplotlib to draw into; a figure of its own when None.
+
+        Raises:
+            SettingsError: If there is no such head, or `ax` is no axes.
+            ExtraMissingError: If matplotlib is not installed.
+        """
+        name = self.names[0] if head is None and self.names else head
+        check_choice("head", name, list(self.names))
+        return plot_values(
+            self.weights[self.names.index(str(name))],
+            title=f"attention of {name}",
+            rows="row",
+            columns="group of tokens",
+            ax=ax,
+        )
 
     def frame(self) -> pd.DataFrame:
         """List every weight.

@@ -4,7 +4,7 @@ import io
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from eah_interp.errors import ExtraMissingError
+from eah_interp.errors import ExtraMissingError, SettingsError, show_value
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -49,6 +49,52 @@ def make_figure(*, width: float = COLUMN_WIDTH, height: float) -> "Figure":
     FigureCanvasAgg(figure)
     vars(figure)["_repr_png_"] = partial(_write_png, figure)
     return figure
+
+
+def open_axes(ax: Any, *, width: float = COLUMN_WIDTH, height: float) -> Any:
+    """Take the axes that a user gave, or make a figure with axes of its own.
+
+    Args:
+        ax: The user's; None for new ones.
+        width: Of a new figure, in inches.
+        height: Of a new figure, in inches.
+
+    Raises:
+        SettingsError: If `ax` is something else.
+        ExtraMissingError: If matplotlib is not installed.
+    """
+    if ax is None:
+        return make_figure(width=width, height=height).add_subplot()
+    if not callable(getattr(ax, "imshow", None)) or not hasattr(ax, "figure"):
+        msg = (
+            "ax must be one axes of matplotlib, such as plt.subplots()[1], or be left "
+            f"out, got {show_value(ax)}"
+        )
+        raise SettingsError(msg)
+    return ax
+
+
+def refuse_axes(ax: object, *, panels: str) -> None:
+    """Refuse axes where several are drawn.
+
+    Raises:
+        SettingsError: If `ax` was given.
+    """
+    if ax is not None:
+        msg = (
+            f"this plot has {panels} and makes a figure for them: leave ax out, and "
+            "find its axes in figure.axes"
+        )
+        raise SettingsError(msg)
+
+
+def explain(axes: Any, *, alone: bool, loc: str, **options: Any) -> None:
+    """Add a legend: outside the axes of a figure of ours, inside a user's own."""
+    options = {"frameon": False, "fontsize": 7} | options
+    if alone:
+        axes.figure.legend(loc=f"outside {loc}", **options)
+    else:
+        axes.legend(loc="best", **options)
 
 
 def _write_png(figure: "Figure") -> bytes:

@@ -1,5 +1,6 @@
 """Figures of effects on objects' logits: by head, by component, by object, by depth."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -12,13 +13,17 @@ from eah_interp.viz.figures import (
     PLAIN,
     add_bar,
     escape,
+    explain,
     make_figure,
+    open_axes,
+    refuse_axes,
     style_lines,
     tick_heads,
     write_beside,
 )
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from torch import Tensor
 
@@ -26,18 +31,26 @@ Panels = Mapping[str, "Tensor"]
 """A `[layer head]` tensor for each panel's title."""
 
 
-def plot_heads(panels: Panels, *, layers: Iterable[int], title: str) -> "Figure":
+def plot_heads(
+    panels: Panels,
+    *,
+    layers: Iterable[int],
+    title: str,
+    ax: "Axes | None" = None,
+) -> "Figure":
     """Draw effects of heads by layer and head, signs told apart, one scale for all.
 
     Args:
         panels: A `[layer head]` tensor for each panel's title; NaN stays blank.
         layers: Decoder index of each layer.
         title: What the effects are on.
+        ax: Axes to draw one panel into; a figure of its own when None.
 
     Returns:
         A matplotlib figure: one column wide, of several panels a page.
 
     Raises:
+        SettingsError: If axes are given for several panels.
         ExtraMissingError: If matplotlib is not installed.
 
     Example:
@@ -47,6 +60,13 @@ def plot_heads(panels: Panels, *, layers: Iterable[int], title: str) -> "Figure"
         >>> figure.axes[0].get_title()
         'plain'
     """
+    if len(panels) > 1:
+        refuse_axes(ax, panels=f"{len(panels)} panels")
+    if ax is not None:
+        axes = open_axes(ax, height=1.0)
+        _fill_axes([axes], panels, layers=list(layers), title=title)
+        given: Figure = axes.figure
+        return given
     figure = make_figure(width=_width(panels), height=_height(panels))
     _draw_heads(figure, panels, layers=list(layers), title=title)
     return figure
@@ -81,39 +101,102 @@ def _width(panels: Panels) -> float:
 
 def _height(panels: Panels) -> float:
     n_layers, n_heads = next(iter(panels.values())).shape
-    cell = min(max(COLUMN_WIDTH * 0.78 / n_heads, 0.09), 0.22)
+    cell = min(max(COLUMN_WIDTH * 0.78 / max(n_heads, 1), 0.09), 0.22)
     return max(1.7, 0.9 + n_layers * cell)
 
 
 def _draw_heads(figure: Any, panels: Panels, *, layers: list[int], title: str) -> None:
     """Draw panels side by side with one colour bar."""
+    all_axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
+    _fill_axes(list(all_axes), panels, layers=layers, title=title)
+
+
+def _fill_axes(
+    all_axes: Sequence[Any], panels: Panels, *, layers: list[int], title: str
+) -> None:
     tensors = {name: panel.float().numpy() for name, panel in panels.items()}
     # heads that were left out are NaN, and stay blank
-    sizes = [float(panel.abs().nan_to_num().max()) for panel in panels.values()]
+    sizes = [
+        float(panel.abs().nan_to_num().max()) if panel.numel() else 0.0
+        for panel in panels.values()
+    ]
     most = max(sizes) or 1.0
-    all_axes = figure.subplots(1, len(tensors), squeeze=False, sharey=True)[0]
     for axes, (name, panel) in zip(all_axes, tensors.items(), strict=True):
         drawn = axes.imshow(panel, cmap="PuOr", vmin=-most, vmax=most, aspect="auto")
         axes.set_title(name, size=8)
         axes.set_xlabel("head")
         tick_heads(axes, layers, panel.shape[1])
     all_axes[0].set_ylabel("decoder layer")
-    add_bar(figure, list(all_axes), drawn, label=title)
+    add_bar(all_axes[0].figure, list(all_axes), drawn, label=title)
+
+
+def plot_values(
+    values: "Tensor",
+    *,
+    title: str,
+    rows: str,
+    columns: str,
+    ax: "Axes | None" = None,
+) -> "Figure":
+    """Draw a matrix of numbers, signs told apart.
+
+    Args:
+        values: `[row column]`; NaN stays blank.
+        title: What the numbers are.
+        rows: What each row is.
+        columns: What each column is.
+        ax: Axes to draw into; a figure of its own when None.
+
+    Returns:
+        A matplotlib figure, one column wide.
+
+    Raises:
+        ExtraMissingError: If matplotlib is not installed.
+
+    Example:
+        >>> import torch
+        >>> shown = {"title": "learned", "rows": "item", "columns": "position"}
+        >>> plot_values(torch.eye(2), **shown).axes[0].get_xlabel()
+        'position'
+    """
+    axes = open_axes(ax, height=min(1.2 + 0.12 * len(values), 4.0))
+    most = float(values.abs().nan_to_num().max()) if values.numel() else 0.0
+    drawn = axes.imshow(
+        values.float().numpy(),
+        cmap="PuOr",
+        vmin=-(most or 1.0),
+        vmax=most or 1.0,
+        aspect="auto",
+        interpolation="nearest",
+    )
+    axes.set_xlabel(columns)
+    axes.set_ylabel(rows)
+    axes.locator_params(integer=True)
+    style_lines(axes)
+    add_bar(axes.figure, axes, drawn, label=title)
+    figure: Figure = axes.figure
+    return figure
 
 
 # ---- Bars: the components with the largest effects.
 
 
 def plot_bars(
-    names: Sequence[str], runs: Mapping[str, Sequence[float]], *, title: str, axis: str
+    names: Sequence[str],
+    runs: Mapping[str, Sequence[float]],
+    *,
+    title: str,
+    axis: str,
+    ax: "Axes | None" = None,
 ) -> "Figure":
     """Draw a bar for each component and run, the change written beside two.
 
     Args:
         names: The components, from the top down.
-        runs: Their effects, `plain` and, where there is one, `patched`.
+        runs: Their effects, `plain` and, where there is one, `patched`; or two others.
         title: Which components they are.
         axis: What the effects are on.
+        ax: Axes to draw into; a figure of its own when None.
 
     Returns:
         A matplotlib figure, one column wide.
@@ -127,13 +210,12 @@ def plot_bars(
         >>> [text.get_text() for text in figure.axes[0].texts]
         ['-0.8', '+0.1']
     """
-    figure = make_figure(height=0.8 + (0.07 + 0.09 * len(runs)) * len(names))
-    axes = figure.add_subplot()
+    axes = open_axes(ax, height=0.8 + (0.07 + 0.09 * len(runs)) * len(names))
     thick = 0.8 / len(runs)
     for number, (run, effects) in enumerate(runs.items()):
         shift = (number - (len(runs) - 1) / 2) * thick
         places = [row + shift for row in range(len(names))]
-        colour = {"plain": PLAIN, "patched": PATCHED}[run]
+        colour = (PLAIN, PATCHED)[number]
         axes.barh(places, effects, height=thick, color=colour, label=run)
     axes.set_yticks(range(len(names)), list(names))
     axes.set_ylim(len(names) - 0.4, -0.6)
@@ -144,6 +226,8 @@ def plot_bars(
     if len(runs) > 1:
         axes.margins(x=0.14)  # leaves room for the changes
         for row, (before, after) in enumerate(zip(*runs.values(), strict=True)):
+            if math.isnan(before) or math.isnan(after):  # nothing stands there
+                continue
             axes.annotate(
                 f"{after - before:+.2g}",
                 (max(before, after, 0), row),
@@ -152,7 +236,8 @@ def plot_bars(
                 va="center",
                 fontsize=6.5,
             )
-        figure.legend(loc="outside upper center", ncols=2, frameon=False, fontsize=7)
+        explain(axes, alone=ax is None, loc="upper center", ncols=2)
+    figure: Figure = axes.figure
     return figure
 
 
@@ -262,7 +347,11 @@ MOST_TICKS = 12
 
 
 def plot_curves(
-    curves: Mapping[str, Mapping[str, "Tensor"]], *, points: Sequence[str], axis: str
+    curves: Mapping[str, Mapping[str, "Tensor"]],
+    *,
+    points: Sequence[str],
+    axis: str,
+    ax: "Axes | None" = None,
 ) -> "Figure":
     """Draw curves over depth, grey for the plain run and blue for the patched one.
 
@@ -271,6 +360,7 @@ def plot_curves(
             mean`) a number for each point.
         points: Where they were read, the embedding first.
         axis: What they are of.
+        ax: Axes to draw into; a figure of its own when None.
 
     Returns:
         A matplotlib figure, one column wide.
@@ -285,8 +375,7 @@ def plot_curves(
         >>> [line.get_label() for line in figure.axes[0].lines]
         ['answer']
     """
-    figure = make_figure(height=2.4)
-    axes = figure.add_subplot()
+    axes = open_axes(ax, height=2.4)
     for run, colour in (("plain", PLAIN), ("patched", PATCHED)):
         for name, style in LINES.items():
             if run not in curves or name not in curves[run]:
@@ -308,11 +397,7 @@ def plot_curves(
     axes.set_xlabel("read after")
     axes.set_ylabel(escape(axis))
     style_lines(axes)
-    figure.legend(
-        loc="outside upper center",
-        ncols=len(curves),
-        frameon=False,
-        fontsize=7,
-        handlelength=2.6,
-    )
+    alone: dict[str, Any] = {"alone": ax is None, "loc": "upper center"}
+    explain(axes, **alone, ncols=len(curves), handlelength=2.6)
+    figure: Figure = axes.figure
     return figure

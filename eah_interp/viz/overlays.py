@@ -8,12 +8,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageEnhance
 
-from eah_interp.arguments import check_mapping
+from eah_interp.arguments import by_name, check_mapping
 from eah_interp.errors import InputError, UnsupportedError
 from eah_interp.indices import check_columns
 from eah_interp.lvlm.images import ImageLike, read_image
 from eah_interp.lvlm.spans import Box, ImagePart, ImageSpan
-from eah_interp.viz.figures import COLUMN_WIDTH, PAGE_WIDTH, add_bar, make_figure
+from eah_interp.viz.figures import (
+    COLUMN_WIDTH,
+    PAGE_WIDTH,
+    add_bar,
+    escape,
+    make_figure,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -31,6 +37,7 @@ LEAST_SIDE = 480
 """Smaller images are enlarged by a whole factor, pixels kept sharp."""
 
 
+@by_name
 def draw_sinks(
     image: ImageLike, span: ImageSpan, *, columns: Iterable[int]
 ) -> Image.Image:
@@ -94,6 +101,7 @@ def draw_sinks(
     return drawn
 
 
+@by_name
 def plot_sinks(
     image: ImageLike, span: ImageSpan, *, columns: Mapping[str, Iterable[int]]
 ) -> "Figure":
@@ -173,6 +181,26 @@ def scale_box(box: Box, size: tuple[int, int]) -> tuple[int, int, int, int]:
 
 
 # ---- Effects of image tokens, signs told apart.
+
+
+def blank_image(parts: Sequence[ImagePart]) -> Image.Image:
+    """Make a white image in the shape of the one that grids of image tokens show.
+
+    Args:
+        parts: The grids; the first whose region is known says the shape.
+    """
+    for part in parts:
+        if part.box is not None and part.columns:
+            left, top, right, bottom = part.box
+            width = len(part.columns[0]) / (right - left)
+            height = len(part.columns) / (bottom - top)
+            dots = BLANK_SIDE / max(width, height)
+            size = max(1, round(width * dots)), max(1, round(height * dots))
+            return Image.new("RGB", size, "white")
+    return Image.new("RGB", (BLANK_SIDE, BLANK_SIDE), "white")
+
+
+BLANK_SIDE = 480
 
 
 POSITIVE, NEGATIVE = (84, 39, 136), (179, 88, 6)
@@ -288,7 +316,7 @@ def draw_heat(
     colours = Image.new("RGB", size)
     opaque = Image.new("L", size)
     paint, mask = ImageDraw.Draw(colours), ImageDraw.Draw(opaque)
-    marked = frozenset(outlined)
+    marked = check_columns("outlined", outlined)
     edges = []
     for part, grid in parts:
         if part.box is None:
@@ -347,6 +375,12 @@ def _add_effect_bar(
 MOST_ABREAST = 4
 """So many panels stand side by side at most."""
 
+STRIP = 6
+"""So many panels of a strip stand side by side at most."""
+
+LONGEST_WORD = 16
+"""Letters of a word above a panel of a strip; the rest is cut."""
+
 
 @dataclass(frozen=True)
 class Panel:
@@ -393,22 +427,99 @@ def plot_attention_panels(
     """
     image = read_image(image)
     kinds = _list_kinds(parts)
-    weights = [float(grid.nan_to_num().max()) for one in panels for grid in one.grids]
-    most = max(weights, default=0.0) or 1.0
+    most = _find_most(panels)
     n_panels = len(panels) * len(kinds)
     across = _count_abreast(n_panels, of_a_head * len(kinds))
     figure, all_axes = _lay_panels(image, n_panels, across=across)
     drawn = [(one, kind) for one in panels for kind in kinds]
     for axes, (one, kind) in zip(all_axes, drawn, strict=False):
-        marked = one.outlined if outline else ()
-        chosen = _choose(parts, one.grids, kind)
-        heat = draw_heat(image, chosen, most=most, outlined=marked)
-        axes.imshow(heat, interpolation="antialiased")
+        _draw_panel(axes, image, parts, one, kind=kind, most=most, outline=outline)
         which = "" if len(kinds) == 1 else f"\n{kind}"
         axes.set_title(one.title + which, size=8, pad=3)
     _add_attention_bar(figure, all_axes, most=most)
     _explain_outlines(figure, outline=outline)
     return figure
+
+
+def plot_attention_strips(
+    image: ImageLike,
+    parts: Sequence[ImagePart],
+    strips: Mapping[str, Sequence[Panel]],
+    *,
+    outline: bool = True,
+) -> "Figure":
+    """Draw strips of attention to patches on the image, such as one map a word.
+
+    Colours, outlines and parts are those of `plot_attention_panels`. A strip that is
+    too long for the page goes on below; its name stands before each of its lines.
+
+    Args:
+        image: The original image.
+        parts: Its grids of image tokens.
+        strips: Panels by the name of their strip.
+        outline: Whether to outline what panels name.
+
+    Returns:
+        A matplotlib figure, as wide as a page.
+
+    Raises:
+        UnsupportedError: If it is not known which part of the image a grid shows.
+        ExtraMissingError: If matplotlib is not installed.
+    """
+    image = read_image(image)
+    kinds = _list_kinds(parts)
+    across = min(max(map(len, strips.values())), STRIP)
+    lines = [
+        (name if len(kinds) == 1 else f"{name}\n{kind}", kind, panels[at : at + across])
+        for name, panels in strips.items()
+        for kind in kinds
+        for at in range(0, len(panels), across)
+    ]
+    most = _find_most([panel for panels in strips.values() for panel in panels])
+    figure, all_axes = _lay_panels(
+        image, len(lines) * across, across=across, wide=True, above=0.4
+    )
+    for place, (name, kind, panels) in enumerate(lines):
+        line = all_axes[place * across : (place + 1) * across]
+        line[0].set_ylabel(escape(name), fontsize=8)
+        for axes, one in zip(line, panels, strict=False):
+            _draw_panel(axes, image, parts, one, kind=kind, most=most, outline=outline)
+            axes.set_title(_cut_word(one.title), size=7, pad=3)
+        for spare in line[len(panels) :]:
+            spare.set_axis_off()
+    _add_attention_bar(figure, all_axes, most=most)
+    _explain_outlines(figure, outline=outline)
+    return figure
+
+
+def _cut_word(title: str) -> str:
+    """Cut a long word in the first line of a title."""
+    word, _, rest = title.partition("\n")
+    if len(word) > LONGEST_WORD:
+        word = f"{word[: LONGEST_WORD - 1]}\N{HORIZONTAL ELLIPSIS}"
+    return escape(f"{word}\n{rest}")
+
+
+def _find_most(panels: Sequence[Panel]) -> float:
+    """Find the weight that gets the strongest colour."""
+    weights = [float(grid.nan_to_num().max()) for one in panels for grid in one.grids]
+    return max(weights, default=0.0) or 1.0
+
+
+def _draw_panel(
+    axes: Any,
+    image: Image.Image,
+    parts: Sequence[ImagePart],
+    panel: Panel,
+    *,
+    kind: str,
+    most: float,
+    outline: bool,
+) -> None:
+    marked = panel.outlined if outline else ()
+    chosen = _choose(parts, panel.grids, kind)
+    heat = draw_heat(image, chosen, most=most, outlined=marked)
+    axes.imshow(heat, interpolation="antialiased")
 
 
 def _count_abreast(n_panels: int, of_a_head: int) -> int:
@@ -420,14 +531,19 @@ def _count_abreast(n_panels: int, of_a_head: int) -> int:
 
 
 def _lay_panels(
-    image: Image.Image, n_panels: int, *, across: int
+    image: Image.Image,
+    n_panels: int,
+    *,
+    across: int,
+    wide: bool = False,
+    above: float = 0.25,
 ) -> tuple["Figure", list[Any]]:
     """Make a figure of panels in the image's shape, and leave no empty frames."""
     down = -(-n_panels // across)
     shape = _shape(image)
-    width = COLUMN_WIDTH if across <= 2 else PAGE_WIDTH
-    side = min((width - 0.55) / across, 2.5 / max(shape, 1.0))
-    figure = make_figure(width=width, height=(side * shape + 0.25) * down + 0.3)
+    width = COLUMN_WIDTH if across <= 2 and not wide else PAGE_WIDTH
+    side = min((width - (0.95 if wide else 0.55)) / across, 2.5 / max(shape, 1.0))
+    figure = make_figure(width=width, height=(side * shape + above) * down + 0.3)
     figure.set_layout_engine("compressed")  # panels keep the image's shape
     grid = figure.subplots(down, across, squeeze=False)
     axes = list(grid.flat)

@@ -7,6 +7,7 @@ that method's options.
 
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
+from eah_interp.arguments import by_name
 from eah_interp.errors import InputError, show_value
 
 if TYPE_CHECKING:
@@ -50,48 +51,56 @@ class Effects(Protocol):
         """Draw the components with the largest effects."""
 
 
+@by_name
 def plot_sink_map(found: Plotted, **options: Any) -> "Figure":
     """Draw sink density by layer and head: `SinkMap.plot`."""
     _check(found, "plot")
     return found.plot(**options)
 
 
+@by_name
 def plot_donors(found: Plotted, **options: Any) -> "Figure":
     """Draw one layer's heads, plain beside patched: `BroadcastScores.plot`."""
     _check(found, "plot")
     return found.plot(**options)
 
 
+@by_name
 def plot_attention(found: Plotted, image: "ImageLike", **options: Any) -> "Figure":
     """Draw what heads attend to on the image: `HeadPatterns.plot`."""
     _check(found, "plot")
     return found.plot(image, **options)
 
 
+@by_name
 def plot_targets(found: Effects) -> "Figure":
     """Draw effects of heads on every target: `HeadAttribution.plot_targets`."""
     _check(found, "plot_targets")
     return found.plot_targets()
 
 
+@by_name
 def plot_top(found: Effects, target: int = 0, **options: Any) -> "Figure":
     """Draw the components with the largest effects: `HeadAttribution.plot_top`."""
     _check(found, "plot_top")
     return found.plot_top(target, **options)
 
 
+@by_name
 def group_patterns(found: Patterns, **options: Any) -> "GroupedPatterns":
     """Put an image's tokens together: `HeadPatterns.group`."""
     _check(found, "group")
     return found.group(**options)
 
 
+@by_name
 def show_attention(found: Patterns, **options: Any) -> "Widget":
     """Show whole patterns, to click through: `HeadPatterns.show`."""
     _check(found, "show")
     return found.show(**options)
 
 
+@by_name
 def show_tokens(found: Patterns, **options: Any) -> "Widget":
     """Show what one row of each head attends to: `HeadPatterns.show_tokens`."""
     _check(found, "show_tokens")

@@ -7,7 +7,9 @@ from eah_interp.viz.figures import (
     COLUMN_WIDTH,
     DONOR,
     add_bar,
+    explain,
     make_figure,
+    open_axes,
     tick_heads,
     write_beside,
 )
@@ -29,6 +31,7 @@ def plot_density_map(
     layers: Sequence[int],
     densest: Sequence[int],
     donors: Mapping[int, int] | None = None,
+    ax: "Axes | None" = None,
 ) -> "Figure":
     """Draw sink density by layer and head.
 
@@ -39,6 +42,7 @@ def plot_density_map(
         layers: Decoder index of each layer.
         densest: Densest head of each layer; -1 for none.
         donors: Donor head of each patched layer; -1 for none.
+        ax: Axes to draw into; a figure of its own when None.
 
     Returns:
         A matplotlib figure, one column wide.
@@ -54,12 +58,10 @@ def plot_density_map(
     """
     shown = density.float().numpy()
     n_layers, n_heads = shown.shape
-    cell = COLUMN_WIDTH * 0.78 / n_heads
-    figure = make_figure(height=1.1 + n_layers * min(max(cell, 0.09), 0.3))
-    axes = figure.add_subplot()
-    drawn = axes.imshow(
-        shown * 100, cmap="cividis", vmin=0, vmax=max(shown.max() * 100, 1)
-    )
+    cell = COLUMN_WIDTH * 0.78 / max(n_heads, 1)
+    axes = open_axes(ax, height=1.1 + n_layers * min(max(cell, 0.09), 0.3))
+    most = max(100 * shown.max(initial=0), 1)
+    drawn = axes.imshow(shown * 100, cmap="cividis", vmin=0, vmax=most)
     axes.set_aspect("auto")
     axes.set_xlabel("head")
     axes.set_ylabel("decoder layer")
@@ -75,19 +77,15 @@ def plot_density_map(
     if donors:
         marks.append(_outline((0.0, 0.0), 1, label="donor"))
     label = "sink density (% of image columns)"
-    add_bar(figure, axes, drawn, label=label, fraction=0.05)
-    figure.legend(
-        handles=marks,
-        loc="outside lower center",
-        ncols=len(marks),
-        frameon=False,
-        fontsize=8,
-    )
+    add_bar(axes.figure, axes, drawn, label=label, fraction=0.05)
+    alone: dict[str, Any] = {"alone": ax is None, "loc": "lower center"}
+    explain(axes, **alone, handles=marks, ncols=len(marks), fontsize=8)
+    figure: Figure = axes.figure
     return figure
 
 
 def _write_numbers(axes: "Axes", density: Any) -> None:
-    bright = density > 0.55 * max(density.max(), 0.01)
+    bright = density > 0.55 * max(density.max(initial=0), 0.01)
     for row, line in enumerate(density):
         for head, value in enumerate(line):
             axes.text(

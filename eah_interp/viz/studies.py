@@ -6,9 +6,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from eah_interp.statistics import Effect, estimate_mean
-from eah_interp.viz.figures import escape, make_figure, style_lines
+from eah_interp.viz.figures import (
+    escape,
+    explain,
+    make_figure,
+    open_axes,
+    style_lines,
+)
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 SERIES = (("#0072B2", "o"), ("#D55E00", "s"))
@@ -19,7 +26,10 @@ LONGEST = 26
 
 
 def plot_effects(
-    series: Mapping[str, Mapping[str, Effect | None]], *, axis: str
+    series: Mapping[str, Mapping[str, Effect | None]],
+    *,
+    axis: str,
+    ax: "Axes | None" = None,
 ) -> "Figure":
     """Draw effects by condition, with intervals.
 
@@ -30,6 +40,7 @@ def plot_effects(
         series: One or two, by name: the effect under each condition. The first has
             every condition.
         axis: What the effects are on.
+        ax: Axes to draw into; a figure of its own when None.
 
     Returns:
         A matplotlib figure, one column wide.
@@ -45,8 +56,8 @@ def plot_effects(
     """
     conditions = list(next(iter(series.values())))
     several = len(series) > 1
-    figure = make_figure(height=0.95 + len(conditions) * (0.24 if several else 0.17))
-    axes = figure.add_subplot()
+    height = 0.95 + len(conditions) * (0.24 if several else 0.17)
+    axes = open_axes(ax, height=height)
     axes.axvline(0, color="0.5", linewidth=0.7, zorder=0)
     for number, (effects, look) in enumerate(
         zip(series.values(), SERIES, strict=False)
@@ -62,7 +73,9 @@ def plot_effects(
     axes.spines["left"].set_visible(False)
     axes.tick_params(axis="y", length=0)
     if several:
-        _explain_series(figure, dict(zip(series, SERIES, strict=False)))
+        looks = dict(zip(series, SERIES, strict=False))
+        _explain_series(axes, looks, alone=ax is None)
+    figure: Figure = axes.figure
     return figure
 
 
@@ -106,7 +119,7 @@ def plot_layers(
     axes.set_ylabel(axis)
     style_lines(axes)
     if len(drawn) > 1:
-        _explain_series(figure, drawn)
+        _explain_series(axes, drawn, alone=True)
     return figure
 
 
@@ -183,20 +196,17 @@ def _draw(
     )
 
 
-def _explain_series(figure: "Figure", looks: Mapping[str, tuple[str, str]]) -> None:
+def _explain_series(
+    axes: Any, looks: Mapping[str, tuple[str, str]], *, alone: bool
+) -> None:
     from matplotlib.lines import Line2D
 
     handles = [
         Line2D([], [], color=colour, marker=mark, markersize=4, label=name)
         for name, (colour, mark) in looks.items()
     ]
-    figure.legend(
-        handles=handles,
-        loc="outside upper center",
-        ncols=len(handles),
-        frameon=False,
-        fontsize=7,
-    )
+    shown: dict[str, Any] = {"handles": handles, "ncols": len(handles)}
+    explain(axes, alone=alone, loc="upper center", **shown)
 
 
 def _shorten(name: str) -> str:

@@ -13,12 +13,15 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import numpy as np
+import pandas as pd
 from PIL import Image
 
-from eah_interp.arguments import check_mapping, check_path, check_text
+from eah_interp.arguments import by_name, check_mapping, check_path, check_text
 from eah_interp.errors import ExtraMissingError, SettingsError, show_value
 from eah_interp.files import make_folder, save_bytes
 from eah_interp.indices import check_choice, to_list
+from eah_interp.results import Part
 
 BUNDLE = Path("dist") / "cdn" / "iife.js"
 """CircuitsVis's JavaScript, inside its package."""
@@ -40,8 +43,8 @@ h1 { font-size: 1.3rem; }
 """
 
 
-@dataclass(frozen=True)
-class Widget:
+@dataclass(frozen=True, eq=False, repr=False)
+class Widget(Part):
     """One CircuitsVis element with its properties.
 
     Shown in a notebook, the first widget brings CircuitsVis's JavaScript (1.3 MB) and
@@ -77,6 +80,42 @@ class Widget:
         except (TypeError, ValueError) as error:
             msg = f"properties must be what JSON holds, without NaN: {error}"
             raise SettingsError(msg) from error
+
+    def _about(self) -> str:
+        n_tokens = len(self.properties.get("tokens", ()))
+        return f"{self.element} of {n_tokens} tokens. {self.caption}"
+
+    def frame(self) -> pd.DataFrame:
+        """List what the widget shows.
+
+        Returns:
+            Of patterns, columns `name query token value`: a head, the tokens that
+            attend and are read, and the weight. Of coloured tokens, `name token
+            value`: the button's label, empty where there is none.
+        """
+        given, tokens = self.properties, list(self.properties.get("tokens", ()))
+        if "attention" in given:
+            whole = np.asarray(given["attention"], dtype=float)
+            whole = whole.reshape(-1, len(tokens), len(tokens))
+            names = given.get("attentionHeadNames") or [""] * len(whole)
+            n_heads, n = len(whole), len(tokens)
+            head, row, column = np.indices((n_heads, n, n)).reshape(3, -1)
+            listed = {
+                "name": [names[one] for one in head],
+                "query": [tokens[one] for one in row],
+                "token": [tokens[one] for one in column],
+            }
+            return pd.DataFrame(listed | {"value": whole.flatten()})
+        values = np.asarray(given.get("values", ()), dtype=float)
+        values = values.reshape(len(tokens), -1)
+        labels = list(given.get("labels") or [""] * values.shape[1])
+        return pd.DataFrame(
+            {
+                "name": [label for label in labels for _ in tokens],
+                "token": tokens * len(labels),
+                "value": values.T.flatten(),
+            }
+        )
 
     def fragment(self) -> str:
         """Write the widget as HTML that finds the JavaScript in its page.
@@ -156,6 +195,7 @@ def share_page(widgets: Sequence[Widget], *, title: str = "CircuitsVis") -> str:
     )
 
 
+@by_name
 def save_page(
     widgets: Sequence[Widget], path: str | Path, *, title: str = "CircuitsVis"
 ) -> Path:
@@ -199,6 +239,7 @@ def read_bundle() -> str:
     )
 
 
+@by_name
 def restart_sharing() -> None:
     """Let the next widget that is shown bring the JavaScript again."""
     _SHARING.cell = _SHARING.run = None

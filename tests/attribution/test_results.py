@@ -8,8 +8,10 @@ import torch
 
 import eah_interp as eah
 from eah_interp.attribution import HeadAttribution, attribute_heads
-from eah_interp.attribution.results import FIELDS, Result, largest
+from eah_interp.attribution.results import largest
 from eah_interp.errors import ExtraMissingError, InputError, SettingsError
+from eah_interp.results import Result
+from eah_interp.saved_results import FIELDS
 from eah_interp.testing import random_image
 
 

@@ -1,6 +1,8 @@
 """What the documentation site is made of; `make docs` builds it with -W."""
 
 import doctest
+import importlib
+import inspect
 import json
 import re
 
@@ -15,6 +17,10 @@ ROOMS = sorted(
     p.stem for p in (ROOT / "docs" / "api").glob("*.md") if p.stem != "index"
 )
 EQUATION = re.compile(r"\$\$(.+?)\$\$|(?<![\\$`])\$([^$`\n]+?)\$", re.DOTALL)
+
+
+FILES = {"errors", "results"}
+"""Pages of the API that are of one file, all of whose classes they show."""
 
 
 def find_equations():
@@ -35,16 +41,16 @@ def test_every_public_room_has_a_page_of_the_api():
             r"^from .* as \w+$|^    \w+ as \w+,$", path.read_text(), re.MULTILINE
         )
     }
-    assert with_names - {"cli"} == set(ROOMS) - {"errors"}
+    assert with_names - {"cli"} == set(ROOMS) - FILES
 
 
 @pytest.mark.parametrize("room", ROOMS)
 def test_every_public_name_of_a_room_is_on_its_page(room, part):
     api = part("api")
-    if room == "errors":
-        import eah_interp.errors
-
-        names = {n for n in vars(eah_interp.errors) if n.endswith("Error")}
+    if room in FILES:
+        module = importlib.import_module(f"eah_interp.{room}")
+        own = [v for v in vars(module).values() if inspect.isclass(v)]
+        names = {kind.__name__ for kind in own if kind.__module__ == module.__name__}
     else:
         text = (ROOT / "eah_interp" / room / "__init__.py").read_text()
         names = set(re.findall(r"(\w+) as \1\b", text))
@@ -160,6 +166,15 @@ def test_the_page_of_citations_has_every_work_of_the_file(part):
     assert [f"title = {{{work['title']}}}" in page for work in works] == [True] * 3
     keys = re.findall(r"^@\w+{(\w+),", page, re.MULTILINE)
     assert len(set(keys)) == len(works)
+    for work in record["references"]:
+        family = [author["family-names"] for author in work["authors"]]
+        assert len(family) >= 9
+        line = next(x for x in page.splitlines() if f"{family[0]}, " in x)
+        assert "others" not in line
+        assert "arXiv:" in str(work.get("identifiers")) or work["end"] > work["start"]
+    assert "eprint = {2411.09968}," in page
+    assert "pages = {3512--3534}," in page
+    assert page.count("Jiawei") == 1, "an author of the second paper alone"
 
 
 @pytest.mark.parametrize("name", ["api", "citation", "docstrings", "offline"])

@@ -7,11 +7,13 @@ from typing import Any
 
 import eah_interp as eah
 from eah_interp import attribution
-from eah_interp.attribution.results import Result
+from eah_interp.results import Result
+from eah_interp.studies import StudyRun
 from tests.fuzz.harness import Input, Target
 from tests.fuzz.models import QUESTION, ask, model, odd_encoding, picture
 from tests.fuzz.mutated import change_file
 from tests.fuzz.values import Rng, change, input_of, odd, pick
+from tests.made_results import MAKERS, Size, make
 from tests.saved import plan
 
 MAY_BE_NAN = frozenset(
@@ -34,11 +36,12 @@ ASKED: dict[str, Any] = {
     "metric": "logit",
     "caption": None,
     "synonyms": None,
+    "truth": None,
 }
 FUNCTIONS: dict[str, dict[str, Any]] = {
-    "attribute_heads": {"patch": None, "sources": False},
-    "logit_lens": {"patch": None},
-    "attribute_patches": {"patch": None, "method": "contribution"},
+    "attribute_heads": {"patch": None, "sources": False, "batch_size": None},
+    "logit_lens": {"patch": None, "batch_size": None},
+    "attribute_patches": {"patch": None, "method": "contribution", "batch_size": 1},
     "patch_heads": {
         "source": eah.EAH(),
         "target": "plain",
@@ -79,10 +82,14 @@ FUNCTIONS: dict[str, dict[str, Any]] = {
 OTHERS: dict[str, dict[str, Any]] = {
     "read_patterns": {
         "heads": ["L1H0"],
-        "query": -1,
+        "top": None,
+        "mean": False,
+        "words": False,
+        "query": None,
         "patch": None,
         "definition": None,
         "beta": None,
+        "max_new_tokens": 2,
     },
     "score_broadcast": {"eah": None, "layers": None},
 }
@@ -90,7 +97,7 @@ OTHERS: dict[str, dict[str, Any]] = {
 
 def use(found: Any) -> Any:
     """Look at a result as a reader does."""
-    return [found, found.frame()] if isinstance(found, Result) else None
+    return [found, found.frame(), repr(found)] if isinstance(found, Result) else None
 
 
 def make_attribution(rng: Rng, folder: Path) -> Input:
@@ -136,6 +143,16 @@ METHODS: dict[str, dict[str, Any]] = {
     "density": {"run": "patched"},
     "save": {},
     "panels": {"target": 0},
+    "plot": {"ax": None},
+    "average": {
+        "of": None,
+        "split": "present",
+        "k": 3,
+        "clusters": ["a", "b", "a", "c"],
+        "level": 0.9,
+        "resamples": 50,
+        "seed": 0,
+    },
 }
 
 
@@ -150,6 +167,8 @@ def make_method(rng: Rng, folder: Path) -> Input:
     then = nothing if "plot" in name else None
     nan = MAY_BE_NAN
     try:
+        if name.endswith("average"):  # of a single image there is no interval
+            nan |= {"estimate", "low", "high"}
         return input_of(method, called=name, may_be_nan=nan, then=then, **options)
     finally:
         _close_figures()
@@ -161,11 +180,19 @@ def _close_figures() -> None:
     matplotlib.pyplot.close("all")
 
 
+KINDS = [kind for kind in MAKERS if kind is not StudyRun]
+OF_ANY = MAY_BE_NAN | {"value", "estimate", "low", "high", "yes", "no", "weights"}
+OF_ANY |= {"margin", "weight", "change", "level"}
+
+
 def make_saved(rng: Rng, folder: Path) -> Input:
     """A saved result of which a file was changed, cut, lost or another's."""
     name = pick(rng, RESULTS)
     copy = folder / name
-    shutil.copytree(plan.RESULTS / name, copy)
+    if rng.random() < 0.5:
+        make(pick(rng, KINDS), Size(items=1, layers=1)).save(copy)
+    else:
+        shutil.copytree(plan.RESULTS / name, copy)
     way = int(rng.integers(8))
     files = [copy / "result.json", copy / "tensors.parquet"]
     one = pick(rng, files)
@@ -184,7 +211,7 @@ def make_saved(rng: Rng, folder: Path) -> Input:
         said = change_file(rng, one)
     given: Any = odd(rng) if rng.random() < 0.03 else copy
     found = input_of(Result.load, given, then=use)
-    return Input(found.call, f"{found.shown} [{said}]", MAY_BE_NAN)
+    return Input(found.call, f"{found.shown} [{said}]", OF_ANY)
 
 
 TARGETS = {

@@ -103,13 +103,20 @@ def make_image_command(rng: Rng, folder: Path) -> Input:
             "--explain",
             pick(rng, ["boat", odd_word(rng)]),
         ],
+        "attention": [
+            str(shown),
+            question,
+            *pick(rng, [["--mean"], ["--top", "2"], ["--heads", "L1H0"], []]),
+            *pick(rng, [[], ["--words", "--max-new-tokens", "2"]]),
+        ],
         "report": [str(shown), question, "--out", str(folder / "a.html")],
         "models": [],
         "toy": ["--scenes", pick(rng, ["2", "0", "-1", "x"]), "--no-controls"],
     }
-    name = pick(rng, ["ask", "sinks", "attribute", "ask", "sinks", "report", *commands])
+    often = ["ask", "sinks", "attribute", "ask", "sinks", "attention", "report"]
+    name = pick(rng, [*often, *commands])
     words = [name, *commands[name], *odd_options(rng, OPTIONS)]
-    if name == "sinks" and rng.random() < 0.3:
+    if name in ("sinks", "attention") and rng.random() < 0.3:
         words += out
     words = [
         word.replace("\x00", "0") if rng.random() < 0.5 else word for word in words

@@ -9,8 +9,8 @@ import torch
 
 import eah_interp as eah
 from eah_interp import benchmarks, statistics, toy
+from eah_interp.benchmarks.paired import Draws
 from eah_interp.studies import Condition, Item, ModelSource, control_conditions, sweep
-from eah_interp.studies.contrasts import Draws
 from eah_interp.testing import tiny_lvlm
 from eah_interp.toy import language
 from tests.fuzz.harness import Input, Target

@@ -11,8 +11,8 @@ import yaml
 
 import eah_interp as eah
 from eah_interp import studies
+from eah_interp.benchmarks.paired import Draws
 from eah_interp.studies.conditions import BASELINE
-from eah_interp.studies.contrasts import Draws
 from eah_interp.studies.progress import measure_progress
 from tests.fuzz.harness import Input, Target
 from tests.fuzz.models import model

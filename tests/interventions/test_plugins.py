@@ -10,11 +10,12 @@ import torch
 from typer.testing import CliRunner
 
 import eah_interp as eah
+from eah_interp import plugins
 from eah_interp.cli import app
 from eah_interp.cli.app import plugins as named_plugins
 from eah_interp.errors import SettingsError
-from eah_interp.interventions import Intervention, plugins
-from eah_interp.interventions.plugins import (
+from eah_interp.interventions import Intervention
+from eah_interp.plugins import (
     describe_plugin,
     find_plugin,
     import_plugin,

@@ -50,8 +50,8 @@ def evil(toy, tmp_path_factory):
 @pytest.fixture(scope="session")
 def study(tmp_path_factory):
     """Return a study's page, whose prompts and answers are HTML."""
+    from eah_interp.benchmarks.paired import Draws
     from eah_interp.studies import report
-    from eah_interp.studies.contrasts import Draws
 
     folder = tmp_path_factory.mktemp("study")
     asked = [

@@ -81,7 +81,7 @@ def test_text_stands_out_from_what_is_behind_it(driver, path, scheme):
     assert (shade == "rgb(255, 255, 255)") == (scheme == "light")
 
 
-@pytest.mark.parametrize("width", [360, 1280])
+@pytest.mark.parametrize("width", [360, 390, 1280])
 def test_no_page_is_wider_than_the_screen(driver, path, width):
     visit(driver, path, width=width)
     for _ in ("closed", "open"):
@@ -92,11 +92,95 @@ def test_no_page_is_wider_than_the_screen(driver, path, width):
     assert 900 < height < 40_000
 
 
+WIDTHS = """
+const main = document.querySelector('main').getBoundingClientRect().width;
+return [...document.querySelectorAll('figure img')]
+  .filter(one => !one.closest('.beside'))
+  .map(one => one.getBoundingClientRect().width / main);
+"""
+
+CONTENTS = """
+const links = [...document.querySelectorAll('nav a')];
+return links.filter(one => one.checkVisibility()).map(one => {
+  const box = one.getBoundingClientRect();
+  return box.top >= 0 && box.bottom <= innerHeight;
+});
+"""
+
+
+def scroll(driver, to):
+    driver.execute_script(f"scrollTo({{top: {to}, behavior: 'instant'}})")
+
+
+def test_figures_use_the_width_of_a_wide_screen(driver, path):
+    visit(driver, path)
+    found = driver.execute_script(WIDTHS)
+    assert len(found) >= 2
+    assert min(found) >= 0.6
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_contents_stay_beside_the_text(driver, path, scheme):
+    visit(driver, path, scheme=scheme)
+    n_sections = len(
+        driver.execute_script("return [...document.querySelectorAll('h2')]")
+    )
+    for place in (0, 2000, 1e6):
+        scroll(driver, place)
+        assert driver.execute_script(CONTENTS) == [True] * n_sections
+
+
+def test_the_contents_fold_up_on_a_phone_and_stay_at_the_top(driver, path):
+    from selenium.webdriver.common.by import By
+
+    visit(driver, path, width=390)
+    assert driver.execute_script(CONTENTS) == []
+    scroll(driver, 2000)
+    summary = driver.find_element(By.CSS_SELECTOR, "nav summary")
+    place = "return arguments[0].getBoundingClientRect().top"
+    assert 0 <= driver.execute_script(place, summary) < 40
+    summary.click()
+    links = driver.execute_script(CONTENTS)
+    assert links
+    assert all(links)
+    # what a link leads to is not hidden behind them
+    driver.find_elements(By.CSS_SELECTOR, "nav a")[1].click()
+    driver.execute_script("document.querySelector('nav details').open = false")
+    scroll(driver, 0)
+    driver.execute_script("location.hash = ''")
+    target = driver.execute_script(
+        "const link = document.querySelectorAll('nav a')[1];"
+        "document.documentElement.style.scrollBehavior = 'auto';"
+        "location.hash = link.getAttribute('href');"
+        "return document.querySelector(link.getAttribute('href'))"
+        ".getBoundingClientRect().top"
+    )
+    bar = driver.execute_script(
+        "return document.querySelector('nav').getBoundingClientRect().bottom"
+    )
+    assert target >= bar
+
+
+def test_a_cell_of_many_words_is_wrapped(driver, study):
+    visit(driver, study)
+    cells = driver.execute_script(
+        "return [...document.querySelectorAll('.numbers td')]"
+        ".filter(one => one.textContent.length > 40)"
+        ".map(one => one.getBoundingClientRect().width)"
+    )
+    assert cells
+    assert max(cells) <= 260
+
+
 def test_the_keyboard_reaches_everything_and_shows_where_it_is(driver, path):
     from selenium.webdriver.common.keys import Keys
 
     visit(driver, path)
-    count = "return document.querySelectorAll('summary').length"
+    # On a wide screen the contents stand open beside the text: nothing to unfold.
+    count = (
+        "return [...document.querySelectorAll('summary')]"
+        ".filter(one => one.checkVisibility()).length"
+    )
     n_details = driver.execute_script(count)
     seen = []
     for _ in range(300):

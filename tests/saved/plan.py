@@ -15,9 +15,9 @@ import pandas as pd
 from torch import Tensor
 
 import eah_interp as eah
+from eah_interp.benchmarks.paired import Draws
 from eah_interp.studies import Condition, Item, Study, toy_items
 from eah_interp.studies.conditions import BASELINE
-from eah_interp.studies.contrasts import Draws
 
 HERE = Path(__file__).parent
 SETTINGS_FILE, EXPECTED_FILE = HERE / "settings.json", HERE / "expected.json"

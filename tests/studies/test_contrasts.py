@@ -7,10 +7,10 @@ import pandas as pd
 import pytest
 
 from eah_interp.benchmarks.chair import match_lengths
+from eah_interp.benchmarks.paired import Draws
 from eah_interp.errors import InputError, SettingsError, UnsupportedError
 from eah_interp.studies import compare_runs, summarise
 from eah_interp.studies.claims import answer_claims
-from eah_interp.studies.contrasts import Draws
 from eah_interp.toy.world import OBJECTS
 from tests.studies.made import caption, make_run, patch, question
 

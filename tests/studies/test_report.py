@@ -1,5 +1,6 @@
 """Claims about what is shown: no difference without an interval, and text is text."""
 
+import io
 import json
 import re
 import shutil
@@ -7,11 +8,13 @@ from html.parser import HTMLParser
 
 import pandas as pd
 import pytest
+from markupsafe import escape
+from rich.console import Console
 from typer.testing import CliRunner
 
+from eah_interp.benchmarks.paired import Draws
 from eah_interp.cli import app
 from eah_interp.studies import StudyRun, report, summarise
-from eah_interp.studies.contrasts import Draws
 from tests.studies.made import caption, make_run, patch, question
 
 DRAWS = Draws(resamples=200)
@@ -123,11 +126,72 @@ def test_the_page_can_be_read_without_seeing_it(page):
     assert "prefers-color-scheme: dark" in page
 
 
+def test_the_page_begins_with_what_this_study_compared(page, run):
+    headings = re.findall(r"<h2[^>]*>([^<]*)</h2>", page)
+    assert headings[0] == "What was compared"
+    assert headings.index("The paper's claims") > headings.index("Tables")
+    found = summarise(run, draws=DRAWS)
+    first = page.partition('<h2 id="figures"')[0]
+    for sentence in found.findings:
+        assert f"<li>{escape(sentence)}</li>" in first
+    assert len(found.findings) == 2 * 3
+    told = [one for one in found.findings if one.startswith("EAH ")]
+    chair = found.find("EAH", "CHAIR_S", task="caption")
+    assert any("lowers CHAIR_S from" in one for one in told) == (
+        chair.effect is not None and chair.effect.high < 0
+    )
+    for words in ("baseline", "prefill", "24 (up to 12", "each against baseline"):
+        assert words in first
+
+
+def test_claims_are_shown_where_the_study_bears_on_them_or_when_asked(run, tmp_path):
+    def headings(name, **options):
+        found = report(run, tmp_path / name, draws=DRAWS, **options).read_text()
+        return re.findall(r"<h3>(\d)\. ", found), found
+
+    shown, text = headings("some.html")
+    assert shown == ["1", "2", "3"]
+    assert "the study lacks it" not in text
+    assert headings("all.html", claims=True)[0] == ["1", "2", "3", "4"]
+    none, text = headings("none.html", claims=False)
+    assert none == []
+    assert 'href="#claims"' not in text
+
+
+def test_steps_stand_in_every_row_table_and_report(run, page):
+    rows = run.frame()
+    assert set(rows.steps[rows.condition == "EAH"]) == {"prefill"}
+    assert rows.steps[rows.condition == "baseline"].isna().all()
+    found = summarise(run, draws=DRAWS)
+    frame = found.frame()
+    assert set(frame.steps[frame.condition == "deep"]) == {"prefill"}
+    assert {row["steps"] for row in found.to_dict()["rows"]} == {"prefill", None}
+    assert found.tables[0].header[1] == "steps"
+    assert "| EAH | prefill |" in found.markdown()
+    assert '<td class="answer">prefill</td>' in page
+
+
+def test_a_terminal_of_80_columns_cuts_no_header(run):
+    from eah_interp.cli.tables import lay_out
+
+    for width in (60, 80, 120):
+        for table in summarise(run, draws=DRAWS).tables:
+            console = Console(width=width, file=io.StringIO())
+            for part in lay_out(table, width=width):
+                console.print(part)
+            lines = console.file.getvalue().splitlines()
+            assert all(len(line) <= width for line in lines)
+            first = table.header[0]
+            headers = [line for line in lines if line.startswith(first)]
+            words = " ".join(headers)
+            assert all(name in words for name in table.header), (width, table.header)
+
+
 def test_the_page_states_what_the_numbers_are_of(page, run):
     assert summarise(run, draws=DRAWS).manifest_hash in page
     for stated in ("version of torch", "weights", "batch_size", "seed 0", "Decoding"):
         assert stated in page
-    assert page.count("<figure>") == 6  # two effects, two sweeps, two densities
+    assert page.count("<figure>") == 7  # effects, sweeps, densities, a frontier
 
 
 def test_no_cell_shows_a_difference_without_its_interval(page, run):

@@ -6,9 +6,10 @@ import pandas as pd
 import pytest
 
 from eah_interp.benchmarks import score_answers, score_captions
+from eah_interp.benchmarks.paired import Draws
 from eah_interp.benchmarks.pope import says_yes
 from eah_interp.errors import InputError, SettingsError
-from eah_interp.studies.contrasts import Draws, score_conditions
+from eah_interp.studies.contrasts import score_conditions
 from eah_interp.studies.scores import score_rows
 from eah_interp.toy.language import TOY_KNOWS
 from tests.studies.made import caption, make_run, question

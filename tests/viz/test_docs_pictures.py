@@ -2,20 +2,24 @@
 
 import re
 
+import pytest
+
 from tests.docs.pages import ROOT, find_blocks
 
 PAGE = ROOT / "docs" / "pictures.md"
 
 
-def test_every_picture_is_a_figure_of_a_block_and_lies_in_its_folder():
-    shown = re.findall(r"\(images/pictures-(\w+)\.png\)", PAGE.read_text())
-    code = "\n".join(block.text for block in find_blocks(PAGE, "python"))
+@pytest.mark.parametrize(("name", "least"), [("pictures", 7), ("how-to/attention", 1)])
+def test_every_picture_is_a_figure_of_a_block_and_lies_in_its_folder(name, least):
+    page = ROOT / "docs" / f"{name}.md"
+    shown = re.findall(rf"images/{page.stem}-(\w+)\.png\)", page.read_text())
+    code = "\n".join(block.text for block in find_blocks(page, "python"))
     made = re.findall(r"^(\w+) = ", code, re.MULTILINE)
-    assert len(shown) >= 7
+    assert len(shown) >= least
     assert set(shown) <= set(made)
     folder = ROOT / "docs" / "images"
-    there = {path.stem.removeprefix("pictures-") for path in folder.glob("pictures-*")}
-    assert there == set(shown)
+    files = folder.glob(f"{page.stem}-*")
+    assert {path.stem.removeprefix(f"{page.stem}-") for path in files} == set(shown)
 
 
 def test_every_figure_of_the_package_is_in_the_gallery():

@@ -18,6 +18,7 @@ import torch
 from transformers import PreTrainedConfig, ProcessorMixin
 
 from eah_interp.errors import InputError
+from eah_interp.kinds import register
 
 Box = tuple[float, float, float, float]
 """Left, top, right, bottom, as fractions of the original image's width and height."""
@@ -28,6 +29,7 @@ Grid = tuple[tuple[int, ...], ...]
 WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
 
 
+@register
 @dataclass(frozen=True)
 class ImagePart:
     """A rectangular grid of image tokens, and the region of the image it shows.
@@ -44,6 +46,12 @@ class ImagePart:
     name: str
     columns: Grid
     box: Box | None
+
+    def __repr__(self) -> str:
+        """Write its name and size, and what it shows."""
+        size = f"{len(self.columns)} x {len(self.columns[0]) if self.columns else 0}"
+        box = "?" if self.box is None else ", ".join(f"{end:.3g}" for end in self.box)
+        return f"{self.name} {size} [{box}]"
 
     def find_box(self, row: int, column: int) -> Box | None:
         """Return the region that one patch shows, cut at the image's edge.

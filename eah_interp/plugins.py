@@ -13,6 +13,7 @@ from pathlib import Path
 from types import FunctionType
 from typing import Any
 
+from eah_interp.arguments import by_name
 from eah_interp.errors import SettingsError
 
 PLUGIN, SHA256 = "plugin", "sha256"
@@ -21,6 +22,7 @@ PLUGIN, SHA256 = "plugin", "sha256"
 _known: dict[str, Any] = {}
 
 
+@by_name
 def register(value: Any) -> Any:
     """Let files name a function or class: a donor rule, a kind of intervention.
 
