@@ -130,7 +130,7 @@ class JsonText:
         return self.text.count("\n", 0, place) + 1
 
     def refuse(self, place: int, what: str) -> NoReturn:
-        """Say what is wrong at a place.
+        """Refuse what stands at a place.
 
         Raises:
             InputError: Always.

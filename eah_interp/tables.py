@@ -13,6 +13,9 @@ _LATEX = {
     "–": "--",  # noqa: RUF001
 } | {sign: f"\\{sign}" for sign in "&%$#_{}"}
 
+NOTHING = "–"  # noqa: RUF001
+"""What stands in a table where there is nothing to say."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Table:

@@ -13,7 +13,7 @@ from eah_interp.benchmarks.checked import check_table
 from eah_interp.benchmarks.mentions import load_lemmatizer
 from eah_interp.benchmarks.pope import percent, read_strictly
 from eah_interp.benchmarks.records import Record, read_answer, read_records
-from eah_interp.benchmarks.scores import VARIANTS, lay_variants, plot_variants
+from eah_interp.benchmarks.scores import VARIANTS, list_variants, plot_variants
 from eah_interp.benchmarks.tabulated import tabulate_rates
 from eah_interp.errors import InputError, show_value
 from eah_interp.foreign_files import read_json, read_text
@@ -174,19 +174,13 @@ class AmberScore(Result):
         Returns:
             Columns `variant`, `kind` (of question; `captions`), `metric` and `value`.
         """
-        rows = [
-            {"variant": variant, "kind": kind, "metric": name, "value": value}
-            for variant in VARIANTS
-            for kind, rates in getattr(self, variant).items()
-            for name, value in vars(rates).items()
-        ]
         both = (self.captions, self.captions_corrected)
-        rows += [
-            {"variant": variant, "kind": "captions", "metric": name, "value": value}
+        captions = {
+            variant: {"captions": told}
             for variant, told in zip(VARIANTS, both, strict=True)
-            for name, value in (vars(told) if told is not None else {}).items()
-        ]
-        return lay_variants(rows, "kind")
+            if told is not None
+        }
+        return list_variants(self, "kind", more=captions)
 
     def plot(self, *, ax: "Axes | None" = None) -> "Figure":
         """Draw F1 of each kind of question, and the rates of captions, both variants.

@@ -3,20 +3,16 @@
 import re
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import ClassVar
 
 import pandas as pd
 
 from eah_interp.arguments import by_name, check_kind
 from eah_interp.benchmarks.pope import percent
-from eah_interp.benchmarks.scores import list_scores, plot_scores
+from eah_interp.benchmarks.scores import FlatScore
 from eah_interp.errors import InputError, show_value
 from eah_interp.indices import to_list
 from eah_interp.results import Result
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 MENTIONS, TRUTH, TEXT = "mentions", "truth", "caption"
 """Columns of a caption table: objects named, objects there, the text."""
@@ -26,7 +22,7 @@ STARTS = "starts"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
-class ChairScore(Result):
+class ChairScore(FlatScore, Result):
     """How much captions hallucinate, with what any comparison has to be read beside.
 
     Attributes:
@@ -69,31 +65,13 @@ class ChairScore(Result):
     n_4grams: int
     n_distinct_4grams: int
 
+    PERCENTAGES: ClassVar = ("chair_s", "chair_i", "recall", "distinct_4grams")
+
     def _about(self) -> str:
         return f"{self.n} captions, {self.n_mentions} mentions of objects"
 
-    def frame(self) -> pd.DataFrame:
-        """List every number: columns `metric value`."""
-        return list_scores(self)
-
-    def _first(self, k: int) -> pd.DataFrame:
-        return self.frame().iloc[1:].head(k)
-
-    def plot(self, *, ax: "Axes | None" = None) -> "Figure":
-        """Draw the percentages as bars.
-
-        Args:
-            ax: Axes of matplotlib to draw into; a figure of its own when None.
-
-        Raises:
-            SettingsError: If `ax` is no axes.
-            ExtraMissingError: If matplotlib is not installed.
-        """
-        return plot_scores(self, SHARES, title=f"{self.n} captions", ax=ax)
-
-
-SHARES = ("chair_s", "chair_i", "recall", "distinct_4grams")
-"""Percentages of a `ChairScore`."""
+    def _of(self) -> str:
+        return f"{self.n} captions"
 
 
 def check_captions(captions: pd.DataFrame, *columns: str) -> None:

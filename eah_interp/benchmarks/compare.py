@@ -20,11 +20,11 @@ from eah_interp.benchmarks.outputs import (
 )
 from eah_interp.benchmarks.paired import Draws, Pair, check_drawing
 from eah_interp.benchmarks.pope import Rule
-from eah_interp.benchmarks.tabulated import to_plain
+from eah_interp.benchmarks.tabulated import spread_effect, to_plain
 from eah_interp.errors import InputError, SettingsError
 from eah_interp.results import Part, Result
 from eah_interp.statistics import Effect, percentile_effect, resample_sums
-from eah_interp.tables import Table
+from eah_interp.tables import NOTHING, Table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -156,8 +156,8 @@ class OutputComparison(Result):
         for one in self.changes:
             row: dict[str, Any] = {"file": one.file, "metric": one.metric}
             row |= {"base": one.base, "value": one.value}
-            row |= _spread(one.effect, "change", "low", "high")
-            row |= _spread(one.matched, "matched", "matched_low", "matched_high")
+            row |= spread_effect(one.effect, "change", "low", "high")
+            row |= spread_effect(one.matched, "matched", "matched_low", "matched_high")
             row |= {"gained": one.gained, "lost": one.lost, "p": one.p}
             rows.append(row)
         table = pd.DataFrame(rows, columns=list(COLUMNS))
@@ -432,9 +432,6 @@ def _regress(sums: Any) -> dict[str, Any]:
 # ---- In words.
 
 
-NOTHING = "–"  # noqa: RUF001 - a dash where a table has nothing to say
-
-
 def _tabulate_files(found: OutputComparison) -> Table:
     return Table(
         caption="Files",
@@ -499,10 +496,3 @@ def _write_row(change: OutputChange, *, with_matched: bool) -> tuple[str, ...]:
 
 def _write(effect: Effect | None, undefined: str, digits: int) -> str:
     return f"undefined: {undefined}" if effect is None else effect.write(digits)
-
-
-def _spread(effect: Effect | None, *names: str) -> dict[str, Any]:
-    if effect is None:
-        return dict.fromkeys(names)
-    parts = (effect.estimate, effect.low, effect.high)
-    return dict(zip(names, parts, strict=True))

@@ -4,7 +4,7 @@ import io
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import ClassVar
 
 import pandas as pd
 
@@ -12,16 +12,12 @@ from eah_interp.arguments import by_name, check_path
 from eah_interp.benchmarks.checked import check_table
 from eah_interp.benchmarks.pope import percent
 from eah_interp.benchmarks.records import read_answer, read_records
-from eah_interp.benchmarks.scores import list_scores, plot_scores
+from eah_interp.benchmarks.scores import FlatScore
 from eah_interp.benchmarks.tabulated import tabulate_rates
 from eah_interp.errors import InputError, show_value
 from eah_interp.foreign_files import read_text
 from eah_interp.results import Result
 from eah_interp.tables import Table
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 URL = "https://huggingface.co/datasets/MMVP/MMVP"
 """Where the questions (Questions.csv) and images are."""
@@ -32,7 +28,7 @@ _OPTION = re.compile(r"\(([a-z])\)\s*")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
-class MmvpScore(Result):
+class MmvpScore(FlatScore, Result):
     """How pairs of images were told apart, in percent.
 
     Attributes:
@@ -49,28 +45,14 @@ class MmvpScore(Result):
     accuracy: float
     pairs: float
 
+    PERCENTAGES: ClassVar = ("accuracy", "pairs")
+    N_COUNTS: ClassVar = 3
+
     def _about(self) -> str:
         return f"{self.n} questions of {self.n_pairs} pairs, {self.n_unread} unread"
 
-    def frame(self) -> pd.DataFrame:
-        """List every number: columns `metric value`."""
-        return list_scores(self)
-
-    def _first(self, k: int) -> pd.DataFrame:
-        return self.frame().iloc[3:].head(k)
-
-    def plot(self, *, ax: "Axes | None" = None) -> "Figure":
-        """Draw the percentages as bars.
-
-        Args:
-            ax: Axes of matplotlib to draw into; a figure of its own when None.
-
-        Raises:
-            SettingsError: If `ax` is no axes.
-            ExtraMissingError: If matplotlib is not installed.
-        """
-        title = f"{self.n_pairs} pairs"
-        return plot_scores(self, ("accuracy", "pairs"), title=title, ax=ax)
+    def _of(self) -> str:
+        return f"{self.n_pairs} pairs"
 
     @property
     def tables(self) -> tuple[Table, ...]:

@@ -5,20 +5,16 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import ClassVar, Literal, TypeAlias
 
 import numpy as np
 import pandas as pd
 
 from eah_interp.arguments import by_name, check_kind, check_mapping, check_text
-from eah_interp.benchmarks.scores import list_scores, plot_scores
+from eah_interp.benchmarks.scores import FlatScore
 from eah_interp.errors import InputError, SettingsError, show_value
 from eah_interp.indices import check_choice, check_integer, to_int, to_list
 from eah_interp.results import Result
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 PRESENT, ANSWER, NEITHER = "present", "says_yes", "neither"
 """Columns of an answer table: the truth, what was answered (missing: nothing that can
@@ -29,7 +25,7 @@ STRICT = "strictly_yes"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
-class PopeScore(Result):
+class PopeScore(FlatScore, Result):
     """How yes/no questions were answered; "yes" is the positive class.
 
     Rates are percentages, NaN where nothing can be said (no "yes" was given, say). An
@@ -64,31 +60,20 @@ class PopeScore(Result):
     tn: int
     fn: int
 
+    PERCENTAGES: ClassVar = (
+        "accuracy",
+        "precision",
+        "recall",
+        "f1",
+        "false_positives",
+        "yes_ratio",
+    )
+
     def _about(self) -> str:
         return f"{self.n} questions, {self.n_neither} answered with neither yes nor no"
 
-    def frame(self) -> pd.DataFrame:
-        """List every number: columns `metric value`."""
-        return list_scores(self)
-
-    def _first(self, k: int) -> pd.DataFrame:
-        return self.frame().iloc[1:].head(k)
-
-    def plot(self, *, ax: "Axes | None" = None) -> "Figure":
-        """Draw the percentages as bars.
-
-        Args:
-            ax: Axes of matplotlib to draw into; a figure of its own when None.
-
-        Raises:
-            SettingsError: If `ax` is no axes.
-            ExtraMissingError: If matplotlib is not installed.
-        """
-        return plot_scores(self, RATES, title=f"{self.n} questions", ax=ax)
-
-
-RATES = ("accuracy", "precision", "recall", "f1", "false_positives", "yes_ratio")
-"""Percentages of a `PopeScore`."""
+    def _of(self) -> str:
+        return f"{self.n} questions"
 
 
 @by_name

@@ -5,6 +5,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from eah_interp.statistics import Effect
 from eah_interp.tables import Table
 
 NONE = "none"
@@ -55,6 +56,19 @@ def tabulate_rates(
 
 def _write(value: Any, digits: int) -> str:
     return str(value) if isinstance(value, int) else write_rate(value, digits=digits)
+
+
+def spread_effect(effect: Effect | None, *names: str) -> dict[str, float | None]:
+    """Write an effect as three cells of a row: its estimate, and its interval's ends.
+
+    Example:
+        >>> spread_effect(None, "change", "low", "high")
+        {'change': None, 'low': None, 'high': None}
+    """
+    if effect is None:
+        return dict.fromkeys(names)
+    parts = (effect.estimate, effect.low, effect.high)
+    return dict(zip(names, parts, strict=True))
 
 
 def to_plain(value: Any) -> Any:

@@ -12,6 +12,7 @@ from eah_interp.cli.options import (
     OUTPUT,
     MaxNewTokens,
     ModelOptions,
+    SaveFolder,
     check_figure,
     with_options,
 )
@@ -80,14 +81,7 @@ def attention(
             rich_help_panel=OUTPUT,
         ),
     ] = None,
-    save: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR",
-            help="Write every number into this folder, as Parquet and JSON.",
-            rich_help_panel=OUTPUT,
-        ),
-    ] = None,
+    save: SaveFolder = None,
     options: ModelOptions,
 ) -> None:
     """Show what heads attend to on an image, and for which word of the answer.

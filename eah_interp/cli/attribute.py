@@ -12,6 +12,7 @@ from eah_interp.cli.options import (
     OUTPUT,
     ImageFile,
     PatchOptions,
+    SaveFolder,
     check_figure,
     with_options,
 )
@@ -68,14 +69,7 @@ def attribute(
             rich_help_panel=OUTPUT,
         ),
     ] = None,
-    save: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR",
-            help="Write every number into this folder, as Parquet and JSON.",
-            rich_help_panel=OUTPUT,
-        ),
-    ] = None,
+    save: SaveFolder = None,
     options: PatchOptions,
 ) -> None:
     """Find the heads that write an object's logit, and what EAH does to them.

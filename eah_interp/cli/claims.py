@@ -6,15 +6,12 @@ from typing import Annotated, Any
 
 import typer
 
-from eah_interp.cli.app import app, show, show_json, working
+from eah_interp.cli.app import App, app, show, show_json, working
 from eah_interp.cli.options import Json
 from eah_interp.errors import SettingsError
 
-claims = typer.Typer(
+claims = App(
     name="claims",
-    no_args_is_help=True,
-    rich_markup_mode="markdown",
-    context_settings={"help_option_names": ["-h", "--help"]},
     help="""Published claims: what would refute them, and what evidence says of them.
 
     Evidence is of three kinds, never mixed: outputs that others released and that you

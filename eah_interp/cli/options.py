@@ -160,6 +160,14 @@ Absent = Annotated[
         "--absent", "-a", metavar="NAME", help="An object not in it; repeatable."
     ),
 ]
+SaveFolder = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR",
+        help="Write every number into this folder, as Parquet and JSON.",
+        rich_help_panel=OUTPUT,
+    ),
+]
 Json = Annotated[
     bool,
     typer.Option(

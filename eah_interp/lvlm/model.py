@@ -498,8 +498,10 @@ class LVLM(HookedModel):
         name = running if isinstance(running, str) else getattr(running, "__name__", "")
         known = list_run_keywords(self, generates=name == "generate")
         for word in words:
+            if word in known:
+                continue
             near = find_near(word, ("images",) if word in ready else known)
-            if word not in known and near is not None:
+            if near is not None:
                 what = "generate" if name == "generate" else "trace"
                 msg = f"{what} has no argument {word!r}: did you mean {near}?"
                 raise KeywordError(f"{msg} {_TAKES[what]}")

@@ -85,7 +85,7 @@ def _list_some(names: list[str]) -> str:
 
 @contextlib.contextmanager
 def at_hand(module: nn.Module) -> Iterator[None]:
-    """Have a module's own weights where it computes, as in its forward pass.
+    """Put a module's own weights where it computes, as in its forward pass.
 
     Args:
         module: Any module; outside its own forward pass.

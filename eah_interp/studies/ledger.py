@@ -39,7 +39,7 @@ from eah_interp.studies.scores import ScoredRows, score_rows
 from eah_interp.studies.study import Study, StudyRun
 from eah_interp.studies.study_file import make_base, read_condition
 from eah_interp.studies.yaml_file import YamlFile, explain
-from eah_interp.tables import Table
+from eah_interp.tables import NOTHING, Table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -228,7 +228,7 @@ class ClaimAnswer(Result):
                 (
                     one.what,
                     str(one),
-                    one.expected if one.effect else "–",  # noqa: RUF001
+                    one.expected if one.effect else NOTHING,
                     one.verdict if one.decides else f"({one.verdict})",
                 )
                 for one in self.findings

@@ -20,9 +20,9 @@ from eah_interp.files import name_file, save_bytes
 from eah_interp.studies.claims import Claim, answer_claims, density_and_errors
 from eah_interp.studies.scores import ScoredRows, score_rows
 from eah_interp.studies.study import StudyRun
-from eah_interp.studies.summary import NOTHING, StudySummary, tabulate_conditions
+from eah_interp.studies.summary import StudySummary, tabulate_conditions
 from eah_interp.studies.summing import REFERENCE, check_sum, sum_up
-from eah_interp.tables import Table
+from eah_interp.tables import NOTHING, Table
 
 if TYPE_CHECKING:
     from eah_interp.viz.page import Drawing

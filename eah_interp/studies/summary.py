@@ -12,14 +12,14 @@ from eah_interp.benchmarks.metrics import ALL, MATCHED, Task
 from eah_interp.benchmarks.paired import Draws
 from eah_interp.benchmarks.pope import Rule
 from eah_interp.benchmarks.readouts import ReadoutAudit
-from eah_interp.benchmarks.tabulated import to_plain, write_rate
+from eah_interp.benchmarks.tabulated import spread_effect, to_plain, write_rate
 from eah_interp.errors import InputError, SettingsError
 from eah_interp.results import Result
 from eah_interp.statistics import Effect
 from eah_interp.studies.conditions import describe_patch, list_steps
 from eah_interp.studies.contrasts import Contrast, Score
 from eah_interp.studies.manifest import Manifest
-from eah_interp.tables import Table
+from eah_interp.tables import NOTHING, Table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -80,7 +80,7 @@ class StudySummary(Result):
         for one in self.scores:
             place = (one.condition, one.metric.task, one.kind, one.metric.name)
             rows[place] = {"n": one.n, "undefined": one.undefined}
-            rows[place] |= _spread(one.effect, "value", "value_low", "value_high")
+            rows[place] |= spread_effect(one.effect, "value", "value_low", "value_high")
         for c in self.contrasts:
             place = (c.condition, c.metric.task, c.kind, c.metric.name)
             row = rows.setdefault(place, {})
@@ -88,9 +88,9 @@ class StudySummary(Result):
             row |= {"n_dropped": c.n_dropped, "gained": c.gained, "lost": c.lost}
             row |= {"p": c.p, "p_holm": c.p_holm}
             row |= {"undefined": c.undefined or row.get("undefined", "")}
-            row |= _spread(c.effect, "change", "low", "high")
-            row |= _spread(c.odds, "odds", "odds_low", "odds_high")
-            row |= _spread(c.h, "h", "h_low", "h_high")
+            row |= spread_effect(c.effect, "change", "low", "high")
+            row |= spread_effect(c.odds, "odds", "odds_low", "odds_high")
+            row |= spread_effect(c.h, "h", "h_low", "h_high")
         return pd.DataFrame(
             [
                 dict(zip(keys, place, strict=True))
@@ -110,7 +110,7 @@ class StudySummary(Result):
             chosen = []
         rows = [
             {"condition": one.condition, "metric": one.metric.name, "n": one.n}
-            | _spread(one.effect, "change", "low", "high")
+            | spread_effect(one.effect, "change", "low", "high")
             for one in chosen[:k]
         ]
         return pd.DataFrame(rows) if rows else self.frame().head(k)
@@ -251,7 +251,7 @@ class StudySummary(Result):
             "notes": list(self.notes),
             "readouts": to_plain(self.readouts),
             "rows": [
-                {key: _plain(value) for key, value in row.items()}
+                {key: to_plain(value) for key, value in row.items()}
                 for row in rows.to_dict("records")
             ],
         }
@@ -276,19 +276,6 @@ def hash_manifest(manifest: Manifest) -> str:
 def _name_axis(contrast: Contrast) -> str:
     unit = "points" if contrast.metric.percent else "a caption"
     return f"change of {contrast.metric.name} ({unit})"
-
-
-def _spread(effect: Effect | None, *names: str) -> dict[str, Any]:
-    if effect is None:
-        return dict.fromkeys(names)
-    parts = (effect.estimate, effect.low, effect.high)
-    return dict(zip(names, parts, strict=True))
-
-
-def _plain(value: Any) -> Any:
-    if value is None or (isinstance(value, float) and not abs(value) < float("inf")):
-        return None
-    return value
 
 
 # ---- What was compared, and what came of it, in sentences.
@@ -373,8 +360,6 @@ def tabulate_conditions(summary: StudySummary) -> Table:
 
 # ---- Tables: every change with its interval, or with why it has none.
 
-
-NOTHING = "–"  # noqa: RUF001 - a dash where a table has nothing to say
 
 BY_KIND = ("accuracy", "F1", "false positives", "yes-ratio")
 
