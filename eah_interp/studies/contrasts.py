@@ -6,8 +6,11 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from eah_interp.arguments import by_name
 from eah_interp.benchmarks.metrics import ALL, Metric, Task, metrics_of
 from eah_interp.benchmarks.paired import Draws, Pair, sum_by_image
+from eah_interp.errors import InputError, show_value
+from eah_interp.indices import to_list
 from eah_interp.kinds import register
 from eah_interp.statistics import Effect, adjust_holm
 from eah_interp.studies.scores import ScoredRows
@@ -75,6 +78,45 @@ class Contrast:
     odds: Effect | None = None
     h: Effect | None = None
 
+    def __str__(self) -> str:
+        """Write the change, its interval and its p-values on one line.
+
+        Example:
+            >>> from eah_interp.benchmarks.metrics import metrics_of
+            >>> accuracy = metrics_of("yes_no", matched=False)[0]
+            >>> drop = Effect(estimate=-10.0, low=-20.0, high=-1.7, level=0.95, n=20)
+            >>> found = Contrast(
+            ...     condition="off", reference="plain", metric=accuracy, kind="all",
+            ...     n=120, n_dropped=0, effect=drop, p=0.0018, p_holm=0.0037,
+            ... )
+            >>> print(found)
+            accuracy, off minus plain: -10.0 [-20.0, -1.7] points (95 %, 120 items of \
+20 images), p = 0.0018, Holm 0.0037
+        """
+        which = "" if self.kind == ALL else f" ({self.kind})"
+        told = f"{self.metric.name}{which}, {self.condition} minus {self.reference}: "
+        if self.effect is None:
+            return f"{told}undefined, {self.undefined} ({self.n} items)"
+        percent = self.metric.percent
+        effect = self.effect.write(1 if percent else 2, of="images")
+        told += f"{effect}{' points' if percent and self.effect.is_determined else ''} "
+        of = f"{self.effect.n} images"
+        items = of if self.n == self.effect.n else f"{self.n} items of {of}"
+        told += f"({100 * self.effect.level:g} %, {items})"
+        if self.p is not None:
+            told += f", p {_write_p(self.p)}"
+        if self.p_holm is not None:
+            told += f", Holm {_write_p(self.p_holm).removeprefix('= ')}"
+        return told
+
+
+def _write_p(p: float) -> str:
+    return f"= {p:.4f}" if p >= LEAST_P else f"< {LEAST_P}"
+
+
+LEAST_P = 0.0001
+"""A smaller p-value is written as smaller than this."""
+
 
 def score_conditions(
     rows: ScoredRows, conditions: Sequence[str], *, draws: Draws
@@ -127,7 +169,7 @@ def contrast_conditions(
         reference_rows: Where the reference's answers are, if in another study.
 
     Returns:
-        The contrasts; p-values are not adjusted yet (`adjust_family`).
+        The contrasts; p-values are not adjusted yet (`adjust_summary`).
     """
     others = {
         (task, kind): table
@@ -167,17 +209,42 @@ def _tables(
         yield "caption", ALL, told
 
 
+@by_name
 def adjust_family(contrasts: Sequence[Contrast]) -> tuple[Contrast, ...]:
+    """Adjust the p-values of the comparisons that were asked, by Holm's method.
+
+    A summary's own `p_holm` counts all that it compared with its one reference. Where
+    a question is a few comparisons, perhaps with several references, those few are
+    the family.
+
+    Args:
+        contrasts: What was asked, as `StudySummary.find` gives it.
+
+    Returns:
+        The same, with `p_holm` of this family; None where there is no test.
+
+    Raises:
+        InputError: If something else is among them.
+        ExtraMissingError: If statsmodels is not installed.
+    """
+    listed = to_list(contrasts)
+    if listed is None or not all(isinstance(one, Contrast) for one in listed):
+        got = show_value(contrasts)
+        msg = f"contrasts must be a list of what summary.find() gives, got {got}"
+        raise InputError(msg)
+    family = [one for one in listed if one.p is not None]
+    adjusted = iter(adjust_holm([float(one.p or 0.0) for one in family]))
+    return tuple(
+        one if one.p is None else dataclasses.replace(one, p_holm=next(adjusted))
+        for one in listed
+    )
+
+
+def adjust_summary(contrasts: Sequence[Contrast]) -> tuple[Contrast, ...]:
     """Adjust the p-values of all comparisons over all questions, and over captions.
 
     Comparisons of single kinds of questions are parts of those over all of them: they
     keep their interval and get no adjusted p-value.
     """
-    family = [
-        at for at, one in enumerate(contrasts) if one.p is not None and one.kind == ALL
-    ]
-    adjusted = adjust_holm([float(contrasts[at].p or 0.0) for at in family])
-    found = list(contrasts)
-    for at, value in zip(family, adjusted, strict=True):
-        found[at] = dataclasses.replace(found[at], p_holm=value)
-    return tuple(found)
+    whole = iter(adjust_family([one for one in contrasts if one.kind == ALL]))
+    return tuple(next(whole) if one.kind == ALL else one for one in contrasts)

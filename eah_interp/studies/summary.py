@@ -121,18 +121,45 @@ class StudySummary(Result):
         return tuple(_say_findings(self))
 
     def find(
-        self, condition: str, metric: str, *, task: str, kind: str = "all"
+        self,
+        condition: str,
+        metric: str,
+        *,
+        task: str | None = None,
+        kind: str = "all",
     ) -> Contrast:
-        """Find a contrast.
+        """Find a contrast, which prints as one line.
+
+        Args:
+            condition: The condition.
+            metric: The metric, such as `"accuracy"` or `"CHAIR_S"`.
+            task: `"yes_no"`, `"caption"` or `"choice"`; needed only where several
+                have a metric of that name, such as recall.
+            kind: Of which questions; `"all"` of them, or of captions.
 
         Raises:
-            SettingsError: If there is none.
+            SettingsError: If there is none, or one of several tasks.
         """
-        for one in self.contrasts:
-            place = (one.condition, one.metric.name, one.metric.task, one.kind)
-            if place == (condition, metric, task, kind):
-                return one
-        msg = f"no contrast of {metric!r} ({task}, {kind}) for condition {condition!r}"
+        found = [
+            one
+            for one in self.contrasts
+            if (one.condition, one.metric.name, one.kind) == (condition, metric, kind)
+            and task in (None, one.metric.task)
+        ]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            tasks = ", ".join(f"task={one.metric.task!r}" for one in found)
+            msg = f"{metric!r} is a metric of several tasks: expected one of {tasks}"
+            raise SettingsError(msg)
+        of = f"{task}, {kind}" if task else kind
+        names = dict.fromkeys(one.condition for one in self.contrasts)
+        metrics = dict.fromkeys(one.metric.name for one in self.contrasts)
+        msg = (
+            f"no contrast of {metric!r} ({of}) for condition {condition!r}: compared "
+            f"with {self.reference!r} are {', '.join(names) or 'none'}, in "
+            f"{', '.join(metrics) or 'nothing'}"
+        )
         raise SettingsError(msg)
 
     def markdown(self) -> str:
