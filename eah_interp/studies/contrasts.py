@@ -3,17 +3,24 @@
 import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from eah_interp.arguments import by_name
 from eah_interp.benchmarks.metrics import ALL, Metric, Task, metrics_of
 from eah_interp.benchmarks.paired import Draws, Pair, sum_by_image
+from eah_interp.benchmarks.tabulated import spread_effect
 from eah_interp.errors import InputError, show_value
 from eah_interp.indices import to_list
 from eah_interp.kinds import register
+from eah_interp.results import Result
 from eah_interp.statistics import Effect, adjust_holm
 from eah_interp.studies.scores import ScoredRows
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 
 @register
@@ -38,9 +45,8 @@ class Score:
     undefined: str = ""
 
 
-@register
-@dataclass(frozen=True, kw_only=True)
-class Contrast:
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Contrast(Result):
     """How a metric changed from one condition to another, on items that both have.
 
     Attributes:
@@ -108,6 +114,62 @@ class Contrast:
         if self.p_holm is not None:
             told += f", Holm {_write_p(self.p_holm).removeprefix('= ')}"
         return told
+
+    def frame(self) -> pd.DataFrame:
+        """List every number, in one row.
+
+        Returns:
+            `condition`, `reference`, `task`, `kind` and `metric`; `change` with `low`
+            and `high`, McNemar's `gained`, `lost`, `p`, `p_holm`, the odds ratio and
+            Cohen's h with their intervals; `undefined` says why there is no number.
+        """
+        keys = {"condition": self.condition, "reference": self.reference}
+        of = {"task": self.metric.task, "kind": self.kind, "metric": self.metric.name}
+        return pd.DataFrame([keys | of | self.list_numbers()])
+
+    def list_numbers(self) -> dict[str, Any]:
+        """List the numbers by the names that they have in tables."""
+        return {
+            "n_paired": self.n,
+            "n_dropped": self.n_dropped,
+            "gained": self.gained,
+            "lost": self.lost,
+            "p": self.p,
+            "p_holm": self.p_holm,
+            "undefined": self.undefined,
+            **spread_effect(self.effect, "change", "low", "high"),
+            **spread_effect(self.odds, "odds", "odds_low", "odds_high"),
+            **spread_effect(self.h, "h", "h_low", "h_high"),
+        }
+
+    def plot(self, *, ax: "Axes | None" = None) -> "Figure":
+        """Draw the change with its interval.
+
+        Args:
+            ax: Axes of matplotlib to draw into; a figure of its own when None.
+
+        Raises:
+            SettingsError: If `ax` is no axes.
+            ExtraMissingError: If matplotlib is not installed.
+        """
+        from eah_interp.viz.studies import plot_effects
+
+        name = f"{self.condition} minus {self.reference}"
+        axis = name_axis(self.metric)
+        return plot_effects({"change": {name: self.effect}}, axis=axis, ax=ax)
+
+    def _about(self) -> str:
+        return str(self)
+
+    def _first(self, k: int) -> pd.DataFrame:
+        chosen = ["gained", "lost", "odds", "odds_low", "odds_high", "h"]
+        return self.frame()[chosen].head(k)
+
+
+def name_axis(metric: Metric) -> str:
+    """Write what the change of a metric is drawn on."""
+    unit = "points" if metric.percent else "a caption"
+    return f"change of {metric.name} ({unit})"
 
 
 def _write_p(p: float) -> str:
