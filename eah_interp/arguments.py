@@ -436,6 +436,13 @@ class Named(ABCMeta):
             read = _door_of(cls).read(len(args), kwargs)
             return type.__call__(cls, *args, **read)
 
+    @property
+    def __signature__(cls) -> inspect.Signature:
+        """What notebooks and `help` show of the class: what it is called with."""
+        own = inspect.signature(getattr(cls, "__init__"))  # noqa: B009 - of a class
+        listed = list(own.parameters.values())[1:]
+        return inspect.Signature(listed)
+
 
 def _door_of(kind: type) -> _Door:
     found = vars(kind).get("_door")

@@ -623,20 +623,23 @@ def summary(size):
             Score(condition=name, metric=metric, kind="all", n=4, effect=effect(size))
             for name in names
         ),
-        contrasts=tuple(
-            Contrast(
-                condition=name,
-                reference="baseline",
-                metric=metric,
-                kind="all",
-                n=4,
-                n_dropped=0,
-                effect=effect(size),
-            )
-            for name in names
-        ),
+        contrasts=tuple(contrast(size, name) for name in names),
         failures=({"condition": "baseline", "answered": 4, "failed": 0, "missing": 0},),
         notes=(size.label,),
+    )
+
+
+def contrast(size, name=""):
+    return Contrast(
+        condition=name or size.label,
+        reference="baseline",
+        metric=METRICS[0],
+        kind="all",
+        n=4,
+        n_dropped=0,
+        effect=effect(size),
+        p=0.5,
+        p_holm=1.0,
     )
 
 
@@ -695,6 +698,7 @@ MAKERS = {
     PopeScore: pope,
     ChairScore: chair,
     ToyBenchmark: toy_benchmark,
+    Contrast: contrast,
     AmberScore: amber,
     MmeScore: mme,
     HallusionScore: hallusion,

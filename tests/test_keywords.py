@@ -70,6 +70,17 @@ def test_every_public_function_names_an_argument_that_it_has_not():
                 function(**{misspelt: 1})
 
 
+def test_a_notebook_shows_what_a_class_is_made_with():
+    for name, kind in public(inspect.isclass):
+        if isinstance(kind, Named):
+            listed = inspect.signature(kind).parameters
+            assert list(listed) == list(inspect.signature(kind.__init__).parameters)[1:]
+            assert "kwargs" not in listed, name
+    assert "steps: Literal['prefill', 'all'] = 'prefill'" in str(
+        inspect.signature(eah.EAH)
+    )
+
+
 def test_what_is_lacking_and_what_is_too_many_is_named():
     with pytest.raises(KeywordError, match="score_sinks needs model, images: it takes"):
         eah.score_sinks()

@@ -156,6 +156,9 @@ def test_a_result_is_the_same_when_copied_pickled_or_saved(kind, size, tmp_path)
     folder = found.save(tmp_path / "saved")
     if kind is StudyRun:  # a copy of the folder
         assert kind.load(folder).frame().equals(found.frame())
+        assert type(Result.load(folder)) is kind
+        with pytest.raises(InputError, match=r"no saved result: expected result\.json"):
+            SinkMap.load(folder)
         return
     loaded = kind.load(folder)
     assert loaded == found
