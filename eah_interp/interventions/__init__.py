@@ -9,6 +9,7 @@ from eah_interp.interventions.intervene import edit as edit
 from eah_interp.interventions.intervene import intervene as intervene
 from eah_interp.interventions.intervention import Intervention as Intervention
 from eah_interp.interventions.intervention import Patch as Patch
+from eah_interp.interventions.methods import METHODS as METHODS
 from eah_interp.interventions.pai import PAI as PAI
 from eah_interp.interventions.sinks import SinkMap as SinkMap
 from eah_interp.interventions.sinks import score_sinks as score_sinks

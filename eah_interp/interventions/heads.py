@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal, cast
 
 import torch
+from jaxtyping import Bool
 from torch import Tensor
 
 from eah_interp.errors import SettingsError, show_value
@@ -30,7 +31,65 @@ _NAME = re.compile(r"L(\d+)H(\d+)")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ablation(Intervention):
+class HeadsIntervention(Intervention):
+    """Settings of something done to single heads.
+
+    Attributes:
+        heads: `(layer, head)` pairs, or names such as `"L3H7"`; None where they still
+            have to be found.
+    """
+
+    heads: Sequence[tuple[int, int] | str] | None = None
+
+    def __post_init__(self) -> None:
+        # Not super(): a class that travelled to a server as source has no cell for it.
+        Intervention.__post_init__(self)
+        if self.heads is not None:
+            object.__setattr__(self, "heads", _pairs(self.heads))
+
+    @property
+    def pairs(self) -> tuple[tuple[int, int], ...]:
+        """The heads as `(layer, head)`; none where they still have to be found."""
+        return cast("tuple[tuple[int, int], ...]", self.heads or ())
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The layers that have one of the heads."""
+        return tuple(sorted({layer for layer, _ in self.pairs}))
+
+    def find_sites(self, anatomy: Anatomy) -> list[AttentionSite]:
+        """Find the layers that have one of the heads."""
+        return [anatomy.site(layer) for layer in self.layers]
+
+    def check_fits(self, *, n_heads: int, d_model: int) -> None:
+        """Check that the heads are known, and exist."""
+        del d_model
+        if self.heads is None:
+            name = type(self).__name__
+            msg = (
+                f"{name} needs heads, which belong to a model: expected those of yours, "
+                f"got none; pass what a finder found, as in {name}(heads=('L3H7',)), or "
+                "call .fit(model, images, prompts) where it has one"
+            )
+            raise SettingsError(msg)
+        beyond = [f"L{layer}H{head}" for layer, head in self.pairs if head >= n_heads]
+        if beyond:
+            msg = (
+                f"heads {', '.join(beyond)} do not exist: the model has heads 0 to "
+                f"{n_heads - 1} in every layer"
+            )
+            raise SettingsError(msg)
+
+    def mask_at(self, point: PatchPoint) -> Bool[Tensor, " head"]:
+        """Mark the heads that are in a call's layer."""
+        device = point.call.queries.device
+        chosen = torch.zeros(point.call.n_heads, dtype=torch.bool, device=device)
+        chosen[[head for layer, head in self.pairs if layer == point.layer]] = True
+        return chosen
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ablation(HeadsIntervention):
     """Settings of an ablation: which heads, and what they do instead.
 
     `"zero"`: they return nothing. `"mean"`: at every position what they returned on
@@ -81,31 +140,6 @@ such as 'L3H7', each once, got ()
         """Whether it acts on image columns."""
         return self.how in ("uniform", "knockout")
 
-    @property
-    def pairs(self) -> tuple[tuple[int, int], ...]:
-        """The heads as `(layer, head)`."""
-        return cast("tuple[tuple[int, int], ...]", self.heads)
-
-    @property
-    def layers(self) -> tuple[int, ...]:
-        """The layers that have an ablated head."""
-        return tuple(sorted({layer for layer, _ in self.pairs}))
-
-    def find_sites(self, anatomy: Anatomy) -> list[AttentionSite]:
-        """Find the layers that have an ablated head."""
-        return [anatomy.site(layer) for layer in self.layers]
-
-    def check_fits(self, *, n_heads: int, d_model: int) -> None:
-        """Check that the heads exist."""
-        del d_model
-        beyond = [f"L{layer}H{head}" for layer, head in self.pairs if head >= n_heads]
-        if beyond:
-            msg = (
-                f"heads {', '.join(beyond)} do not exist: the model has heads 0 to "
-                f"{n_heads - 1} in every layer"
-            )
-            raise SettingsError(msg)
-
     def learn(self, point: PatchPoint, stream: Tensor | None) -> Tensor | None:
         """Average what the heads return over each item's prompt."""
         del stream
@@ -118,9 +152,7 @@ such as 'L3H7', each once, got ()
 
     def apply_at(self, point: PatchPoint) -> None:
         """Write what the ablated heads of one layer return instead."""
-        device = point.call.queries.device
-        chosen = torch.zeros(point.call.n_heads, dtype=torch.bool, device=device)
-        chosen[[head for layer, head in self.pairs if layer == point.layer]] = True
+        chosen = self.mask_at(point)
         where = point.rows_of(self.steps)[:, :, None] & chosen
         image = point.image_mask
 

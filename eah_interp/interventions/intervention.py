@@ -14,7 +14,7 @@ from eah_interp.arguments import Named, check_mapping
 from eah_interp.errors import SettingsError, UnsupportedError, show_value
 from eah_interp.indices import check_choice, to_float, to_ints
 from eah_interp.interventions.point import PatchPoint
-from eah_interp.kinds import register_by_source
+from eah_interp.kinds import needs_source, register_by_source
 from eah_interp.lvlm.anatomy import Anatomy, AttentionSite
 from eah_interp.results import ModelResult
 
@@ -24,11 +24,14 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Layers = tuple[int, ...] | str
-"""Decoder layers, counted from 0; or a slice of them: `"2:"`, `":-1"`, `":"`."""
+"""Decoder layers, counted from 0; or slices and indices in a text, ends in layers or
+percent of the depth: `"2:"`, `":-1"`, `"1,56%:"`."""
 
 Settings = TypeVar("Settings", bound="Intervention")
 
-_SLICE = re.compile(r"(-?\d+)?:(-?\d+)?")
+_END = r"(-?\d+|\d+%)"
+_PART = rf"(?:{_END}?:{_END}?|{_END})"
+_SLICES = re.compile(rf"{_PART}(?:,{_PART})*")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,6 +223,30 @@ class Patch(ModelResult):
         return plot_learned(self, layer, ax=ax)
 
 
+@dataclass(frozen=True, kw_only=True)
+class LayersIntervention(Intervention):
+    """Settings of something done in some layers, in whatever model.
+
+    Attributes:
+        layers: Indices, or a slice.
+    """
+
+    layers: Layers = ":"
+
+    def __post_init__(self) -> None:
+        # Not super(): a class that travelled to a server as source has no cell for it.
+        Intervention.__post_init__(self)
+        object.__setattr__(self, "layers", check_layers(self.layers))
+
+    def find_sites(self, anatomy: Anatomy) -> list[AttentionSite]:
+        """Find the layers."""
+        return find_layers(self.layers, anatomy)
+
+    def check_fits(self, *, n_heads: int, d_model: int) -> None:
+        """Fit any model: layers are looked up by `find_sites`."""
+        del n_heads, d_model
+
+
 register_by_source(Intervention)
 
 
@@ -234,9 +261,27 @@ def known_kinds() -> dict[str, type[Intervention]]:
     found: dict[str, type[Intervention]] = {}
     pending: list[type[Intervention]] = [Intervention]
     while pending:
-        kind = pending.pop()
+        kind = pending.pop(0)
         pending.extend(kind.__subclasses__())
         if isinstance(getattr(kind, "kind", None), str):
+            found[kind.kind] = kind
+    return found
+
+
+def our_kinds() -> dict[str, type[Intervention]]:
+    """List the kinds that this package defines, by their name in files.
+
+    Example:
+        >>> import eah_interp.interventions
+        >>> list(our_kinds())[:4]
+        ['eah', 'ablation', 'pai', 'var']
+    """
+    pending: list[type[Intervention]] = [Intervention]
+    found: dict[str, type[Intervention]] = {}
+    while pending:
+        kind = pending.pop(0)
+        pending.extend(kind.__subclasses__())
+        if "kind" in vars(kind) and not needs_source(kind):
             found[kind.kind] = kind
     return found
 
@@ -250,7 +295,7 @@ def find_layers(layers: Layers, anatomy: Anatomy) -> list[AttentionSite]:
     """
     if not isinstance(layers, str):
         return [anatomy.site(layer) for layer in layers]
-    chosen = set(range(anatomy.n_layers)[slice(*_ends(layers))])
+    chosen = _read_slices(layers, anatomy.n_layers)
     sites = [anatomy.sites[layer] for layer in sorted(chosen & set(anatomy.sites))]
     if not sites:
         msg = (
@@ -268,7 +313,7 @@ def check_layers(layers: object) -> Layers:
         SettingsError: If they are not.
     """
     if isinstance(layers, str):
-        if _SLICE.fullmatch(layers) is None:
+        if _SLICES.fullmatch(layers) is None:
             got = show_value(layers)
             msg = f"layers must be indices or a slice such as '2:', got {got}"
             raise SettingsError(msg)
@@ -325,11 +370,23 @@ def check_number(
     return number
 
 
-def _ends(text: str) -> tuple[int | None, int | None]:
-    found = _SLICE.fullmatch(text)
-    assert found is not None  # checked when the settings were made
-    start, stop = (None if end is None else int(end) for end in found.groups())
-    return start, stop
+def _read_slices(text: str, n_layers: int) -> set[int]:
+    """Find the layers that a text means in a decoder of so many."""
+    found: set[int] = set()
+    for part in text.split(","):
+        first, colon, last = part.partition(":")
+        start, stop = _read_end(first, n_layers), _read_end(last, n_layers)
+        if not colon:  # one layer, which -1 counts from the end
+            stop = None if start == -1 or start is None else start + 1
+        found |= set(range(n_layers)[slice(start, stop)])
+    return found
+
+
+def _read_end(text: str, n_layers: int) -> int | None:
+    if not text.endswith("%"):
+        return int(text) if text else None
+    # Half a layer counts as one: round() would take it to the even neighbour.
+    return int(int(text[:-1]) * n_layers / 100 + 0.5)
 
 
 def _tuples(value: Any) -> Any:
