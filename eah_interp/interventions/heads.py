@@ -1,19 +1,16 @@
 """Ablations of single heads: nothing, their mean, another pattern, no image."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, cast
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from eah_interp.errors import SettingsError, show_value
-from eah_interp.indices import check_choice, to_list
-from eah_interp.interventions.intervention import (
-    Intervention,
-    check_indices,
-)
+from eah_interp.errors import SettingsError
+from eah_interp.indices import check_choice
+from eah_interp.interventions.head_lists import HeadList, read_pairs
+from eah_interp.interventions.intervention import Intervention
 from eah_interp.interventions.point import PatchPoint, RowIndex
 from eah_interp.kernels.patterns import PatternBlock
 from eah_interp.kernels.replacements import (
@@ -25,8 +22,6 @@ from eah_interp.lvlm.anatomy import Anatomy, AttentionSite
 
 How = Literal["zero", "mean", "uniform", "previous", "knockout"]
 """What becomes of an ablated head."""
-
-_NAME = re.compile(r"L(\d+)H(\d+)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +39,8 @@ class Ablation(Intervention):
     a row that sees nothing else returns nothing.
 
     Attributes:
-        heads: `(layer, head)` pairs, or names such as `"L3H7"`.
+        heads: `(layer, head)` pairs, names such as `"L3H7"`, or the `HeadList` that a
+            finder made, which is refused on another model.
         how: What they do instead.
 
     Raises:
@@ -62,13 +58,14 @@ such as 'L3H7', each once, got ()
 
     kind: ClassVar[str] = "ablation"
 
-    heads: Sequence[tuple[int, int] | str]
+    heads: Sequence[tuple[int, int] | str] | HeadList
     how: How = "zero"
 
     def __post_init__(self) -> None:
         # Not super(): a class that travelled to a server as source has no cell for it.
         Intervention.__post_init__(self)
-        object.__setattr__(self, "heads", _pairs(self.heads))
+        if not isinstance(self.heads, HeadList):
+            object.__setattr__(self, "heads", tuple(sorted(read_pairs(self.heads))))
         check_choice("how", self.how, How)
 
     @property
@@ -84,7 +81,7 @@ such as 'L3H7', each once, got ()
     @property
     def pairs(self) -> tuple[tuple[int, int], ...]:
         """The heads as `(layer, head)`."""
-        return cast("tuple[tuple[int, int], ...]", self.heads)
+        return tuple(sorted(read_pairs(self.heads)))
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -156,23 +153,3 @@ such as 'L3H7', each once, got ()
             point.attend(where, change=previous)
         else:
             point.attend(where, change=elsewhere, change_logits=hidden)
-
-
-def _pairs(heads: object) -> tuple[tuple[int, int], ...]:
-    listed = to_list(heads) or []
-    found: list[tuple[int, ...]] = []
-    for head in listed:
-        name = _NAME.fullmatch(head) if isinstance(head, str) else None
-        pair = tuple(map(int, name.groups())) if name else to_list(head) or ()
-        if len(pair) != 2:
-            found.clear()
-            break
-        what = "the layer and head of an ablation"
-        found.append(tuple(check_indices(what, index)[0] for index in pair))
-    if not found or len(set(found)) != len(listed):
-        msg = (
-            "heads must be (layer, head) pairs or names such as 'L3H7', each once, "
-            f"got {show_value(heads)}"
-        )
-        raise SettingsError(msg)
-    return tuple(sorted((int(layer), int(head)) for layer, head in found))
