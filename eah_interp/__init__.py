@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from eah_interp.interventions import EAHPatch as EAHPatch
     from eah_interp.interventions import LayerPatch as LayerPatch
     from eah_interp.interventions import SinkMap as SinkMap
+    from eah_interp.interventions import Steer as Steer
     from eah_interp.interventions import edit as edit
     from eah_interp.interventions import intervene as intervene
     from eah_interp.interventions import score_sinks as score_sinks
@@ -57,6 +58,7 @@ _FOLDERS = {
         "EAHPatch",
         "LayerPatch",
         "SinkMap",
+        "Steer",
         "edit",
         "intervene",
         "score_sinks",

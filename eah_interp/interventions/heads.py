@@ -1,20 +1,17 @@
 """Ablations of single heads: nothing, their mean, another pattern, no image."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, cast
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from eah_interp.errors import SettingsError, show_value
-from eah_interp.indices import check_choice, to_list
-from eah_interp.interventions.intervention import (
-    Intervention,
-    check_indices,
-)
+from eah_interp.errors import SettingsError
+from eah_interp.indices import check_choice
+from eah_interp.interventions.head_lists import HeadList, read_pairs
+from eah_interp.interventions.intervention import Intervention
 from eah_interp.interventions.point import PatchPoint, RowIndex
 from eah_interp.kernels.patterns import PatternBlock
 from eah_interp.kernels.replacements import (
@@ -27,30 +24,29 @@ from eah_interp.lvlm.anatomy import Anatomy, AttentionSite
 How = Literal["zero", "mean", "uniform", "previous", "knockout"]
 """What becomes of an ablated head."""
 
-_NAME = re.compile(r"L(\d+)H(\d+)")
-
 
 @dataclass(frozen=True, kw_only=True)
 class HeadsIntervention(Intervention):
     """Settings of something done to single heads.
 
     Attributes:
-        heads: `(layer, head)` pairs, or names such as `"L3H7"`; None where they still
-            have to be found.
+        heads: `(layer, head)` pairs, names such as `"L3H7"`, or the `HeadList` that a
+            finder made, which is refused on another model; None where they still have
+            to be found.
     """
 
-    heads: Sequence[tuple[int, int] | str] | None = None
+    heads: Sequence[tuple[int, int] | str] | HeadList | None = None
 
     def __post_init__(self) -> None:
         # Not super(): a class that travelled to a server as source has no cell for it.
         Intervention.__post_init__(self)
-        if self.heads is not None:
-            object.__setattr__(self, "heads", _pairs(self.heads))
+        if self.heads is not None and not isinstance(self.heads, HeadList):
+            object.__setattr__(self, "heads", tuple(sorted(read_pairs(self.heads))))
 
     @property
     def pairs(self) -> tuple[tuple[int, int], ...]:
         """The heads as `(layer, head)`; none where they still have to be found."""
-        return cast("tuple[tuple[int, int], ...]", self.heads or ())
+        return () if self.heads is None else tuple(sorted(read_pairs(self.heads)))
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -61,9 +57,12 @@ class HeadsIntervention(Intervention):
         """Find the layers that have one of the heads."""
         return [anatomy.site(layer) for layer in self.layers]
 
-    def check_fits(self, *, n_heads: int, d_model: int) -> None:
-        """Check that the heads are known, and exist."""
-        del d_model
+    def check_fitted(self) -> None:
+        """Check that the heads are known.
+
+        Raises:
+            SettingsError: If not.
+        """
         if self.heads is None:
             name = type(self).__name__
             msg = (
@@ -72,6 +71,10 @@ class HeadsIntervention(Intervention):
                 "call .fit(model, images, prompts) where it has one"
             )
             raise SettingsError(msg)
+
+    def check_fits(self, *, n_heads: int, d_model: int) -> None:
+        """Check that the heads exist."""
+        del d_model
         beyond = [f"L{layer}H{head}" for layer, head in self.pairs if head >= n_heads]
         if beyond:
             msg = (
@@ -103,7 +106,8 @@ class Ablation(HeadsIntervention):
     a row that sees nothing else returns nothing.
 
     Attributes:
-        heads: `(layer, head)` pairs, or names such as `"L3H7"`.
+        heads: `(layer, head)` pairs, names such as `"L3H7"`, or the `HeadList` that a
+            finder made, which is refused on another model.
         how: What they do instead.
 
     Raises:
@@ -121,13 +125,14 @@ such as 'L3H7', each once, got ()
 
     kind: ClassVar[str] = "ablation"
 
-    heads: Sequence[tuple[int, int] | str]
+    heads: Sequence[tuple[int, int] | str] | HeadList
     how: How = "zero"
 
     def __post_init__(self) -> None:
         # Not super(): a class that travelled to a server as source has no cell for it.
         Intervention.__post_init__(self)
-        object.__setattr__(self, "heads", _pairs(self.heads))
+        if not isinstance(self.heads, HeadList):
+            object.__setattr__(self, "heads", tuple(sorted(read_pairs(self.heads))))
         check_choice("how", self.how, How)
 
     @property
@@ -188,23 +193,3 @@ such as 'L3H7', each once, got ()
             point.attend(where, change=previous)
         else:
             point.attend(where, change=elsewhere, change_logits=hidden)
-
-
-def _pairs(heads: object) -> tuple[tuple[int, int], ...]:
-    listed = to_list(heads) or []
-    found: list[tuple[int, ...]] = []
-    for head in listed:
-        name = _NAME.fullmatch(head) if isinstance(head, str) else None
-        pair = tuple(map(int, name.groups())) if name else to_list(head) or ()
-        if len(pair) != 2:
-            found.clear()
-            break
-        what = "the layer and head of an ablation"
-        found.append(tuple(check_indices(what, index)[0] for index in pair))
-    if not found or len(set(found)) != len(listed):
-        msg = (
-            "heads must be (layer, head) pairs or names such as 'L3H7', each once, "
-            f"got {show_value(heads)}"
-        )
-        raise SettingsError(msg)
-    return tuple(sorted((int(layer), int(head)) for layer, head in found))

@@ -13,9 +13,11 @@ from eah_interp._types import Steps
 from eah_interp.arguments import Named, check_mapping
 from eah_interp.errors import SettingsError, UnsupportedError, show_value
 from eah_interp.indices import check_choice, to_float, to_ints
+from eah_interp.interventions.head_lists import HeadList
 from eah_interp.interventions.point import PatchPoint
+from eah_interp.interventions.stream import StreamPoint
 from eah_interp.kinds import needs_source, register_by_source
-from eah_interp.lvlm.anatomy import Anatomy, AttentionSite
+from eah_interp.lvlm.anatomy import Anatomy, AttentionSite, StreamSite
 from eah_interp.results import ModelResult
 
 if TYPE_CHECKING:
@@ -36,7 +38,10 @@ _SLICES = re.compile(rf"{_PART}(?:,{_PART})*")
 
 @dataclass(frozen=True, kw_only=True)
 class Intervention(metaclass=Named):
-    """Settings of something done at attention calls: what `intervene` and `edit` take.
+    """Settings of something done to a run: what `intervene` and `edit` take.
+
+    It acts at attention calls (`find_sites`, `apply_at`), or on what layers and their
+    MLPs return (`find_streams`, `apply_to_stream`).
 
     Attributes:
         steps: `"all"`, or `"prefill"`: rows that a generation reads after its prompt
@@ -69,6 +74,37 @@ class Intervention(metaclass=Named):
         """
         raise NotImplementedError
 
+    def find_streams(self, anatomy: Anatomy) -> list[StreamSite]:
+        """Find the layers whose output, or whose MLP's, it changes; none here.
+
+        Raises:
+            SettingsError: If a layer does not exist.
+            ModelError: If a layer has no such output.
+        """
+        del anatomy
+        return []
+
+    def fit(self: Settings, model: Any, images: object, prompts: object) -> Settings:
+        """Make settings for these very items, where something is found on them first.
+
+        Args:
+            model: An LVLM that no edit has patched.
+            images: The images, as for `encode`.
+            prompts: The prompts, as for `encode`.
+
+        Returns:
+            The same kind of settings; these ones where there is nothing to find.
+        """
+        del model, images, prompts
+        return self
+
+    def check_fitted(self) -> None:
+        """Check that what has to be found on the items was found; nothing here.
+
+        Raises:
+            SettingsError: If not.
+        """
+
     def check_fits(self, *, n_heads: int, d_model: int) -> None:
         """Check that what the settings name exists in a model.
 
@@ -92,6 +128,10 @@ class Intervention(metaclass=Named):
 
     def apply_at(self, point: PatchPoint) -> None:
         """Change one attention call, by the methods of `PatchPoint`."""
+        raise NotImplementedError
+
+    def apply_to_stream(self, point: StreamPoint) -> None:
+        """Change what one layer, or its MLP, returns: by `StreamPoint.write`."""
         raise NotImplementedError
 
     def repeat(self, kept: Any, n_rows: int) -> Any:
@@ -162,7 +202,10 @@ class Intervention(metaclass=Named):
 
     def to_dict(self) -> dict[str, Any]:
         """Write the settings as a mapping that JSON can hold."""
-        return {k: _lists(v) for k, v in dataclasses.asdict(self).items()}
+        return {
+            item.name: _lists(getattr(self, item.name))
+            for item in dataclasses.fields(self)
+        }
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -295,7 +338,7 @@ def find_layers(layers: Layers, anatomy: Anatomy) -> list[AttentionSite]:
     """
     if not isinstance(layers, str):
         return [anatomy.site(layer) for layer in layers]
-    chosen = _read_slices(layers, anatomy.n_layers)
+    chosen = set(slice_layers(layers, anatomy))
     sites = [anatomy.sites[layer] for layer in sorted(chosen & set(anatomy.sites))]
     if not sites:
         msg = (
@@ -304,6 +347,11 @@ def find_layers(layers: Layers, anatomy: Anatomy) -> list[AttentionSite]:
         )
         raise SettingsError(msg)
     return sites
+
+
+def slice_layers(layers: str, anatomy: Anatomy) -> list[int]:
+    """List the decoder layers of a slice, whatever they have."""
+    return sorted(_read_slices(layers, anatomy.n_layers))
 
 
 def check_layers(layers: object) -> Layers:
@@ -390,8 +438,12 @@ def _read_end(text: str, n_layers: int) -> int | None:
 
 
 def _tuples(value: Any) -> Any:
+    if isinstance(value, Mapping) and set(value) == set(HeadList.KEYS):
+        return HeadList(**value)
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 def _lists(value: Any) -> Any:
+    if isinstance(value, HeadList):
+        return value.to_dict()
     return list(map(_lists, value)) if isinstance(value, tuple) else value
