@@ -75,6 +75,12 @@ except PackageNotFoundError:  # pragma: no cover - a source tree without an inst
 
 
 def __getattr__(name: str) -> Any:
+    if name[:1].isupper() and name not in _HOME:
+        # Methods of other papers stand in no list: a file each says its name.
+        found = importlib.import_module(f"{__name__}.interventions.methods").METHODS
+        if name in found:
+            globals()[name] = found[name]
+            return found[name]
     if name not in _HOME:
         msg = f"module {__name__!r} has no attribute {name!r}"
         raise AttributeError(msg)

@@ -66,9 +66,9 @@ class HeadsIntervention(Intervention):
         if self.heads is None:
             name = type(self).__name__
             msg = (
-                f"{name} needs heads, which belong to a model: expected those of yours, "
-                f"got none; pass what a finder found, as in {name}(heads=('L3H7',)), or "
-                "call .fit(model, images, prompts) where it has one"
+                f"{name} needs heads, which belong to a model: expected those of "
+                f"yours, got none; pass what a finder found, as in {name}(heads=found)"
+                ", or call .fit(model, images, prompts) where it has one"
             )
             raise SettingsError(msg)
 

@@ -312,12 +312,12 @@ def known_kinds() -> dict[str, type[Intervention]]:
 
 
 def our_kinds() -> dict[str, type[Intervention]]:
-    """List the kinds that this package defines, by their name in files.
+    """List the kinds that this package defines: EAH's, then the others by name.
 
     Example:
         >>> import eah_interp.interventions
-        >>> list(our_kinds())[:4]
-        ['eah', 'ablation', 'pai', 'var']
+        >>> list(our_kinds())[:3]
+        ['eah', 'ablation', 'ad_hh']
     """
     pending: list[type[Intervention]] = [Intervention]
     found: dict[str, type[Intervention]] = {}
@@ -326,7 +326,7 @@ def our_kinds() -> dict[str, type[Intervention]]:
         pending.extend(kind.__subclasses__())
         if "kind" in vars(kind) and not needs_source(kind):
             found[kind.kind] = kind
-    return found
+    return dict(sorted(found.items(), key=lambda one: (one[0] != "eah", one[0])))
 
 
 def find_layers(layers: Layers, anatomy: Anatomy) -> list[AttentionSite]:

@@ -25,8 +25,8 @@ def list_kinds() -> dict[str, type[Intervention]]:
     """List what can be done to a model, by its name in files: ours, then a user's own.
 
     Example:
-        >>> list(list_kinds())[:4]
-        ['eah', 'ablation', 'pai', 'var']
+        >>> list(list_kinds())[:3]
+        ['eah', 'ablation', 'ad_hh']
     """
     return {**OURS, **known_kinds(), **OURS}
 

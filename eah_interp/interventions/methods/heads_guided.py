@@ -1,4 +1,4 @@
-"""Heads-guided attention: image columns raised by what all heads of a layer agree on."""
+"""Heads-guided attention: image columns raised by the mean size of heads' scores."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar

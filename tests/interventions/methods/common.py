@@ -1,12 +1,14 @@
-"""A slow decoder for methods of other papers: scores and patterns written out, in loops.
+"""A slow decoder for methods of other papers: scores and patterns in plain loops.
 
-Plain transformers, in eager attention, with each attention call of the decoder handed to
-an oracle, which changes whole patterns row by row. Scores are computed anew from queries
-and keys; a change of scores is made on the pattern, whatever mask, bias or learned sink
-has gone into it: adding `d` to scores multiplies weights by `exp(d)`, and what is left
-of a row (the sink's share) keeps its weight before all is divided by the sum.
+Plain transformers, in eager attention, with each attention call of the decoder handed
+to an oracle, which changes whole patterns row by row. Scores are computed anew from
+queries and keys; a change of scores is made on the pattern, whatever mask, bias or
+learned sink has gone into it: adding `d` to scores multiplies weights by `exp(d)`, and
+what is left of a row (the sink's share) keeps its weight before all is divided by the
+sum.
 """
 
+import itertools
 import sys
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -236,7 +238,9 @@ def check_family(family, settings, oracle, *, moves=1e-3):
         expected = share_plain(family).generate(**encoding, **GREEDY)
     assert oracle.changed > 0, "the oracle changed nothing: a weak test"
     plain = share_unpatched(family)
-    moved = [measure_gap(a, b) for a, b in zip(plain.logits, expected.logits)]
+    moved = [
+        measure_gap(a, b) for a, b in zip(plain.logits, expected.logits, strict=True)
+    ]
     assert max(moved) > moves, f"the patch does next to nothing here: {moved}"
     models = {id(one): one for one in (share_eager(family), share_model(family))}
     for model in models.values():
@@ -275,3 +279,43 @@ def check_rows_alone(family, settings, settings_of=None):
         noise = measure_gap(read_logits(model, None, alone)[0, -1], plain[row])
         found = measure_gap(read_logits(model, own, alone)[0, -1], batch[row])
         assert found <= 4 * noise + 1e-5
+
+
+def columns_of(call, item, gate):
+    """List the image's columns, or those behind its last."""
+    images = [k for k in range(call.image.shape[1]) if call.image[item, k]]
+    if gate == "image":
+        return images
+    last = max(images, default=-1)
+    return [k for k in range(call.image.shape[1]) if k > last]
+
+
+def measure_shares(call, item, row, gate):
+    """Sum each head's weights on some columns, in one row."""
+    columns = columns_of(call, item, gate) if gate else []
+    n_heads = call.pattern.shape[1]
+    return [
+        sum(float(call.pattern[item, head, row, k]) for k in columns)
+        for head in range(n_heads)
+    ]
+
+
+@cache
+def split_widely(family, gate, *, over="head"):
+    """Find a threshold far from every share in the prompt's last rows."""
+    shares = []
+
+    class Measure(Oracle):
+        def change(self, call, item, row):
+            found = measure_shares(call, item, row, gate)
+            mean = [sum(found) / len(found)]
+            shares.extend(mean if over == "layer" else found)
+
+    oracle = Measure(*masks_of(family), layers_of(family))
+    with torch.no_grad(), slow_decoder(share_plain(family), oracle):
+        share_plain(family)(**share_encoding(family), use_cache=False)
+    ordered = sorted(shares)
+    gaps = [after - before for before, after in itertools.pairwise(ordered)]
+    edge = len(gaps) // 4
+    widest = max(range(edge, len(gaps) - edge), key=gaps.__getitem__)
+    return (ordered[widest] + ordered[widest + 1]) / 2

@@ -13,6 +13,7 @@ from tests.interventions.methods.common import (
     Oracle,
     check_family,
     check_rows_alone,
+    columns_of,
     layers_of,
     masks_of,
     read_logits,
@@ -20,6 +21,7 @@ from tests.interventions.methods.common import (
     share_model,
     share_plain,
     slow_decoder,
+    split_widely,
     sweep,
 )
 from tests.tiny_families import ignore_renamed, measure_gap
@@ -36,9 +38,7 @@ class OracleADHH(Oracle):
     asked: int = 0
 
     def behind(self, call, item):
-        images = [k for k in range(call.image.shape[1]) if call.image[item, k]]
-        last = max(images, default=-1)
-        return [k for k in range(call.image.shape[1]) if k > last]
+        return columns_of(call, item, "behind")
 
     def change(self, call, item, row):
         items = range(len(call.pattern)) if self.over_the_batch else [item]
@@ -61,24 +61,7 @@ def heads_of(family, heads=(0, 1, 3)):
 
 
 def tau_of(family):
-    """Measure a threshold that some heads reach in some rows, and others do not."""
-    sums = []
-
-    class Measure(OracleADHH):
-        def change(self, call, item, row):
-            for head in (0, 1, 3):
-                own = call.pattern[item, head, row, self.behind(call, item)]
-                sums.append(float(own.sum()))
-            self.changed = 1
-
-    oracle = Measure(*masks_of(family), layers_of(family))
-    with torch.no_grad(), slow_decoder(share_plain(family), oracle):
-        share_plain(family)(**share_encoding(family), use_cache=False)
-    ordered = sorted(sums)
-    gaps = [b - a for a, b in zip(ordered, ordered[1:], strict=False)]
-    middle = len(gaps) // 4
-    widest = max(range(middle, len(gaps) - middle), key=gaps.__getitem__)
-    return (ordered[widest] + ordered[widest + 1]) / 2
+    return split_widely(family, "behind")
 
 
 @pytest.mark.parametrize("family", sweep("llava", "internvl_gpt_oss"))
@@ -116,7 +99,7 @@ def test_the_releases_sum_over_a_batch_cuts_off_more():
 def test_heads_that_were_not_found_yet_are_refused_when_they_are_needed():
     settings = ADHH()
     assert ADHH.from_dict(settings.to_dict()) == settings
-    with pytest.raises(SettingsError, match="ADHH needs heads.*what a finder found"):
+    with pytest.raises(SettingsError, match=r"ADHH needs heads.*what a finder found"):
         eah.edit(share_model("llava"), settings)
 
 
