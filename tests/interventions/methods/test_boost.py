@@ -1,4 +1,4 @@
-"""A boost raises image columns as the slow oracle does, step by step, layer by layer."""
+"""A boost raises image columns as the slow oracle does, by step and by layer."""
 
 from dataclasses import dataclass
 
@@ -111,9 +111,8 @@ def test_pai_is_a_case_of_it():
     boost = ColumnBoost(amount=0.7, layers="1:")
     model, encoding = share_model("llava"), share_encoding("llava")
     found = read_logits(model, boost, encoding)
-    assert torch.equal(
-        found, read_logits(model, eah.PAI(alpha=0.7, layers="1:"), encoding)
-    )
+    expected = read_logits(model, eah.PAI(alpha=0.7, layers="1:"), encoding)
+    assert torch.equal(found, expected)
 
 
 def test_an_answer_read_at_once_is_raised_as_its_generation_was():

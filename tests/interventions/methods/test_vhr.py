@@ -63,7 +63,6 @@ class Choosing(Oracle):
     blind: dict = field(default_factory=dict)
     drop: bool = True
     chosen: dict = field(default_factory=dict)
-    dropped: int = 0
 
     def read(self, call):
         if call.layer not in self.layers:
@@ -74,18 +73,13 @@ class Choosing(Oracle):
             for head in range(n_heads):
                 blind = self.blind[call.layer, item, head]
                 seeing = call.output(item, head)[-1]
-                moved.append(
-                    float(
-                        sum((a - b) ** 2 for a, b in zip(seeing, blind, strict=True))
-                        ** 0.5
-                    )
-                )
+                pairs = zip(seeing, blind, strict=True)
+                moved.append(float(sum((a - b) ** 2 for a, b in pairs) ** 0.5))
                 surge.append(float(sum(b**2 for b in blind)))
             if self.drop:
                 high = [high_of(moved), high_of(surge)]
                 for head in range(n_heads):
                     if moved[head] > high[0] and surge[head] > high[1]:
-                        self.dropped += 1
                         moved[head] = 0.0
             ordered = sorted(moved)
             middle = (ordered[n_heads // 2 - 1] + ordered[n_heads // 2]) / 2
