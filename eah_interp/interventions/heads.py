@@ -31,11 +31,12 @@ class HeadsIntervention(Intervention):
 
     Attributes:
         heads: `(layer, head)` pairs, names such as `"L3H7"`, or the `HeadList` that a
-            finder made, which is refused on another model; None where they still have
-            to be found.
+            finder made, which is refused on another model; None, where a child says
+            so, as long as they still have to be found.
     """
 
-    heads: Sequence[tuple[int, int] | str] | HeadList | None = None
+    # No default: a child could not take it back.
+    heads: Sequence[tuple[int, int] | str] | HeadList | None
 
     def __post_init__(self) -> None:
         # Not super(): a class that travelled to a server as source has no cell for it.

@@ -1,6 +1,6 @@
 """AD-HH: heads cut off from the words after the image, where they look at them most."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from eah_interp._types import ColumnMask
 from eah_interp.errors import SettingsError, show_value
+from eah_interp.interventions.head_lists import HeadList
 from eah_interp.interventions.heads import HeadsIntervention
 from eah_interp.interventions.intervention import check_number
 from eah_interp.interventions.point import PatchPoint, RowIndex
@@ -62,6 +63,7 @@ class ADHH(HeadsIntervention):
     kind: ClassVar[str] = "ad_hh"
     reads_images: ClassVar[bool] = True
 
+    heads: Sequence[tuple[int, int] | str] | HeadList | None = None
     tau: float = 0.4
 
     def __post_init__(self) -> None:
