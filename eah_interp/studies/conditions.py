@@ -10,16 +10,14 @@ from typing import Any
 from eah_interp.arguments import Named, by_name, check_kind, check_mapping, check_text
 from eah_interp.errors import SettingsError, show_value
 from eah_interp.indices import to_list
-from eah_interp.interventions import EAH, PAI, VAR, Ablation, Intervention, edit
+from eah_interp.interventions import EAH, Intervention, edit
 from eah_interp.interventions.donation import seed_items
-from eah_interp.interventions.intervention import known_kinds
+from eah_interp.interventions.intervention import known_kinds, our_kinds
 from eah_interp.kernels.sinks import DEFAULT_BETA
 from eah_interp.plugins import describe_plugin, find_plugin
 from eah_interp.studies.store import check_folders, check_name
 
-OURS: dict[str, type[Intervention]] = {
-    kind.kind: kind for kind in (EAH, Ablation, PAI, VAR)
-}
+OURS: dict[str, type[Intervention]] = our_kinds()
 """What this package does to a model, by its name in files."""
 
 
@@ -27,8 +25,8 @@ def list_kinds() -> dict[str, type[Intervention]]:
     """List what can be done to a model, by its name in files: ours, then a user's own.
 
     Example:
-        >>> list(list_kinds())[:4]
-        ['eah', 'ablation', 'pai', 'var']
+        >>> list(list_kinds())[:3]
+        ['eah', 'ablation', 'ad_hh']
     """
     return {**OURS, **known_kinds(), **OURS}
 
@@ -73,6 +71,7 @@ class Condition(metaclass=Named):
             SettingsError: If a setting is impossible, or a kind is unknown.
 
         Example:
+            >>> from eah_interp.interventions import PAI
             >>> condition = Condition("PAI", PAI())
             >>> Condition.from_dict(condition.to_dict()) == condition
             True
@@ -187,6 +186,7 @@ def sweep(
         SettingsError: If a setting is unknown or a value impossible.
 
     Example:
+        >>> from eah_interp.interventions import PAI
         >>> conditions = sweep({"layers": [(0,), (1,)], "beta": [1.0, 2.0]})
         >>> [condition.name for condition in conditions][:2]
         ['EAH layers=0 beta=1.0', 'EAH layers=0 beta=2.0']
@@ -276,6 +276,7 @@ def list_steps(conditions: Sequence[Mapping[str, Any]]) -> dict[str, str | None]
         conditions: As a manifest lists them.
 
     Example:
+        >>> from eah_interp.interventions import PAI
         >>> list_steps([c.to_dict() for c in (BASELINE, Condition("PAI", PAI()))])
         {'baseline': None, 'PAI': 'all'}
     """
@@ -293,6 +294,7 @@ def describe_patch(condition: Mapping[str, Any]) -> tuple[str, str]:
         condition: As a manifest lists it.
 
     Example:
+        >>> from eah_interp.interventions import PAI
         >>> describe_patch(Condition("more", PAI(alpha=0.5)).to_dict())
         ('PAI', 'alpha=0.5, layers=2:')
         >>> describe_patch(BASELINE.to_dict())
