@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from eah_interp.arguments import check_level
+from eah_interp.arguments import check_level, is_dense
 from eah_interp.errors import ExtraMissingError, InputError, SettingsError, show_value
 from eah_interp.indices import check_integer, to_float, to_list
 from eah_interp.kinds import register
@@ -119,7 +119,7 @@ def check_draws(*, level: object, resamples: object, seed: object) -> None:
 
 def _check_numbers(name: str, value: object, *, n_axes: int | None = None) -> Tensor:
     """Check that an argument is a tensor of finite numbers, or of flags."""
-    right = isinstance(value, Tensor) and value.layout == torch.strided
+    right = isinstance(value, Tensor) and is_dense(value)
     if not right or value.is_complex() or value.is_meta:  # type: ignore[attr-defined]
         raise InputError(f"{name} must be a tensor of numbers, got {show_value(value)}")
     found: Tensor = value  # type: ignore[assignment]
@@ -538,8 +538,9 @@ def percentile_effect(
     """
     check_level(level)
     n = check_integer("n", n)
-    is_one_axis = isinstance(samples, Tensor) and samples.ndim == 1 and len(samples)
-    if not is_one_axis or samples.is_meta:
+    right = isinstance(samples, Tensor) and is_dense(samples)
+    right = right and not (samples.is_meta or samples.is_complex())
+    if not right or samples.ndim != 1 or not len(samples):
         got = show_value(samples)
         raise InputError(f"samples must be a tensor of one axis, got {got}")
     if not isinstance(estimate, float) and to_float(estimate) is None:

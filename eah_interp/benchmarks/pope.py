@@ -28,8 +28,8 @@ STRICT = "strictly_yes"
 class PopeScore(FlatScore, Result):
     """How yes/no questions were answered; "yes" is the positive class.
 
-    Rates are percentages, NaN where nothing can be said (no "yes" was given, say). An
-    answer that is missing counts as wrong.
+    Rates are percentages, NaN where nothing can be said (no "yes" was given, or no
+    object is absent, say). An answer that is missing counts as wrong.
 
     Attributes:
         n: Questions.

@@ -38,6 +38,7 @@ from eah_interp.lvlm.inputs import (
     are_prompts,
     cast_floats,
     check_encoding,
+    check_layout,
     encode_rows,
     has_images,
     image_placeholder,
@@ -469,12 +470,20 @@ class LVLM(HookedModel):
             kinds = ", ".join(type(value).__name__ for value in inputs)
             msg = f"expected (images, prompts), got {len(inputs)} arguments: {kinds}"
             raise InputError(msg)
+        for name, value in kwargs.items():
+            check_layout(name, value)
         if has_images(inputs):
-            return (), {**self.encode(*inputs), **kwargs}
-        given = [one for one in (*inputs, kwargs) if isinstance(one, Mapping)]
-        for one in given:
-            if "input_ids" in one or one is not kwargs:
+            encoding = {**self.encode(*inputs), **kwargs}
+            if any(isinstance(value, Tensor) for value in kwargs.values()):
+                check_encoding(encoding)
+            return (), encoding
+        for one in inputs:
+            if isinstance(one, Mapping):
                 check_encoding(one)
+            else:
+                check_layout("input_ids", one)
+        if "input_ids" in kwargs:
+            check_encoding(kwargs)
         if len(inputs) == 1 and not _is_taken(inputs[0]):
             got = show_value(inputs[0])
             msg = (

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from eah_interp.arguments import is_dense
 from tests.fuzz.harness import Input
 
 Rng = np.random.Generator
@@ -109,7 +110,9 @@ def odd_text(rng: Rng) -> str:
 
 
 def odd_tensor(rng: Rng, tensor: torch.Tensor) -> Any:
-    """Change a tensor in one way: its type, shape, place or numbers."""
+    """Change a tensor in one way: its type, shape, layout, place or numbers."""
+    if tensor.is_meta or not is_dense(tensor):  # changed once: few operations are left
+        return tensor
     ways: list[Callable[[torch.Tensor], Any]] = [
         torch.Tensor.half,
         torch.Tensor.bfloat16,
@@ -142,6 +145,9 @@ def odd_tensor(rng: Rng, tensor: torch.Tensor) -> Any:
         lambda t: t.tolist(),
         lambda t: t.to("meta"),
         lambda t: t.to_sparse(),
+        lambda t: t.to_sparse_csr() if t.ndim == 2 else t.to_sparse(),
+        lambda t: torch.quantize_per_tensor(t.float(), 0.1, 0, torch.quint8),
+        lambda t: torch.nested.nested_tensor(list(t)) if t.ndim > 1 and len(t) else t,
         lambda t: t.float().requires_grad_(),
         lambda t: t[..., ::2],
         lambda t: torch.nn.Parameter(t.float()),

@@ -293,6 +293,54 @@ def test_a_mask_without_numbers_is_refused(model, mask):
         eah.intervene(model, eah.EAH(), **masks)
 
 
+OTHER_LAYOUTS = {
+    "sparse_coo": torch.Tensor.to_sparse,
+    "quantised": lambda t: torch.quantize_per_tensor(t.float(), 0.1, 0, torch.quint8),
+    "nested": lambda t: torch.nested.nested_tensor(list(t)),
+    "on the meta device": lambda t: t.to("meta"),
+}
+
+
+@pytest.mark.parametrize("layout", OTHER_LAYOUTS)
+@pytest.mark.parametrize(
+    "name",
+    ["input_ids", "attention_mask", "pixel_values", "token_type_ids", "odd_key"],
+)
+@pytest.mark.usefixtures("no_forward")
+def test_a_tensor_that_is_not_plain_is_refused_whatever_it_is_called(
+    model, name, layout, recwarn
+):
+    encoding = dict(model.encode(random_image(), "what ?"))
+    plain = encoding.get(name, encoding["input_ids"])
+    odd = {name: OTHER_LAYOUTS[layout](plain)}
+    calls = {
+        "an encoding": lambda: model.trace({**encoding, **odd}),
+        "by name": lambda: model.trace(**{**encoding, **odd}),
+        "beside images": lambda: model.trace(random_image(), "what ?", **odd),
+        "generate": lambda: model.generate(**{**encoding, **odd}),
+        "spans": lambda: model.spans({**encoding, **odd}),
+        "sinks": lambda: eah.score_sinks(model, {**encoding, **odd}),
+        "in a list": lambda: model.spans({**encoding, name: [odd[name]]}),
+        "in a mapping": lambda: model.spans({**encoding, name: {"full": odd[name]}}),
+    }
+    for call in calls.values():
+        with pytest.raises(InputError, match=f"{name}.* is {layout}: expected a dense"):
+            call()
+
+
+@pytest.mark.usefixtures("no_forward")
+def test_token_ids_alone_that_are_not_plain_are_refused(model):
+    ids = model.encode(random_image(), "what ?")["input_ids"]
+    with pytest.raises(InputError, match="input_ids is sparse_coo: expected a dense"):
+        model.trace(ids.to_sparse())
+
+
+@pytest.mark.usefixtures("no_forward")
+def test_a_mask_beside_images_is_checked_against_their_tokens(model):
+    with pytest.raises(InputError, match="a flag for each token of input_ids"):
+        model.trace(random_image(), "what ?", attention_mask=torch.ones(3, 2))
+
+
 def change_pixels(family, change):
     model = eah.wrap(tiny_lvlm(family), tiny_processor(family))
     encoding = model.encode(random_image(), "what ?")
