@@ -103,18 +103,24 @@ def write_undetermined(
     return f"{estimate:+.{digits}f}, undetermined ({n} {of}, all alike)"
 
 
-def check_draws(*, level: object, resamples: object, seed: object) -> None:
+def check_draws(
+    *, level: object, resamples: object, seed: object
+) -> tuple[float, int, int]:
     """Check how an interval is drawn.
+
+    Returns:
+        The level, the number of samples and the seed, as plain numbers: SciPy takes no
+        others.
 
     Raises:
         SettingsError: If the level is not between 0 and 1, there are no samples or
             more than ten million, or the seed is no integer of 0 or more.
     """
-    check_level(level)
-    check_integer("seed", seed)
-    if check_integer("resamples", resamples, least=1) > _MOST:
+    plain = check_level(level), check_integer("resamples", resamples, least=1)
+    if plain[1] > _MOST:
         got = show_value(resamples)
         raise SettingsError(f"resamples must be at most {_MOST:,}, got {got}")
+    return (*plain, check_integer("seed", seed))
 
 
 def _check_numbers(name: str, value: object, *, n_axes: int | None = None) -> Tensor:
@@ -182,7 +188,7 @@ def compare_rates(
     """
     from scipy import stats
 
-    check_draws(level=level, resamples=resamples, seed=seed)
+    level, resamples, seed = check_draws(level=level, resamples=resamples, seed=seed)
     parts = _check_counts(before, after)
     shapes = {tuple(part.shape) for part in parts}
     if len(shapes) != 1 or parts[0].shape[-1] < 2:
@@ -263,7 +269,7 @@ def estimate_mean(values: Sequence[float], *, level: float = 0.95) -> Effect:
     """
     from scipy import stats
 
-    check_level(level)
+    level = check_level(level)
     listed = to_list(values)
     numbers = [to_float(value) for value in listed or ()]
     if listed is None or None in numbers:
@@ -403,7 +409,7 @@ def estimate_odds(gained: int, lost: int, *, level: float = 0.95) -> Effect:
     """
     from scipy import stats
 
-    check_level(level)
+    level = check_level(level)
     gained, lost = check_integer("gained", gained), check_integer("lost", lost)
     total = gained + lost
     if total == 0:
@@ -497,7 +503,7 @@ def resample_sums(columns: Columns, *, resamples: int = 10_000, seed: int = 0) -
     """
     import numpy as np
 
-    check_draws(level=0.5, resamples=resamples, seed=seed)
+    _, resamples, seed = check_draws(level=0.5, resamples=resamples, seed=seed)
     _check_numbers("columns", columns, n_axes=2)
     n = len(columns)
     if n < 2:
@@ -536,7 +542,7 @@ def percentile_effect(
         >>> print(percentile_effect(0.5, torch.arange(101) / 100, level=0.8, n=7))
         +0.5 [+0.1, +0.9]
     """
-    check_level(level)
+    level = check_level(level)
     n = check_integer("n", n)
     right = isinstance(samples, Tensor) and is_dense(samples)
     right = right and not (samples.is_meta or samples.is_complex())

@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from eah_interp.arguments import by_name
+from eah_interp.attribution.asked import reads_log_prob
 from eah_interp.attribution.averages import ObjectResult
 from eah_interp.attribution.cases import Ask, Case, as_case, asks
 from eah_interp.attribution.chunks import (
@@ -427,7 +428,7 @@ def attribute_patches(
     if patch is not None:
         model.check(patch)
     check_chunks(batch_size=batch_size, progress=progress)
-    _check_linear(method, linear=asked.get("metric") != "log_prob")
+    _check_linear(method, linear=not reads_log_prob(asked))
     case = as_case(model, images, prompts, **asked)
     _check_linear(method, linear=case.readout.is_linear)
     if method == "attention_gradient":
