@@ -52,7 +52,7 @@ from eah_interp.attribution.sides import (
     split_items,
     take_item,
 )
-from eah_interp.errors import SettingsError
+from eah_interp.errors import SettingsError, show_value
 from eah_interp.indices import check_integer
 from eah_interp.interventions.intervention import Intervention
 from eah_interp.lvlm.anatomy import name_model
@@ -239,7 +239,7 @@ class HeadApproximation(ObjectResult):
             SettingsError: If `k` is below 1, or there is no such column.
         """
         table = self.frame()
-        if by == "exact":
+        if isinstance(by, str) and by == "exact":
             table = table[table["exact"].notna()].reset_index(drop=True)
         return largest(table, k, by=by)
 
@@ -527,5 +527,5 @@ def approximate_heads(
 def _check_modes(*, what: str, method: str) -> None:
     for name, given, known in (("what", what, What), ("method", method, Method)):
         if not isinstance(given, str) or given not in get_args(known):
-            msg = f"{name} must be one of {', '.join(get_args(known))}, got {given!r}"
-            raise SettingsError(msg)
+            msg = f"{name} must be one of {', '.join(get_args(known))}"
+            raise SettingsError(f"{msg}, got {show_value(given)}")

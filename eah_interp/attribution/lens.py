@@ -190,9 +190,12 @@ class LogitLens(ObjectResult):
             for name in map(str, table.columns)
             if name.endswith(("logit", "rank", "probability"))
         ]
-        if by not in (*numbers, *(["change"] if self.patched else [])):
-            msg = f"by={by!r} is no column to compare: expected {', '.join(numbers)}"
-            raise SettingsError(msg)
+        if not isinstance(by, str) or by not in (
+            *numbers,
+            *(["change"] if self.patched else []),
+        ):
+            msg = f"by={show_value(by)} is no column to compare: expected "
+            raise SettingsError(msg + ", ".join(numbers))
         there = table[table["place"] == place]
         ordered = there.sort_values(by, ascending=by.endswith("rank"), kind="stable")
         ordered = ordered.sort_values("target", kind="stable")

@@ -214,7 +214,7 @@ class PictureAttribution(ObjectResult):
         """
         check_target(self.targets, target)
         check_choice("sign", sign, Sign)
-        if run == "change":
+        if isinstance(run, str) and run == "change":
             old, new = (
                 self.summed(target, heads=heads, run=which, sign=sign)
                 for which in ("plain", "patched")
@@ -230,12 +230,12 @@ class PictureAttribution(ObjectResult):
 
     def _run(self, run: str) -> PictureEffects:
         runs = {"plain": self.plain, "patched": self.patched}
-        found = runs.get(run)
+        found = runs.get(run) if isinstance(run, str) else None
         if found is None:
             known = [name for name, effects in runs.items() if effects is not None]
             msg = (
-                f"run={run!r} is not there: expected {' or '.join(known)}; a patched "
-                "run is made by attribute_patches(..., patch=)"
+                f"run={show_value(run)} is not there: expected {' or '.join(known)}; "
+                "a patched run is made by attribute_patches(..., patch=)"
             )
             raise SettingsError(msg)
         return found
@@ -246,7 +246,7 @@ class PictureAttribution(ObjectResult):
         if not pairs or any(len(pair) != 2 for pair in pairs):
             msg = (
                 "heads must be layers and heads, as in [(3, 7)], at least one, or left "
-                f"out, got {heads!r}"
+                f"out, got {show_value(heads)}"
             )
             raise SettingsError(msg)
         for layer, head in pairs:

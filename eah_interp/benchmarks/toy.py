@@ -12,7 +12,7 @@ from tqdm import tqdm
 from eah_interp.arguments import by_name, check_flag
 from eah_interp.benchmarks.chair import ChairScore, count_mentions, score_captions
 from eah_interp.benchmarks.pope import PopeScore, score_answers
-from eah_interp.errors import InputError, SettingsError
+from eah_interp.errors import InputError, SettingsError, show_value
 from eah_interp.results import ModelResult
 from eah_interp.statistics import Counts, compare_rates
 
@@ -350,8 +350,8 @@ def count_by_scene(
         SettingsError: If there is no such metric.
         InputError: If the results are not about the same scenes.
     """
-    if metric not in METRICS:
-        msg = f"metric must be one of {', '.join(METRICS)}, got {metric!r}"
+    if not isinstance(metric, str) or metric not in METRICS:
+        msg = f"metric must be one of {', '.join(METRICS)}, got {show_value(metric)}"
         raise SettingsError(msg)
     tables = [METRICS[metric](result).sort_index() for result in results]
     if any(list(table.index) != list(tables[0].index) for table in tables):
