@@ -1,5 +1,7 @@
 """Odd values, and arguments of a call of which some are replaced by them."""
 
+import contextvars
+import dataclasses
 import datetime
 import decimal
 import fractions
@@ -163,10 +165,34 @@ def _with_one(rng: Rng, tensor: torch.Tensor, number: float) -> torch.Tensor:
     return flat.view(tensor.shape)
 
 
+@dataclasses.dataclass
+class Swap:
+    """What `change` does while every argument is tried with every odd value.
+
+    Attributes:
+        name: The argument that is replaced; none when empty.
+        place: The place of its new value in `odd_values`.
+        seen: Which arguments there are.
+    """
+
+    name: str = ""
+    place: int = 0
+    seen: dict[str, None] = dataclasses.field(default_factory=dict)
+
+
+SWAP: contextvars.ContextVar[Swap | None] = contextvars.ContextVar("SWAP", default=None)
+
+
 def change(rng: Rng, base: Mapping[str, Any], *, most: int = 2) -> dict[str, Any]:
     """Replace up to some of a call's arguments by odd ones."""
     names = list(base)
     changed = dict(base)
+    swap = SWAP.get()
+    if swap is not None:
+        swap.seen |= dict.fromkeys(names)
+        if swap.name in changed:
+            changed[swap.name] = odd_values()[swap.place]
+        return changed
     for _ in range(int(rng.integers(0, most + 1))):
         name = pick(rng, names)
         value = base[name]
