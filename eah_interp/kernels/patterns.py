@@ -469,7 +469,9 @@ float32 of shape (2,)
     # A list has no shape, an array of NumPy no device.
     expected = f"{kind} [{'...' if axes is None else axes}]"
     if not isinstance(value, Tensor) or not is_dense(value):
-        what = show_value(value) if not hasattr(value, "shape") else type(value)
+        # a nested tensor has no shape, and says so with another error
+        is_array = isinstance(value, Tensor) or hasattr(value, "shape")
+        what = type(value) if is_array else show_value(value)
         msg = f"{name} must be a (dense) tensor of {expected}, got {what}"
         raise InputError(msg)
     holds = {

@@ -39,6 +39,8 @@ def odd_values() -> list[Any]:
         *(pd.NA, pd.NaT, pd.Timestamp("2020"), pd.DataFrame(), pd.Index([0, 1])),
         *(pd.DataFrame({"a": [1, nan]}), pd.Categorical(["a", "b"])),
         *(torch.tensor(1), torch.tensor([1.0]), torch.zeros(0), torch.tensor(nan)),
+        *(torch.eye(2).to_sparse(), torch.nested.nested_tensor([torch.ones(2)])),
+        torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.quint8),
         *(torch.zeros(2, device="meta"), torch.ones(1, 1, dtype=torch.bool)),
         *(torch.tensor([0, 1]), torch.float32, torch.device("cpu")),
         *(decimal.Decimal("0.5"), decimal.Decimal("NaN"), fractions.Fraction(1, 2)),
@@ -58,6 +60,8 @@ def show(value: Any) -> str:
     """Write a value so that it can be read, whatever it is."""
     if isinstance(value, torch.Tensor):
         kind = str(value.dtype).removeprefix("torch.")
+        if value.is_nested:  # it has no shape
+            return f"Tensor({kind}, nested)"
         return f"Tensor({kind}, {tuple(value.shape)}, {value.device})"
     if isinstance(value, int) and abs(value) > 10**50:
         return f"an integer of {value.bit_length()} bits"
