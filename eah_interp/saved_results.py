@@ -247,9 +247,11 @@ class _Unpacker:
         dtype = getattr(torch, kind, None) if isinstance(kind, str) else None
         sizes = () if shape == [] else to_ints(shape)
         if not isinstance(name, str) or not isinstance(dtype, torch.dtype):
-            raise self.refuse(f"expected a tensor's name and dtype, got {kind!r}")
+            raise self.refuse(
+                f"expected a tensor's name and dtype, got {show_value(kind)}"
+            )
         if sizes is None or any(size < 0 for size in sizes):
-            raise self.refuse(f"expected the shape of {name}, got {shape!r}")
+            raise self.refuse(f"expected the shape of {name}, got {show_value(shape)}")
         values = self._flat.get(name, torch.zeros(0))
         if values.numel() != math.prod(sizes):
             got = f"got {values.numel()}"

@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from eah_interp.arguments import by_name, check_count
+from eah_interp.attribution.asked import reads_log_prob
 from eah_interp.attribution.averages import ObjectResult
 from eah_interp.attribution.cases import Ask, Case, as_case, asks
 from eah_interp.attribution.chunks import (
@@ -211,9 +212,12 @@ class LogitLens(ObjectResult):
             for name in map(str, table.columns)
             if name.endswith(("logit", "rank", "probability"))
         ]
-        if by not in (*numbers, *(["change"] if self.patched else [])):
-            msg = f"by={by!r} is no column to compare: expected {', '.join(numbers)}"
-            raise SettingsError(msg)
+        if not isinstance(by, str) or by not in (
+            *numbers,
+            *(["change"] if self.patched else []),
+        ):
+            msg = f"by={show_value(by)} is no column to compare: expected "
+            raise SettingsError(msg + ", ".join(numbers))
         there = table if place is None else table[table["place"] == place]
         ordered = there.sort_values(by, ascending=by.endswith("rank"), kind="stable")
         ordered = ordered.sort_values("target", kind="stable")
@@ -367,8 +371,7 @@ def logit_lens(
     if patch is not None:
         model.check(patch)
     check_chunks(batch_size=batch_size, progress=progress)
-    metric = asked.get("metric")
-    if isinstance(metric, str) and metric == "log_prob":
+    if reads_log_prob(asked):
         msg = (
             "the lens reads one position at a time, and a log-probability of a whole "
             'word several: expected metric="logit", "logit_diff" or "yes_no"; the '

@@ -239,8 +239,9 @@ class Anatomy:
         index = to_int(layer)
         if index is None or not 0 <= index < self.n_layers:
             msg = (
-                f"layer {layer!r} does not exist: expected 0 to {self.n_layers - 1}, "
-                "counted from 0; name the layers, as in EAH(layers=(1,))"
+                f"layer {show_value(layer)} does not exist: expected 0 to "
+                f"{self.n_layers - 1}, counted from 0; name the layers, as in "
+                "EAH(layers=(1,))"
             )
             raise SettingsError(msg)
         if index in self.unfit:

@@ -87,6 +87,7 @@ def ask_for(name: str, *, template: str = QUESTIONS[0]) -> str:
         >>> ask_for("boat")
         'Is there a boat in the image?'
     """
+    check_text("name", name)
     return template.format(object=name)
 
 
