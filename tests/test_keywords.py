@@ -14,7 +14,7 @@ from eah_interp.studies import Condition, Item, ModelSource, Study, toy_items
 from eah_interp.testing import random_image, tiny_lvlm, tiny_processor
 
 FOLDERS = (
-    *("attribution", "benchmarks", "interventions", "lvlm", "report"),
+    *("attribution", "benchmarks", "finders", "interventions", "lvlm", "report"),
     *("studies", "testing", "toy", "transformer_lens", "viz"),
 )
 PASS_ON = (

@@ -29,16 +29,19 @@ from tests.test_architecture import MODULES
 MOST_LINES, MOST_HTML = 8, 100_000
 
 FOLDERS = (
-    *("attribution", "benchmarks", "interventions", "kernels", "lvlm", "report"),
+    *("attribution", "benchmarks", "finders", "interventions", "kernels", "lvlm"),
+    "report",
     *("studies", "testing", "toy", "transformer_lens", "viz"),
 )
 
 NO_RESULTS = {
     # settings, and what a user asks with
-    *("EAH", "Ablation", "PAI", "VAR", "Intervention", "Condition", "Item"),
+    *("EAH", "Ablation", "PAI", "VAR", "Steer", "Intervention", "Condition", "Item"),
     *("ModelSource", "Study", "World", "Family", "Question"),
     # where an intervention acts, and which items go together
     *("AttentionSite", "Batch"),
+    # part of a setting: which heads
+    "HeadList",
     # where an image is: hashable, compared by its numbers, and short by itself
     *("ImageSpan", "ImagePart"),
 }
