@@ -29,6 +29,7 @@ from eah_interp.benchmarks.amber import AmberCaptions, AmberRates, AmberScore
 from eah_interp.benchmarks.chair import ChairScore
 from eah_interp.benchmarks.compare import Adjusted, OutputChange, OutputComparison
 from eah_interp.benchmarks.hallusionbench import HallusionRates, HallusionScore
+from eah_interp.benchmarks.lengths import CAPPED, CapChange
 from eah_interp.benchmarks.metrics import METRICS
 from eah_interp.benchmarks.mme import MmeScore, MmeTask
 from eah_interp.benchmarks.mmvp import MmvpScore
@@ -659,6 +660,18 @@ def summary(size):
         contrasts=tuple(contrast(size, name) for name in names),
         failures=({"condition": "baseline", "answered": 4, "failed": 0, "missing": 0},),
         notes=(size.label,),
+        caps=tuple(
+            CapChange(
+                condition=name,
+                metric=metric,
+                by="objects",
+                length=2.5,
+                full=3.0,
+                effect=effect(size),
+            )
+            for name in names
+            for metric in CAPPED
+        ),
     )
 
 

@@ -19,6 +19,9 @@ from eah_interp.benchmarks.hallusionbench import (
 from eah_interp.benchmarks.hallusionbench import (
     score_hallusionbench as score_hallusionbench,
 )
+from eah_interp.benchmarks.lengths import cap_captions as cap_captions
+from eah_interp.benchmarks.lengths import contrast_cap as contrast_cap
+from eah_interp.benchmarks.lengths import list_caps as list_caps
 from eah_interp.benchmarks.mentions import find_mentions as find_mentions
 from eah_interp.benchmarks.mentions import make_vocabulary as make_vocabulary
 from eah_interp.benchmarks.mentions import read_synonyms as read_synonyms

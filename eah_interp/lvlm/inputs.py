@@ -846,3 +846,73 @@ def _check_pixels(pixels: Any) -> None:
             raise InputError(f"{msg}: expected images, or no pixel_values")
         if not bool(one.isfinite().all()):
             raise InputError("pixel_values hold NaN or infinity: expected numbers")
+
+
+# ---- One thing more said at the end of what the user says.
+
+_MARK = "eahmark"
+"""A word that no chat template writes by itself."""
+
+
+def append_to_prompt(prompt: object, text: str, processor: Any) -> Any:
+    r"""Append a sentence to what the user says last, a space before it.
+
+    A text that is written out already, image placeholders and all, goes on after what
+    the user says: as the model's chat template ends a prompt, such as ` ASSISTANT:`.
+
+    Args:
+        prompt: A text, or the messages of a chat.
+        text: The sentence.
+        processor: The model's processor.
+
+    Returns:
+        The same kind of prompt.
+
+    Raises:
+        InputError: If the user says nothing, or a text is written out and does not end
+            as the model's chat template ends a prompt.
+
+    Example:
+        >>> import eah_interp as eah
+        >>> written = "USER: <image>\nIs there a boat? ASSISTANT:"
+        >>> append_to_prompt(written, "Say Yes.", eah.load().processor)
+        'USER: <image>\nIs there a boat? Say Yes. ASSISTANT:'
+        >>> append_to_prompt("Is there a boat?", "Say Yes.", None)
+        'Is there a boat? Say Yes.'
+    """
+    placeholder = image_placeholder(processor)
+    if not isinstance(prompt, str):
+        return _append_to_chat(check_messages(cast("Messages", prompt)), text)
+    if placeholder is None or placeholder not in prompt:
+        return _join(prompt, text)
+    marked = Row((Image.new("RGB", (8, 8)),), _MARK)
+    written = write_prompt(marked, processor, placeholder=placeholder)
+    tail = written.rpartition(_MARK)[2]
+    if not prompt.endswith(tail):
+        msg = (
+            f"a prompt that is written out must end as the model's chat template ends "
+            f"one, with {tail!r}, for a sentence to be put before that: got "
+            f"{prompt[-60:]!r}; give the question alone, or as messages"
+        )
+        raise InputError(msg)
+    return _join(prompt.removesuffix(tail), text) + tail
+
+
+def _append_to_chat(chat: list[dict[str, Any]], text: str) -> list[dict[str, Any]]:
+    turns = [at for at, one in enumerate(chat) if one["role"] == "user"]
+    if not turns:
+        msg = f"the messages have no turn of the user that {text!r} could end"
+        raise InputError(msg)
+    last = chat[turns[-1]]
+    parts = parts_of(last)
+    if parts and parts[-1]["type"] == "text":
+        parts[-1] = {**parts[-1], "text": _join(parts[-1]["text"], text)}
+    else:
+        parts.append({"type": "text", "text": text})
+    whole = parts[0]["text"] if isinstance(last["content"], str) else parts
+    chat[turns[-1]] = {**last, "content": whole}
+    return chat
+
+
+def _join(said: str, text: str) -> str:
+    return said + text if not said or said[-1].isspace() else f"{said} {text}"

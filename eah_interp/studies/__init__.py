@@ -22,6 +22,8 @@ from eah_interp.studies.ledger import examine_toy as examine_toy
 from eah_interp.studies.ledger import find_claim as find_claim
 from eah_interp.studies.ledger import list_claims as list_claims
 from eah_interp.studies.manifest import ModelSource as ModelSource
+from eah_interp.studies.nulls import NearTie as NearTie
+from eah_interp.studies.nulls import RandomDraw as RandomDraw
 from eah_interp.studies.own_data import table_items as table_items
 from eah_interp.studies.report import report as report
 from eah_interp.studies.scores import list_captions as list_captions

@@ -3,18 +3,26 @@
 import dataclasses
 import itertools
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, get_args
 
 from eah_interp.arguments import Named, by_name, check_kind, check_mapping, check_text
+from eah_interp.benchmarks.metrics import Task
 from eah_interp.errors import SettingsError, show_value
-from eah_interp.indices import to_list
+from eah_interp.indices import check_integer, to_list
 from eah_interp.interventions import EAH, Intervention, edit
 from eah_interp.interventions.donation import seed_items
 from eah_interp.interventions.intervention import known_kinds, our_kinds
 from eah_interp.kernels.sinks import DEFAULT_BETA
 from eah_interp.plugins import describe_plugin, find_plugin
+from eah_interp.studies.nulls import (
+    WHATS,
+    YES_PLEASE,
+    NearTie,
+    RandomDraw,
+    has,
+)
 from eah_interp.studies.store import check_folders, check_name
 
 OURS: dict[str, type[Intervention]] = our_kinds()
@@ -31,37 +39,104 @@ def list_kinds() -> dict[str, type[Intervention]]:
     return {**OURS, **known_kinds(), **OURS}
 
 
+RESERVED = ("name", "code", "ask", "near_tie", "decoding", "random", "null_of")
+"""Keys of a condition's mapping that are no kind of intervention."""
+
+TASKS: tuple[Task, ...] = get_args(Task)
+
+
 @dataclass(frozen=True)
 class Condition(metaclass=Named):
     """A name, and what is done to the model under it.
 
+    Besides the model, a condition may change what is asked, how the answer is read and
+    how it is decoded. Nulls, against which a gain has to be shown, change nothing else.
+
     Attributes:
         name: Its name in the results.
         patch: The intervention; None for the model as it is.
+        ask: A sentence after every yes/no question; none when empty.
+        near_tie: Which yes/no answers are turned to Yes; none when None.
+        decoding: Arguments of `generate`, by task; they go before the study's.
+        random: What is drawn in place of the patch's own heads or directions.
+        null_of: The condition that this one is a null of; empty for all or none.
+
+    Raises:
+        SettingsError: If a value is impossible, or the patch has nothing to draw for.
+
+    Example:
+        >>> Condition("biased", ask="Whenever possible, please select Yes.").tasks
+        ('yes_no',)
     """
 
     name: str
     patch: Intervention | None = None
+    ask: str = ""
+    near_tie: NearTie | None = None
+    decoding: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    random: RandomDraw | None = None
+    null_of: str = ""
 
     def __post_init__(self) -> None:
         check_text("a condition's name", self.name, error=SettingsError)
         check_patch("patch", self.patch)
+        for name in ("ask", "null_of"):
+            check_text(name, getattr(self, name), error=SettingsError)
+        kinds: dict[str, tuple[type[Any], str]] = {
+            "near_tie": (NearTie, "NearTie()"),
+            "random": (RandomDraw, "a RandomDraw"),
+        }
+        for name, (kind, expected) in kinds.items():
+            check_kind(
+                name,
+                getattr(self, name),
+                (kind, type(None)),
+                expected=f"{expected}, or None",
+                error=SettingsError,
+            )
+        if self.random is not None:
+            self.random.check_has(self.patch)
+        object.__setattr__(self, "decoding", _check_decoding(self.decoding))
+
+    def __hash__(self) -> int:
+        """Hash the condition by its name: its decoding is a mapping."""
+        return hash(self.name)
+
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        """The tasks whose answers it can change; none of the model as it is."""
+        if self.patch is not None:
+            return TASKS
+        asked = bool(self.ask) or self.near_tie is not None
+        return tuple(
+            task
+            for task in TASKS
+            if task in self.decoding or (asked and task == "yes_no")
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Write the condition as a mapping of plain values.
 
-        An intervention of a user's own is named, with a hash of its source.
+        An intervention of a user's own is named, with a hash of its source. What is not
+        set is left out, as conditions were written before there was more than a patch.
 
         Raises:
             SettingsError: If its source, or a donor function's, cannot be read.
         """
-        if self.patch is None:
-            return {"name": self.name}
-        kind = type(self.patch)
-        named = {"name": self.name, kind.kind: self.patch.to_dict()}
-        if OURS.get(kind.kind) is not kind:
-            named["code"] = describe_plugin(kind)
-        return named
+        named: dict[str, Any] = {"name": self.name}
+        if self.patch is not None:
+            kind = type(self.patch)
+            named[kind.kind] = self.patch.to_dict()
+            if OURS.get(kind.kind) is not kind:
+                named["code"] = describe_plugin(kind)
+        more = {
+            "ask": self.ask,
+            "near_tie": self.near_tie and self.near_tie.to_dict(),
+            "decoding": {task: dict(given) for task, given in self.decoding.items()},
+            "random": self.random and self.random.to_dict(),
+            "null_of": self.null_of,
+        }
+        return named | {key: value for key, value in more.items() if value}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Condition":
@@ -82,7 +157,7 @@ class Condition(metaclass=Named):
         if isinstance(code, Mapping):
             own = find_plugin(code)
             found[getattr(own, "kind", "")] = own
-        kinds = [key for key in values if key not in ("name", "code")]
+        kinds = [key for key in values if key not in RESERVED]
         if len(kinds) > 1 or set(kinds) - set(found):
             msg = (
                 f"a condition is a name and one of {', '.join(found)}, or none, got "
@@ -98,32 +173,81 @@ class Condition(metaclass=Named):
             raise SettingsError(msg)
         patch = None if given is None else found[kinds[0]].from_dict(given)
         check_name(values.get("name"))
-        return cls(values["name"], patch)
+        more = {key: values[key] for key in RESERVED[2:] if key in values}
+        readers: dict[str, Any] = {
+            "near_tie": NearTie.from_dict,
+            "random": RandomDraw.from_dict,
+        }
+        for key in set(more) & set(readers):
+            more[key] = readers[key](more[key])
+        return cls(values["name"], patch, **more)
 
     def check(self, model: Any) -> None:
         """Check that it fits a model, before anything is run.
 
         Raises:
-            SettingsError: If a layer or head does not exist.
+            SettingsError: If a layer or head does not exist, or there are not so many
+                other heads to draw.
             ModelError: If a layer has no heads.
         """
-        if self.patch is not None:
-            model.check(self.patch)
+        if self.patch is None:
+            return
+        model.check(self.patch)
+        own: Any = (
+            None if self.random is None else getattr(self.patch, self.random.what)
+        )
+        # What is found for each item is drawn when it was found.
+        if own is not None and len(own):
+            self._draw(self.patch, model, [0])
 
-    def apply(self, model: Any, *, seeds: Sequence[int]) -> Any:
+    def apply(
+        self,
+        model: Any,
+        *,
+        seeds: Sequence[int],
+        images: Sequence[Any] = (),
+        prompts: Sequence[Any] = (),
+    ) -> Any:
         """Make the patched twin for a batch.
 
         Args:
             model: The model as it is.
             seeds: A number for each item, so that what is drawn for it does not
                 depend on its batch.
+            images: Of the batch, for settings that find something on its items first.
+            prompts: The same.
         """
         if self.patch is None:
             return model
-        patch = self.patch
+        patch: Any = self.patch
+        fit = getattr(patch, "fit", None)
+        if fit is not None:
+            patch = fit(model, images, prompts)
+        if self.random is not None:
+            patch = self._draw(patch, model, seeds)
         if isinstance(patch, EAH):
             patch = seed_items(patch, list(seeds))
         return edit(model, patch)
+
+    def _draw(self, patch: Any, model: Any, items: Sequence[int]) -> Any:
+        assert self.random is not None
+        return self.random.replace(patch, n_heads=model.n_heads, items=items)
+
+
+def _check_decoding(decoding: object) -> dict[str, dict[str, Any]]:
+    """Check that decoding is by task, and copy it.
+
+    Raises:
+        SettingsError: If it is something else.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for task, given in check_mapping("decoding", decoding).items():
+        if task not in TASKS:
+            got = show_value(task)
+            msg = f"decoding is given by task: expected {', '.join(TASKS)}, got {got}"
+            raise SettingsError(msg)
+        found[task] = dict(check_mapping(f"decoding of {task}", given))
+    return found
 
 
 def check_patch(name: str, value: object) -> None:
@@ -143,29 +267,94 @@ def check_patch(name: str, value: object) -> None:
 
 BASELINE = Condition("baseline")
 
+YES_BIASED = Condition("yes-biased", ask=YES_PLEASE)
+"""The model as it is, asked to say yes."""
+
+NEAR_TIE = Condition("near tie", near_tie=NearTie())
+"""The model as it is, whose near ties are turned to Yes."""
+
+GREEDY = Condition("greedy", decoding={task: {"do_sample": False} for task in TASKS})
+"""The model as it is, decoded greedily: the null of a study that samples."""
+
+SAMPLED = Condition(
+    "sampled",
+    decoding={task: {"do_sample": True, "temperature": 1.0} for task in TASKS},
+)
+"""The model as it is, its answers sampled: greedy decoding alone is a gain on that."""
+
+PLAIN: dict[str, Condition] = {
+    "baseline": BASELINE,
+    "yes_biased": YES_BIASED,
+    "near_tie": NEAR_TIE,
+    "greedy": GREEDY,
+    "sampled": SAMPLED,
+}
+"""Conditions that patch nothing, by their name in study files."""
+
 CONTROL_DONORS = ("sparsest", "random", "mean", "uniform", "shuffled")
 
 
 @by_name
-def control_conditions(eah: EAH | None = None) -> tuple[Condition, ...]:
-    """List the baseline, a patch, and every control donor in its place.
+def control_conditions(
+    eah: Intervention | None = None,
+    *,
+    name: str | None = None,
+    draws: int = 3,
+    seed: int = 0,
+    tasks: Collection[str] = TASKS,
+) -> tuple[Condition, ...]:
+    """List the baseline, a patch, and the nulls that fit it.
+
+    Of EAH: every control donor in its place. Of others: draws of as many random
+    heads of the same layers, if it has `heads`; of directions of the same norm, if it
+    has `vectors`; and the model as it is, asked to say yes, and with near ties turned
+    to Yes. That of a caption's length needs no pass: `cap_captions` cuts the baseline's
+    captions to a method's own mean length.
 
     Args:
-        eah: The patch; `EAH()` when None.
+        eah: The patch, of any kind; `EAH()` when None.
+        name: What it is called; its class when None.
+        draws: How many random draws of heads, and of directions.
+        seed: Seeds them.
+        tasks: Of the study's items: nulls of yes/no answers are left out where there
+            are none.
+
+    Raises:
+        SettingsError: If a value is impossible.
 
     Example:
         >>> [condition.name for condition in control_conditions()]
         ['baseline', 'EAH', 'sparsest', 'random', 'mean', 'uniform', 'shuffled']
+        >>> [condition.name for condition in control_conditions(PAI())]
+        ['baseline', 'PAI', 'yes-biased', 'near tie']
     """
-    check_kind(
-        "eah", eah, (EAH, type(None)), expected="EAH settings", error=SettingsError
-    )
-    eah = EAH() if eah is None else eah
-    controls = [
-        Condition(donor, dataclasses.replace(eah, donor=donor))  # type: ignore[arg-type]
-        for donor in CONTROL_DONORS
+    check_patch("eah", eah)
+    if name is not None:
+        check_text("name", name, error=SettingsError)
+    n_draws = check_integer("draws", draws, least=1)
+    seed = check_integer("seed", seed)
+    patch = EAH() if eah is None else eah
+    first = type(patch).__name__ if name is None else name
+    method = Condition(first, patch)
+    if isinstance(patch, EAH):
+        controls = [
+            Condition(donor, dataclasses.replace(patch, donor=donor))  # type: ignore[arg-type]
+            for donor in CONTROL_DONORS
+        ]
+        return (BASELINE, method, *controls)
+    drawn = [
+        Condition(
+            f"{first}, random {what} {draw + 1}",
+            patch,
+            random=RandomDraw(what, draw=draw, seed=seed),
+            null_of=first,
+        )
+        for what in WHATS
+        if has(patch, what)
+        for draw in range(n_draws)
     ]
-    return (BASELINE, Condition("EAH", eah), *controls)
+    answers = (YES_BIASED, NEAR_TIE) if "yes_no" in tasks else ()
+    return (BASELINE, method, *drawn, *answers)
 
 
 @by_name
@@ -301,8 +490,9 @@ def describe_patch(condition: Mapping[str, Any]) -> tuple[str, str]:
         ('nothing', '')
     """
     kind, settings = _find_patch(condition)
+    beside = "; ".join(_tell_beside(condition))
     if kind is None:
-        return "nothing", ""
+        return ("nothing to the model", beside) if beside else ("nothing", "")
     known = list_kinds().get(kind)
     name = kind if known is None else known.__name__
     told = [
@@ -310,12 +500,59 @@ def describe_patch(condition: Mapping[str, Any]) -> tuple[str, str]:
         for key, value in settings.items()
         if key != "steps"
     ]
-    return name, ", ".join(told)
+    return name, "; ".join(filter(None, [", ".join(told), beside]))
+
+
+def _tell_beside(condition: Mapping[str, Any]) -> Iterator[str]:
+    """Tell what a condition changes beside the model."""
+    if condition.get("random"):
+        yield str(RandomDraw.from_dict(condition["random"]))
+    if condition.get("ask"):
+        yield f"asks {condition['ask']!r} after a yes/no question"
+    if condition.get("near_tie"):
+        tie = NearTie.from_dict(condition["near_tie"])
+        yield (
+            f"answers Yes where yes and no have more than {tie.mass:g} together and "
+            f"differ by less than {tie.gap:g}"
+        )
+    for task, given in condition.get("decoding", {}).items():
+        listed = ", ".join(f"{key}={value}" for key, value in given.items())
+        yield f"decodes {task} with {listed or 'the defaults'}"
+
+
+def list_acted(
+    conditions: Sequence[Mapping[str, Any]],
+) -> dict[str, tuple[Task, ...]]:
+    """List the tasks whose answers each condition can change.
+
+    Args:
+        conditions: As a manifest lists them.
+
+    Example:
+        >>> list_acted([YES_BIASED.to_dict(), Condition("PAI", PAI()).to_dict()])
+        {'yes-biased': ('yes_no',), 'PAI': ('yes_no', 'caption', 'choice')}
+    """
+    found: dict[str, tuple[Task, ...]] = {}
+    for one in conditions:
+        beside = {key: value for key, value in one.items() if key in RESERVED}
+        plain = _find_patch(one)[0] is None and not one.get("random")
+        name = str(one["name"])
+        found[name] = Condition.from_dict(beside).tasks if plain else TASKS
+    return found
+
+
+def is_plain_patch(condition: Mapping[str, Any]) -> bool:
+    """Tell whether a condition changes nothing beside the model.
+
+    Args:
+        condition: As a manifest lists it.
+    """
+    return not any(condition.get(key) for key in RESERVED[2:-1])
 
 
 def _find_patch(condition: Mapping[str, Any]) -> tuple[str | None, Mapping[str, Any]]:
     for key, value in condition.items():
-        if key not in ("name", "code") and isinstance(value, Mapping):
+        if key not in RESERVED and isinstance(value, Mapping):
             return key, value
     return None, {}
 
@@ -347,7 +584,9 @@ class PatchedConditions:
 
     def __init__(self, conditions: Sequence[Mapping[str, Any]]) -> None:
         self.settings = {
-            str(c["name"]): c["eah"] for c in conditions if c.get("eah") is not None
+            str(c["name"]): c["eah"]
+            for c in conditions
+            if c.get("eah") is not None and is_plain_patch(c)
         }
 
     def first(self, **wanted: Any) -> str | None:

@@ -27,7 +27,7 @@ class ScoredRows(Part):
             `condition`, `cluster`, `kind`, `answer`, and zeros and ones: `one`,
             `right`, `yes`, `present`, `absent`, `hit`, `false_alarm`, `neither`.
         captions: A row for each caption and condition: `item`, `condition`, `cluster`,
-            `caption`, `mentions`, `truth`, `n_tokens`.
+            `caption`, `mentions`, `starts` (where in the text), `truth`, `n_tokens`.
         failures: A row a condition: `condition`, `answered`, `failed`, `missing`.
         notes: What was left out, and why.
     """
@@ -154,10 +154,18 @@ def _score_captions(
 
 
 def _name_toy_objects(table: pd.DataFrame) -> pd.DataFrame:
-    from eah_interp.toy.language import mentions_in
+    from eah_interp.toy.language import find_mentions_in
 
-    named = [list(mentions_in(text)) for text in table.caption]
-    return table.assign(mentions=pd.Series(named, index=table.index, dtype=object))
+    found = [find_mentions_in(text) for text in table.caption]
+    columns = {
+        "mentions": [[name for name, _ in named] for named in found],
+        "starts": [[start for _, start in named] for named in found],
+    }
+    listed = {
+        name: pd.Series(values, index=table.index, dtype=object)
+        for name, values in columns.items()
+    }
+    return table.assign(**listed)
 
 
 def _name_objects(
@@ -189,7 +197,9 @@ def _name_objects(
         vocabulary=vocabulary,
     )
     return table.drop(columns="image").assign(
-        mentions=list(scored.mentions), truth=list(scored.truth)
+        mentions=list(scored.mentions),
+        starts=list(scored.starts),
+        truth=list(scored.truth),
     )
 
 

@@ -114,6 +114,32 @@ class Study(metaclass=Named):
         object.__setattr__(self, "batch_size", number)
         object.__setattr__(self, "seed", seed)
         check_decoding(self.model, self.settings)
+        for condition in self.conditions:
+            self._check_condition(condition)
+
+    def _check_condition(self, condition: Condition) -> None:
+        """Check that what a condition changes beside the model can be changed.
+
+        Raises:
+            SettingsError: If it acts on no item, or `generate` does not take its
+                decoding.
+        """
+        asked = {item.task for item in self.items}
+        if condition.tasks and not asked & set(condition.tasks):
+            msg = (
+                f"condition {condition.name!r} changes answers of "
+                f"{', '.join(condition.tasks)} alone, and the study has items of "
+                f"{', '.join(sorted(asked))}: expected one that acts on some; leave it "
+                "out (control_conditions takes tasks=...)"
+            )
+            raise SettingsError(msg)
+        own = condition.decoding
+        try:
+            complete_decoding(own)
+            check_decoding(self.model, _merge(self.settings, own))
+        except SettingsError as error:
+            msg = f"condition {condition.name!r}: {error}"
+            raise SettingsError(msg) from error
 
     @property
     def settings(self) -> dict[str, dict[str, Any]]:
@@ -439,6 +465,15 @@ def complete_decoding(
     return {
         task: {**settings, **decoding.get(task, {})}
         for task, settings in defaults.items()
+    }
+
+
+def _merge(
+    decoding: Mapping[str, Mapping[str, Any]], own: Mapping[str, Mapping[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    """Put a condition's decoding before a study's, of the tasks that it has."""
+    return {
+        task: {**given, **own[task]} for task, given in decoding.items() if task in own
     }
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from eah_interp.arguments import check_path
+from eah_interp.benchmarks.metrics import Task
 from eah_interp.errors import EAHError, ExtraMissingError, SettingsError, show_value
 from eah_interp.interventions.intervention import Intervention
 from eah_interp.plugins import find_plugin
@@ -25,7 +26,9 @@ from eah_interp.studies.benchmark_items import (
     mmvp_items,
 )
 from eah_interp.studies.conditions import (
-    BASELINE,
+    NEAR_TIE,
+    PLAIN,
+    YES_BIASED,
     Condition,
     check_conditions,
     combine,
@@ -41,6 +44,7 @@ from eah_interp.studies.items import (
     toy_items,
 )
 from eah_interp.studies.manifest import ModelSource
+from eah_interp.studies.nulls import NearTie
 from eah_interp.studies.own_data import table_items
 from eah_interp.studies.store import check_name
 from eah_interp.studies.study import Study, complete_decoding
@@ -115,11 +119,16 @@ class StudyFile(Part):
         for entry in checked.items:
             items += _list_items(entry.model_dump(), folder=file.path.parent)
         check_items(items)
+        asked = {item.task for item in items}
         return cls(
             path=file.path,
             source=ModelSource(**checked.model.model_dump()),
             items=tuple(items),
-            conditions=conditions,
+            conditions=tuple(
+                one
+                for one in conditions
+                if _is_listed(one, checked.conditions) or _acts(one, asked)
+            ),
             decoding=complete_decoding(
                 checked.decoding.model_dump(exclude_unset=True),
                 tasks=[item.task for item in items],
@@ -172,6 +181,20 @@ class StudyFile(Part):
         )
 
 
+def _is_listed(condition: Condition, entries: list[Any]) -> bool:
+    """Tell whether a file names a condition itself."""
+    return any(PLAIN.get(entry) == condition for entry in entries if _is_name(entry))
+
+
+def _is_name(entry: object) -> bool:
+    return isinstance(entry, str)
+
+
+def _acts(condition: Condition, asked: set[Task]) -> bool:
+    """Tell whether a null that controls brought acts on some item."""
+    return condition not in (YES_BIASED, NEAR_TIE) or bool(asked & set(condition.tasks))
+
+
 def _with_list(values: Any) -> Any:
     """Take `items:` with one source for a list of one."""
     if isinstance(values, dict) and isinstance(values.get("items"), dict):
@@ -206,12 +229,9 @@ def _read_conditions(
             wrong += explain(file, error, place)
         except ValueError as error:  # also our own SettingsError
             wrong.append(locate(file, place, entry, str(error)))
-        else:  # controls bring a baseline, which may stand there already
-            found += (
-                several
-                if len(several) == 1
-                else [condition for condition in several if condition not in found]
-            )
+        else:  # controls bring a baseline and others, which may stand there already
+            shared = several if len(several) > 1 else tuple(PLAIN.values())
+            found += [one for one in several if one not in found or one not in shared]
     if wrong:
         raise SettingsError("; ".join(wrong))
     try:
@@ -438,8 +458,10 @@ def read_condition(entry: Any, *, seed: int) -> tuple[Condition, ...]:
     """Read an entry of `conditions:`.
 
     Args:
-        entry: `baseline`, a kind, `{kind: ..., ...}`, `{controls: ...}` or
-            `{sweep: {setting: [...]}, ...}`.
+        entry: `baseline` or another name of `PLAIN`, a kind, `{kind: ..., ...}`,
+            `{controls: ...}`, `{sweep: {setting: [...]}, ...}`, or what changes
+            something else than the model: `{ask: ...}`, `{near_tie: ...}`,
+            `{decoding: ...}`, beside a kind or alone with a name.
         seed: For settings that have a seed and are given none.
 
     Returns:
@@ -452,25 +474,80 @@ def read_condition(entry: Any, *, seed: int) -> tuple[Condition, ...]:
         >>> [c.name for c in read_condition({"sweep": {"layers": [0, 1]}}, seed=0)]
         ['EAH layers=0', 'EAH layers=1']
     """
-    if entry == BASELINE.name:
-        return (BASELINE,)
+    if isinstance(entry, str) and entry in PLAIN:
+        return (PLAIN[entry],)
     if isinstance(entry, str) and entry in list_kinds():
         entry = {"kind": entry}
     if isinstance(entry, Mapping) and "controls" in entry:
-        given = make_controls_schema().model_validate(entry).controls
+        return _read_controls(entry, seed=seed)
+    if isinstance(entry, Mapping) and "sweep" in entry:
+        rest, changes = _split(entry)
+        found = _read_sweep(rest, seed=seed)
+        return tuple(dataclasses.replace(one, **changes) for one in found)
+    if isinstance(entry, Mapping) and "kind" in entry:
+        rest, changes = _split(entry)
+        name, kind, patch = _make(rest, seed=seed)
+        return (Condition(name or _name(kind, rest), patch, **changes),)
+    if isinstance(entry, Mapping) and set(CHANGES) & set(entry):
+        rest, changes = _split(entry)
+        if set(rest) != {"name"}:
+            msg = (
+                "a condition without a kind has a name and some of "
+                f"{', '.join(CHANGES)}, got {', '.join(map(str, entry))}"
+            )
+            raise ValueError(msg)
+        return (Condition(rest["name"], **changes),)
+    msg = (
+        f"expected {', '.join(PLAIN)}, {', '.join(list_kinds())}, or keys with values "
+        "that begin with kind, controls, sweep or one of "
+        f"{', '.join(CHANGES)}, got {show_value(entry)}"
+    )
+    raise ValueError(msg)
+
+
+CHANGES = ("ask", "near_tie", "decoding")
+"""What an entry may change beside the model."""
+
+
+def _split(entry: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Part an entry into what its kind reads, and what it changes beside the model.
+
+    A kind of a user's own may have a setting of such a name: it is the kind's.
+    """
+    named = entry.get("kind", "eah" if "sweep" in entry else None)
+    kind = list_kinds().get(named) if isinstance(named, str) else None
+    own = {field.name for field in dataclasses.fields(kind)} if kind else set()
+    changes = {
+        key: value for key, value in entry.items() if key in CHANGES and key not in own
+    }
+    rest = {key: value for key, value in entry.items() if key not in changes}
+    if "near_tie" in changes:
+        given = changes["near_tie"]
+        changes["near_tie"] = NearTie.from_dict({} if given is True else given)
+    return rest, changes
+
+
+def _read_controls(entry: Mapping[str, Any], *, seed: int) -> tuple[Condition, ...]:
+    """Read `controls: ...`, alone for EAH or beside a kind, with the nulls that fit."""
+    checked = make_controls_schema()
+    if "kind" not in entry:
+        given = checked.model_validate(entry).controls
         settings = {} if given is True else given
         eah = _make({"kind": "eah", **settings}, seed=seed)[2]
         return control_conditions(eah)
-    if isinstance(entry, Mapping) and "sweep" in entry:
-        return _read_sweep(entry, seed=seed)
-    if isinstance(entry, Mapping) and "kind" in entry:
-        name, kind, patch = _make(entry, seed=seed)
-        return (Condition(name or _name(kind, entry), patch),)
-    msg = (
-        f"expected baseline, {', '.join(list_kinds())}, or keys with values that begin "
-        f"with kind, controls or sweep, got {show_value(entry)}"
+    rest = {key: value for key, value in entry.items() if key != "controls"}
+    given = checked.model_validate({"controls": entry["controls"]}).controls
+    options = {} if given is True else dict(given)
+    if set(options) - {"draws", "seed"}:
+        msg = (
+            "controls beside a kind must be true, or have draws and seed, got "
+            f"{', '.join(map(str, options))}"
+        )
+        raise ValueError(msg)
+    name, kind, patch = _make(rest, seed=seed)
+    return control_conditions(
+        patch, name=name or _name(kind, rest), **{"seed": seed, **options}
     )
-    raise ValueError(msg)
 
 
 def _make(entry: Mapping[str, Any], *, seed: int) -> tuple[str | None, str, Any]:

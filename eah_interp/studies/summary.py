@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from eah_interp.benchmarks.lengths import CAPPED, By, CapChange
 from eah_interp.benchmarks.metrics import ALL, MATCHED, Task
 from eah_interp.benchmarks.paired import Draws
 from eah_interp.benchmarks.pope import Rule
@@ -41,6 +42,8 @@ class StudySummary(Result):
         failures: By condition: items answered, failed and missing.
         notes: What was left out, and why.
         readouts: By condition, its yes/no answers read in every way.
+        caps: Captions of every condition against the reference's, cut to the same mean
+            length: what saying less alone would have done.
     """
 
     name: str
@@ -53,6 +56,7 @@ class StudySummary(Result):
     failures: tuple[Mapping[str, Any], ...]
     notes: tuple[str, ...]
     readouts: Mapping[str, ReadoutAudit] = field(default_factory=dict)
+    caps: tuple[CapChange, ...] = ()
 
     @property
     def manifest_hash(self) -> str:
@@ -272,6 +276,7 @@ class StudySummary(Result):
             "failures": [dict(row) for row in self.failures],
             "notes": list(self.notes),
             "readouts": to_plain(self.readouts),
+            "caps": [to_plain(asdict(one)) for one in self.caps],
             "rows": [
                 {key: to_plain(value) for key, value in row.items()}
                 for row in rows.to_dict("records")
@@ -414,6 +419,7 @@ def list_tables(summary: StudySummary) -> tuple[Table, ...]:
         scores = [s for s in summary.scores if s.metric.task == task]
         changes = [c for c in summary.contrasts if c.metric.task == task]
         tables += _of_task(summary, title, scores, changes)
+    tables += _caps(summary)
     if summary.readouts:
         tables.append(_readouts(summary.readouts))
     tests = [c for c in summary.contrasts if c.p_holm is not None]
@@ -508,6 +514,36 @@ def _tests(summary: StudySummary, tests: Sequence[Contrast]) -> Table:
         f"test; Holm's adjustment over these {len(tests)} comparisons. The test takes "
         "questions about one image as independent; the intervals do not.",
     )
+
+
+def _caps(summary: StudySummary) -> Iterable[Table]:
+    units: tuple[tuple[By, str], ...] = (
+        ("objects", "different objects"),
+        ("words", "words"),
+    )
+    for by, unit in units:
+        own = [one for one in summary.caps if one.by == by]
+        if not own:
+            continue
+        cells = {
+            (one.condition, one.metric): one.effect.write()
+            if one.effect
+            else f"undefined: {one.undefined}"
+            for one in own
+        }
+        lengths = {one.condition: one.length for one in own}
+        yield Table(
+            caption=f"Captions against {summary.reference}'s, cut to the same mean "
+            f"number of {unit}",
+            header=("condition", unit, *CAPPED),
+            rows=tuple(
+                (name, f"{length:.2f}", *(cells[name, metric] for metric in CAPPED))
+                for name, length in lengths.items()
+            ),
+            notes=f"Points, each object once a caption. {summary.reference}'s own "
+            f"captions have {own[0].full:.2f} {unit}; where a condition's are longer "
+            "nothing is cut. Who only says less stands at zero.",
+        )
 
 
 def _readouts(audits: Mapping[str, ReadoutAudit]) -> Table:

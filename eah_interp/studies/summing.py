@@ -3,18 +3,20 @@
 import dataclasses
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from eah_interp.arguments import by_name, check_flag, check_kind
+from eah_interp.benchmarks.chair import STARTS
+from eah_interp.benchmarks.lengths import By, CapChange, contrast_cap
 from eah_interp.benchmarks.paired import Draws, check_drawing
 from eah_interp.benchmarks.pope import Rule
 from eah_interp.benchmarks.readouts import ReadoutAudit, audit_readouts
 from eah_interp.errors import InputError, SettingsError, show_value
-from eah_interp.studies.conditions import BASELINE
+from eah_interp.studies.conditions import BASELINE, list_acted
 from eah_interp.studies.contrasts import (
     adjust_summary,
     contrast_conditions,
@@ -92,6 +94,7 @@ def sum_up(
 ) -> StudySummary:
     """Sum up a study whose answers are scored, as `summarise` says."""
     draws = check_drawing(draws)
+    acted = list_acted(run.manifest.conditions)
     contrasts = [
         contrast
         for name in run.conditions
@@ -99,6 +102,8 @@ def sum_up(
         for contrast in contrast_conditions(
             rows, name, reference=reference, draws=draws
         )
+        # What a condition cannot change is no comparison, and no test of the family.
+        if _may_differ(acted, name, reference, contrast.metric.task)
     ]
     return StudySummary(
         name=run.folder.resolve().name,
@@ -111,7 +116,41 @@ def sum_up(
         failures=_list_failures(rows),
         notes=rows.notes,
         readouts=_audit(rows, run.conditions),
+        caps=tuple(
+            change
+            for name in run.conditions
+            if name != reference and _may_differ(acted, name, reference, "caption")
+            for change in _cap(rows, name, reference, draws)
+        ),
     )
+
+
+def _cap(
+    rows: ScoredRows, name: str, reference: str, draws: Draws
+) -> Iterator[CapChange]:
+    """Compare captions with the reference's, cut to the same mean length."""
+    told = rows.captions
+    before, after = (told[told.condition == one] for one in (reference, name))
+    if not set(before["item"]) & set(after["item"]):
+        return
+    units: tuple[By, ...] = ("objects", "words") if STARTS in told else ("objects",)
+    for by in units:
+        try:
+            yield from contrast_cap(before, after, by=by, condition=name, draws=draws)
+        except InputError:  # of one image there is no interval
+            return
+
+
+def _may_differ(
+    acted: Mapping[str, Collection[str]], name: str, reference: str, task: str
+) -> bool:
+    """Tell whether one of two conditions can change a task's answers.
+
+    One that has no kind of condition (the model as it is, under another name) is
+    compared all the same: its answers should not differ.
+    """
+    sides = [acted[name], acted[reference]]
+    return not any(sides) or any(task in side for side in sides)
 
 
 @by_name

@@ -15,9 +15,11 @@ from eah_interp.errors import (
     is_out_of_memory,
 )
 from eah_interp.interventions import donors_of_run, score_sinks
+from eah_interp.lvlm.inputs import append_to_prompt
 from eah_interp.lvlm.runs import refuse_nan
 from eah_interp.studies.conditions import Condition
 from eah_interp.studies.items import Item, open_image
+from eah_interp.studies.sampled import ItemDraws, number_draws
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ def run_batch(
         batch: The items.
         condition: What is done to it.
         decoding: Arguments of `generate`, by task.
-        seed: Of answers that are sampled; each batch has draws of its own.
+        seed: Of answers that are sampled; each item has draws of its own.
 
     Returns:
         One row an item.
@@ -112,9 +114,8 @@ def _answer(
     model: Any, batch: Batch, condition: Condition, places: list[int], **given: Any
 ) -> dict[int, dict[str, Any]]:
     """Ask some items together, and one by one if that fails."""
-    twin = condition.apply(model, seeds=[batch.seeds[place] for place in places])
     try:
-        return _ask(twin, batch, places, **given)
+        return _ask(model, batch, places, condition=condition, **given)
     except (*ITEM_ERRORS, MemoryError) as error:
         refuse_machine(error, f"batch {batch.number} under {condition.name!r}")
         if len(places) == 1:
@@ -135,25 +136,41 @@ def _drawing(seed: int, model: Any) -> Iterator[None]:
 
 
 def _ask(
-    twin: Any,
+    model: Any,
     batch: Batch,
     places: list[int],
     *,
+    condition: Condition,
     images: Mapping[int, Any],
     decoding: Mapping[str, Any],
     seed: int,
 ) -> dict[int, dict[str, Any]]:
     items = [batch.items[place] for place in places]
-    encoding = twin.encode(
-        [[images[place]] for place in places], [item.prompt for item in items]
-    )
+    task, numbers = items[0].task, [batch.seeds[place] for place in places]
+    shown = [[images[place]] for place in places]
+    prompts = [_write_prompt(model, item, condition) for item in items]
+    twin = condition.apply(model, seeds=numbers, images=shown, prompts=prompts)
+    encoding = twin.encode(shown, prompts)
+    settings = {**decoding[task], **condition.decoding.get(task, {})}
+    tie = condition.near_tie if task == "yes_no" else None
+    if tie is not None:
+        settings |= {"return_dict_in_generate": True, "output_logits": True}
     # From the first item's place, so that a batch run in parts has draws of its own.
-    with _drawing(1_000_003 * seed + batch.seeds[places[0]], twin):
-        ids = twin.generate(
-            **encoding, logits_processor=[refuse_nan], **decoding[items[0].task]
-        )
+    with (
+        _drawing(1_000_003 * seed + numbers[0], twin),
+        ItemDraws(number_draws(seed, numbers))
+        if settings.get("do_sample")
+        else contextlib.nullcontext(),
+    ):
+        found = twin.generate(**encoding, logits_processor=[refuse_nan], **settings)
+    ids = getattr(found, "sequences", found)
     new = ids[:, encoding["input_ids"].shape[1] :]
     texts = twin.processor.batch_decode(new, skip_special_tokens=True)
+    if tie is not None:
+        near = tie.find(_first_logits(found, len(places)), twin.tokenizer)
+        texts = [
+            "Yes" if is_near else t for t, is_near in zip(texts, near, strict=True)
+        ]
     ends = _end_tokens(twin)
     donors = _name_donors(twin, len(places))
     return {
@@ -162,6 +179,19 @@ def _ask(
             places, texts, new.tolist(), donors, strict=True
         )
     }
+
+
+def _write_prompt(model: Any, item: Item, condition: Condition) -> Any:
+    """Write what an item asks under a condition."""
+    if not condition.ask or item.task != "yes_no":
+        return item.prompt
+    return append_to_prompt(item.prompt, condition.ask, model.processor)
+
+
+def _first_logits(found: Any, n_items: int) -> Any:
+    """Take the logits of each answer's first token; beams of an item share theirs."""
+    first = found.logits[0]
+    return first.view(n_items, -1, first.shape[-1])[:, 0]
 
 
 def _end_tokens(model: Any) -> set[int]:

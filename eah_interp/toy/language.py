@@ -141,8 +141,22 @@ def mentions_in(text: str) -> tuple[str, ...]:
         ('boat', 'tree', 'boat')
     """
     check_text("text", text)
-    words = "".join(c if c.isalpha() else " " for c in text).split()
-    return tuple(word for word in words if word in OBJECTS)
+    return tuple(name for name, _ in find_mentions_in(text))
+
+
+def find_mentions_in(text: str) -> tuple[tuple[str, int], ...]:
+    """Find the objects a text names, each time it does, with where it does.
+
+    Example:
+        >>> find_mentions_in("a boat, a tree")
+        (('boat', 2), ('tree', 10))
+    """
+    words = "".join(c if c.isalpha() else " " for c in text)
+    return tuple(
+        (found.group(), found.start())
+        for found in re.finditer(r"\S+", words)
+        if found.group() in OBJECTS
+    )
 
 
 @by_name
