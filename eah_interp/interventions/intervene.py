@@ -213,10 +213,13 @@ def _patch_stream(
         settings.check_late_start(step)
     if not is_first and settings.steps == "prefill":
         return
-    first = _first_row(model, step, width=width)
-    point = StreamPoint.at(model, site, whole, first=first)
+
+    def find_first() -> int:
+        return _first_row(model, step, width=width)
+
+    point = StreamPoint.at(model, site, whole, find_first=find_first)
     if is_first:
-        end = first + point.output.shape[1]
+        end = point.first + point.output.shape[1]
         _check_start(settings, point, step=step, end=end)
         memory.learned[key] = None
     settings.apply_to_stream(point)
@@ -323,7 +326,7 @@ def attention_calls(
                 detached=detached,
             )
         if settings is not None and layer in streams:
-            point = StreamPoint.at(model, streams[layer], whole, first=0)
+            point = StreamPoint.at(model, streams[layer], whole, find_first=lambda: 0)
             _check_start(settings, point, step=0, end=point.output.shape[1])
             settings.apply_to_stream(point)
 
