@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from eah_interp.interventions import EAHPatch as EAHPatch
     from eah_interp.interventions import LayerPatch as LayerPatch
     from eah_interp.interventions import SinkMap as SinkMap
+    from eah_interp.interventions import Steer as Steer
     from eah_interp.interventions import edit as edit
     from eah_interp.interventions import intervene as intervene
     from eah_interp.interventions import score_sinks as score_sinks
@@ -57,6 +58,7 @@ _FOLDERS = {
         "EAHPatch",
         "LayerPatch",
         "SinkMap",
+        "Steer",
         "edit",
         "intervene",
         "score_sinks",
@@ -73,6 +75,12 @@ except PackageNotFoundError:  # pragma: no cover - a source tree without an inst
 
 
 def __getattr__(name: str) -> Any:
+    if name[:1].isupper() and name not in _HOME:
+        # Methods of other papers stand in no list: a file each says its name.
+        found = importlib.import_module(f"{__name__}.interventions.methods").METHODS
+        if name in found:
+            globals()[name] = found[name]
+            return found[name]
     if name not in _HOME:
         msg = f"module {__name__!r} has no attribute {name!r}"
         raise AttributeError(msg)

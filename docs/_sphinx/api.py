@@ -34,13 +34,19 @@ def public_names(folder: str) -> dict[str, str]:
         classes = [n for n in ast.parse(module.read_text()).body if is_class(n)]
         return {node.name: f"eah_interp.{folder}" for node in classes}
     tree = ast.parse((PACKAGE / folder / "__init__.py").read_text())
-    return {
+    names = {
         alias.asname: str(node.module)
         for node in tree.body
         if isinstance(node, ast.ImportFrom)
         for alias in node.names
         if alias.asname == alias.name
     }
+    # Methods of other papers stand in no list: each is a file, and is read off it.
+    for path in sorted((PACKAGE / folder / "methods").glob("[!_]*.py")):
+        home = f"eah_interp.{folder}.methods.{path.stem}"
+        classes = [n for n in ast.parse(path.read_text()).body if is_class(n)]
+        names |= {node.name: home for node in classes}
+    return names
 
 
 def is_class(node: ast.AST) -> bool:
@@ -74,7 +80,7 @@ def topic_of(module: str) -> str:
 
 def _directive(folder: str, module: str, name: str) -> str:
     value = getattr(importlib.import_module(module), name)
-    home = f"eah_interp.{folder}"
+    home = module if ".methods." in module else f"eah_interp.{folder}"
     if isinstance(value, type):
         rest = "   :members:\n   :show-inheritance:\n"
         return f".. autoclass:: {home}.{name}\n{rest}"

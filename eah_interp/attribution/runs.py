@@ -268,7 +268,11 @@ def visit_layers(
     inputs = {k: v for k, v in encoding.items() if k != "labels"}
     with torch.no_grad(), model.trace(**inputs, use_cache=False) as tracer:
         for point in attention_calls(
-            model, patch, layers=layers, prompt_mask=prompt_mask
+            model,
+            patch,
+            layers=layers,
+            prompt_mask=prompt_mask,
+            follows_streams=True,
         ):
             learned[point.layer] = point.kept
             if point.layer in layers:

@@ -221,7 +221,11 @@ def trace_streams(
             hooks.callback(handle.remove)
         with model.trace(**case.inputs, **kept, use_cache=False):
             for point in attention_calls(
-                model, patch, layers=patched, prompt_mask=case.prompt_mask
+                model,
+                patch,
+                layers=patched,
+                prompt_mask=case.prompt_mask,
+                follows_streams=True,
             ):
                 learned[point.layer] = point.kept
             final = model.output.logits.save()

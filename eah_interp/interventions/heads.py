@@ -1,19 +1,17 @@
 """Ablations of single heads: nothing, their mean, another pattern, no image."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, cast
+from typing import ClassVar, Literal
 
 import torch
+from jaxtyping import Bool
 from torch import Tensor
 
-from eah_interp.errors import SettingsError, show_value
-from eah_interp.indices import check_choice, to_list
-from eah_interp.interventions.intervention import (
-    Intervention,
-    check_indices,
-)
+from eah_interp.errors import SettingsError
+from eah_interp.indices import check_choice
+from eah_interp.interventions.head_lists import HeadList, read_pairs
+from eah_interp.interventions.intervention import Intervention
 from eah_interp.interventions.point import PatchPoint, RowIndex
 from eah_interp.kernels.patterns import PatternBlock
 from eah_interp.kernels.replacements import (
@@ -26,11 +24,76 @@ from eah_interp.lvlm.anatomy import Anatomy, AttentionSite
 How = Literal["zero", "mean", "uniform", "previous", "knockout"]
 """What becomes of an ablated head."""
 
-_NAME = re.compile(r"L(\d+)H(\d+)")
+
+@dataclass(frozen=True, kw_only=True)
+class HeadsIntervention(Intervention):
+    """Settings of something done to single heads.
+
+    Attributes:
+        heads: `(layer, head)` pairs, names such as `"L3H7"`, or the `HeadList` that a
+            finder made, which is refused on another model; None, where a child says
+            so, as long as they still have to be found.
+    """
+
+    # No default: a child could not take it back.
+    heads: Sequence[tuple[int, int] | str] | HeadList | None
+
+    def __post_init__(self) -> None:
+        # Not super(): a class that travelled to a server as source has no cell for it.
+        Intervention.__post_init__(self)
+        if self.heads is not None and not isinstance(self.heads, HeadList):
+            object.__setattr__(self, "heads", tuple(sorted(read_pairs(self.heads))))
+
+    @property
+    def pairs(self) -> tuple[tuple[int, int], ...]:
+        """The heads as `(layer, head)`; none where they still have to be found."""
+        return () if self.heads is None else tuple(sorted(read_pairs(self.heads)))
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The layers that have one of the heads."""
+        return tuple(sorted({layer for layer, _ in self.pairs}))
+
+    def find_sites(self, anatomy: Anatomy) -> list[AttentionSite]:
+        """Find the layers that have one of the heads."""
+        return [anatomy.site(layer) for layer in self.layers]
+
+    def check_fitted(self) -> None:
+        """Check that the heads are known.
+
+        Raises:
+            SettingsError: If not.
+        """
+        if self.heads is None:
+            name = type(self).__name__
+            msg = (
+                f"{name} needs heads, which belong to a model: expected those of "
+                f"yours, got none; pass what a finder found, as in {name}(heads=found)"
+                ", or call .fit(model, images, prompts) where it has one"
+            )
+            raise SettingsError(msg)
+
+    def check_fits(self, *, n_heads: int, d_model: int) -> None:
+        """Check that the heads exist."""
+        del d_model
+        beyond = [f"L{layer}H{head}" for layer, head in self.pairs if head >= n_heads]
+        if beyond:
+            msg = (
+                f"heads {', '.join(beyond)} do not exist: the model has heads 0 to "
+                f"{n_heads - 1} in every layer"
+            )
+            raise SettingsError(msg)
+
+    def mask_at(self, point: PatchPoint) -> Bool[Tensor, " head"]:
+        """Mark the heads that are in a call's layer."""
+        device = point.call.queries.device
+        chosen = torch.zeros(point.call.n_heads, dtype=torch.bool, device=device)
+        chosen[[head for layer, head in self.pairs if layer == point.layer]] = True
+        return chosen
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ablation(Intervention):
+class Ablation(HeadsIntervention):
     """Settings of an ablation: which heads, and what they do instead.
 
     `"zero"`: they return nothing. `"mean"`: at every position what they returned on
@@ -44,7 +107,8 @@ class Ablation(Intervention):
     a row that sees nothing else returns nothing.
 
     Attributes:
-        heads: `(layer, head)` pairs, or names such as `"L3H7"`.
+        heads: `(layer, head)` pairs, names such as `"L3H7"`, or the `HeadList` that a
+            finder made, which is refused on another model.
         how: What they do instead.
 
     Raises:
@@ -62,13 +126,14 @@ such as 'L3H7', each once, got ()
 
     kind: ClassVar[str] = "ablation"
 
-    heads: Sequence[tuple[int, int] | str]
+    heads: Sequence[tuple[int, int] | str] | HeadList
     how: How = "zero"
 
     def __post_init__(self) -> None:
         # Not super(): a class that travelled to a server as source has no cell for it.
         Intervention.__post_init__(self)
-        object.__setattr__(self, "heads", _pairs(self.heads))
+        if not isinstance(self.heads, HeadList):
+            object.__setattr__(self, "heads", tuple(sorted(read_pairs(self.heads))))
         check_choice("how", self.how, How)
 
     @property
@@ -80,31 +145,6 @@ such as 'L3H7', each once, got ()
     def reads_images(self) -> bool:  # type: ignore[override]
         """Whether it acts on image columns."""
         return self.how in ("uniform", "knockout")
-
-    @property
-    def pairs(self) -> tuple[tuple[int, int], ...]:
-        """The heads as `(layer, head)`."""
-        return cast("tuple[tuple[int, int], ...]", self.heads)
-
-    @property
-    def layers(self) -> tuple[int, ...]:
-        """The layers that have an ablated head."""
-        return tuple(sorted({layer for layer, _ in self.pairs}))
-
-    def find_sites(self, anatomy: Anatomy) -> list[AttentionSite]:
-        """Find the layers that have an ablated head."""
-        return [anatomy.site(layer) for layer in self.layers]
-
-    def check_fits(self, *, n_heads: int, d_model: int) -> None:
-        """Check that the heads exist."""
-        del d_model
-        beyond = [f"L{layer}H{head}" for layer, head in self.pairs if head >= n_heads]
-        if beyond:
-            msg = (
-                f"heads {', '.join(beyond)} do not exist: the model has heads 0 to "
-                f"{n_heads - 1} in every layer"
-            )
-            raise SettingsError(msg)
 
     def learn(self, point: PatchPoint, stream: Tensor | None) -> Tensor | None:
         """Average what the heads return over each item's prompt."""
@@ -118,9 +158,7 @@ such as 'L3H7', each once, got ()
 
     def apply_at(self, point: PatchPoint) -> None:
         """Write what the ablated heads of one layer return instead."""
-        device = point.call.queries.device
-        chosen = torch.zeros(point.call.n_heads, dtype=torch.bool, device=device)
-        chosen[[head for layer, head in self.pairs if layer == point.layer]] = True
+        chosen = self.mask_at(point)
         where = point.rows_of(self.steps)[:, :, None] & chosen
         image = point.image_mask
 
@@ -156,23 +194,3 @@ such as 'L3H7', each once, got ()
             point.attend(where, change=previous)
         else:
             point.attend(where, change=elsewhere, change_logits=hidden)
-
-
-def _pairs(heads: object) -> tuple[tuple[int, int], ...]:
-    listed = to_list(heads) or []
-    found: list[tuple[int, ...]] = []
-    for head in listed:
-        name = _NAME.fullmatch(head) if isinstance(head, str) else None
-        pair = tuple(map(int, name.groups())) if name else to_list(head) or ()
-        if len(pair) != 2:
-            found.clear()
-            break
-        what = "the layer and head of an ablation"
-        found.append(tuple(check_indices(what, index)[0] for index in pair))
-    if not found or len(set(found)) != len(listed):
-        msg = (
-            "heads must be (layer, head) pairs or names such as 'L3H7', each once, "
-            f"got {show_value(heads)}"
-        )
-        raise SettingsError(msg)
-    return tuple(sorted((int(layer), int(head)) for layer, head in found))

@@ -1,7 +1,7 @@
-"""One loop over attention calls: patched as they come, in the trace it is called in."""
+"""One loop over a run's layers: patched as they come, in the trace it is called in."""
 
 import contextlib
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, TypeVar, overload
 
@@ -17,17 +17,23 @@ from eah_interp.interventions.donation import LayerPatch
 from eah_interp.interventions.eah import EAH, EAHPatch
 from eah_interp.interventions.intervention import Intervention, Patch
 from eah_interp.interventions.point import PatchPoint
+from eah_interp.interventions.stream import StreamPoint, find_step
 from eah_interp.kernels.sinks import check_image_columns
 from eah_interp.lvlm.anatomy import (
     AttentionSite,
+    StreamSite,
     attention_operation,
     check_settings,
     envoy_at,
     name_model,
-    walk_sites,
 )
 from eah_interp.lvlm.attention import AttentionCall
-from eah_interp.lvlm.prompt import memory_of_worker, prompt_of_worker
+from eah_interp.lvlm.prompt import (
+    Memory,
+    Prompt,
+    memory_of_worker,
+    prompt_of_worker,
+)
 from eah_interp.lvlm.runs import (
     PatchedCall,
     check_mode,
@@ -119,35 +125,17 @@ def intervene(
     settings = EAH() if eah is None else eah
     memory = memory_of_worker()
     sites = check_settings(model, settings)
+    settings.check_fitted()
     check_mode(model)
     promise(model.interleaver, memory, settings)
     whole = prompt_of_worker(model, image_mask=image_mask).limit(prompt_mask)
-    returns_maps = wants_attentions(model)
     done: dict[int, Any] = {}
     for site in sites:
-        operation = PatchedCall(attention_operation(model, site), layer=site.layer)
-        key = (site.layer, settings)
-        is_first = key not in memory.learned
-        if is_first and operation.step > 0:
-            settings.check_late_start(operation.step)
-        stream = None
-        if is_first and settings.reads_stream:
-            stream = _read_stream(model, site)
-        call = AttentionCall.parse(operation.inputs)
-        operation.check_rows(call.queries.shape[0])
-        first = _first_row(model, operation.step, width=whole.image_mask.shape[1])
-        point = PatchPoint.at(operation, call, whole, layer=site.layer, first=first)
-        point.returns_maps = returns_maps
-        if is_first:
-            _check_start(settings, point, step=operation.step)
-            point.kept = settings.learn(point, stream)
-            # Later steps need who donates, and not the scores that decided it.
-            memory.learned[key] = settings.repeat(point.kept, call.queries.shape[0])
+        if isinstance(site, StreamSite):
+            _patch_stream(model, settings, site, whole, memory)
+            done[site.layer] = None
         else:
-            point.kept = memory.learned[key]
-        if is_first or settings.steps == "all":
-            settings.apply_at(point)
-        done[site.layer] = point.kept
+            done[site.layer] = _patch_call(model, settings, site, whole, memory)
     memory.steps[settings] = memory.steps.get(settings, 0) + 1
     result: EAHPatch | Patch = settings.report(done)
     if isinstance(result, EAHPatch | Patch):
@@ -161,6 +149,64 @@ def intervene(
 _ARGUMENTS = ("eah", "image_mask", "prompt_mask")
 
 
+def _patch_call(
+    model: Any,
+    settings: Intervention,
+    site: AttentionSite,
+    whole: Prompt,
+    memory: Memory,
+) -> Any:
+    """Patch one attention call; return what was learned from the prompt there."""
+    operation = PatchedCall(attention_operation(model, site), layer=site.layer)
+    key = (site.layer, settings)
+    is_first = key not in memory.learned
+    if is_first and operation.step > 0:
+        settings.check_late_start(operation.step)
+    stream = None
+    if is_first and settings.reads_stream:
+        stream = _read_stream(model, site)
+    call = AttentionCall.parse(operation.inputs)
+    operation.check_rows(call.queries.shape[0])
+    first = _first_row(model, operation.step, width=whole.image_mask.shape[1])
+    point = PatchPoint.at(operation, call, whole, layer=site.layer, first=first)
+    point.returns_maps = wants_attentions(model)
+    if is_first:
+        end = first + call.queries.shape[2]
+        _check_start(settings, point, step=operation.step, end=end)
+        point.kept = settings.learn(point, stream)
+        # Later steps need who donates, and not the scores that decided it.
+        memory.learned[key] = settings.repeat(point.kept, call.queries.shape[0])
+    else:
+        point.kept = memory.learned[key]
+    if is_first or settings.steps == "all":
+        settings.apply_at(point)
+    return point.kept
+
+
+def _patch_stream(
+    model: Any,
+    settings: Intervention,
+    site: StreamSite,
+    whole: Prompt,
+    memory: Memory,
+) -> None:
+    """Patch what one layer, or its MLP, returns."""
+    step, width = find_step(model, site), whole.image_mask.shape[1]
+    key = (site.layer, settings)
+    is_first = key not in memory.learned
+    if is_first and step > 0:
+        settings.check_late_start(step)
+    if not is_first and settings.steps == "prefill":
+        return
+    first = _first_row(model, step, width=width)
+    point = StreamPoint.at(model, site, whole, first=first)
+    if is_first:
+        end = first + point.output.shape[1]
+        _check_start(settings, point, step=step, end=end)
+        memory.learned[key] = None
+    settings.apply_to_stream(point)
+
+
 def _first_row(model: Any, step: int, *, width: int) -> int:
     """Find the position of a pass's first query row: how much was read before it."""
     passes = passes_of(model)
@@ -170,8 +216,16 @@ def _first_row(model: Any, step: int, *, width: int) -> int:
     return 0 if step == 0 else width + step - 1
 
 
-def _check_start(settings: Intervention, point: PatchPoint, *, step: int) -> None:
+def _check_start(
+    settings: Intervention, point: PatchPoint | StreamPoint, *, step: int, end: int
+) -> None:
     """Check that a patch begins where the prompt does.
+
+    Args:
+        settings: The patch.
+        point: Where it begins.
+        step: The pass in which it does.
+        end: Position after the last row of that pass.
 
     Raises:
         UnsupportedError: If keys stand before it that the patch has not seen.
@@ -181,7 +235,7 @@ def _check_start(settings: Intervention, point: PatchPoint, *, step: int) -> Non
         check_image_columns(point.image_mask)
     if step > 0 or point.first == 0:
         return
-    if point.first + point.call.queries.shape[2] > point.width:
+    if end > point.width:
         msg = (
             f"{point.first} keys stand before the prompt's first token (a learned "
             "prefix, or a cache whose tokens are not in input_ids), so image tokens "
@@ -207,6 +261,7 @@ def attention_calls(
     layers: Collection[int] | None = None,
     prompt_mask: ColumnMask | None = None,
     detached: bool = False,
+    follows_streams: bool = False,
 ) -> Iterator[PatchPoint]:
     """Walk the attention calls of the trace it is called in, patched as they come.
 
@@ -221,33 +276,79 @@ def attention_calls(
             the last of them the walk ends.
         prompt_mask: As for `intervene`.
         detached: Whether calls are cut off the graph of what made them.
+        follows_streams: Whether the caller's numbers are right where a patch acts on
+            what layers return, and not at their attention calls.
 
     Yields:
         Each call: `call` as the model made it, `operation` as it is now, patched.
+
+    Raises:
+        UnsupportedError: If the patch acts on what layers return, and the caller's
+            numbers would not know of it.
     """
     check_mode(model)
     whole = prompt_of_worker(model).limit(prompt_mask)
     found = [] if settings is None else check_settings(model, settings)
-    patched = {site.layer for site in found}
-    for site in walk_sites(model.anatomy):
-        if layers is not None and site.layer > max(layers, default=-1):
+    patched = {site.layer for site in found if isinstance(site, AttentionSite)}
+    streams = {site.layer: site for site in found if isinstance(site, StreamSite)}
+    if settings is not None:
+        settings.check_fitted()
+        _check_followed(settings, streams, follows_streams=follows_streams)
+    for layer in range(model.anatomy.n_layers):
+        if layers is not None and layer > max(layers, default=-1):
             return
-        here = site.layer in patched
-        if layers is not None and not here and site.layer not in layers:
-            continue
-        wanted = settings is not None and here and settings.reads_stream
-        stream = _read_stream(model, site) if wanted else None
-        operation = attention_operation(model, site)
-        call = AttentionCall.parse(operation.inputs)
-        if detached:
-            call = call.detach()
-        point = PatchPoint.at(operation, call, whole, layer=site.layer)
-        if settings is not None and here:
-            _check_start(settings, point, step=0)
-            point.kept = settings.learn(point, stream)
-            settings.apply_at(point)
-            point.settings = settings
-        yield point
+        site = model.anatomy.sites.get(layer)
+        here = layer in patched
+        if site is not None and (layers is None or here or layer in layers):
+            yield _visit_call(
+                model,
+                site,
+                whole,
+                settings=settings if here else None,
+                detached=detached,
+            )
+        if settings is not None and layer in streams:
+            point = StreamPoint.at(model, streams[layer], whole, first=0)
+            _check_start(settings, point, step=0, end=point.output.shape[1])
+            settings.apply_to_stream(point)
+
+
+def _check_followed(
+    settings: Intervention, streams: Mapping[int, StreamSite], *, follows_streams: bool
+) -> None:
+    """Refuse a patch of what layers return, where only attention calls are followed."""
+    if streams and not follows_streams:
+        msg = (
+            f"{type(settings).__name__} acts on what layers return, after their "
+            "attention calls, and the effects of heads in a run so patched are not "
+            "computed here: ask for a plain run; read_patterns, logit_lens, studies "
+            "and `edit` take it"
+        )
+        raise UnsupportedError(msg)
+
+
+def _visit_call(
+    model: Any,
+    site: AttentionSite,
+    whole: Prompt,
+    *,
+    settings: Intervention | None,
+    detached: bool,
+) -> PatchPoint:
+    """Stand at one attention call, patched where there are settings."""
+    reads = settings is not None and settings.reads_stream
+    stream = _read_stream(model, site) if reads else None
+    operation = attention_operation(model, site)
+    call = AttentionCall.parse(operation.inputs)
+    if detached:
+        call = call.detach()
+    point = PatchPoint.at(operation, call, whole, layer=site.layer)
+    if settings is not None:
+        _check_start(settings, point, step=0, end=call.queries.shape[2])
+        point.kept = settings.learn(point, stream)
+        settings.apply_at(point)
+        point.settings = settings
+    return point
 
 
 def _read_stream(model: Any, site: AttentionSite) -> Tensor:
@@ -299,6 +400,7 @@ def edit(model: Model, eah: EAH | Intervention | None = None) -> Model:
     """
     eah = EAH() if eah is None else eah
     check_settings(model, eah)
+    eah.check_fitted()
     whole: Any = model
     if eah.steps == "prefill":
         with whole.edit() as (_, edited):

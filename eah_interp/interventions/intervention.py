@@ -13,9 +13,11 @@ from eah_interp._types import Steps
 from eah_interp.arguments import Named, check_mapping
 from eah_interp.errors import SettingsError, UnsupportedError, show_value
 from eah_interp.indices import check_choice, to_float, to_ints
+from eah_interp.interventions.head_lists import HeadList
 from eah_interp.interventions.point import PatchPoint
-from eah_interp.kinds import register_by_source
-from eah_interp.lvlm.anatomy import Anatomy, AttentionSite
+from eah_interp.interventions.stream import StreamPoint
+from eah_interp.kinds import needs_source, register_by_source
+from eah_interp.lvlm.anatomy import Anatomy, AttentionSite, StreamSite
 from eah_interp.results import ModelResult
 
 if TYPE_CHECKING:
@@ -24,16 +26,22 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Layers = tuple[int, ...] | str
-"""Decoder layers, counted from 0; or a slice of them: `"2:"`, `":-1"`, `":"`."""
+"""Decoder layers, counted from 0; or slices and indices in a text, ends in layers or
+percent of the depth: `"2:"`, `":-1"`, `"1,56%:"`."""
 
 Settings = TypeVar("Settings", bound="Intervention")
 
-_SLICE = re.compile(r"(-?\d+)?:(-?\d+)?")
+_END = r"(-?\d+|\d+%)"
+_PART = rf"(?:{_END}?:{_END}?|{_END})"
+_SLICES = re.compile(rf"{_PART}(?:,{_PART})*")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Intervention(metaclass=Named):
-    """Settings of something done at attention calls: what `intervene` and `edit` take.
+    """Settings of something done to a run: what `intervene` and `edit` take.
+
+    It acts at attention calls (`find_sites`, `apply_at`), or on what layers and their
+    MLPs return (`find_streams`, `apply_to_stream`).
 
     Attributes:
         steps: `"all"`, or `"prefill"`: rows that a generation reads after its prompt
@@ -66,6 +74,37 @@ class Intervention(metaclass=Named):
         """
         raise NotImplementedError
 
+    def find_streams(self, anatomy: Anatomy) -> list[StreamSite]:
+        """Find the layers whose output, or whose MLP's, it changes; none here.
+
+        Raises:
+            SettingsError: If a layer does not exist.
+            ModelError: If a layer has no such output.
+        """
+        del anatomy
+        return []
+
+    def fit(self: Settings, model: Any, images: object, prompts: object) -> Settings:
+        """Make settings for these very items, where something is found on them first.
+
+        Args:
+            model: An LVLM that no edit has patched.
+            images: The images, as for `encode`.
+            prompts: The prompts, as for `encode`.
+
+        Returns:
+            The same kind of settings; these ones where there is nothing to find.
+        """
+        del model, images, prompts
+        return self
+
+    def check_fitted(self) -> None:
+        """Check that what has to be found on the items was found; nothing here.
+
+        Raises:
+            SettingsError: If not.
+        """
+
     def check_fits(self, *, n_heads: int, d_model: int) -> None:
         """Check that what the settings name exists in a model.
 
@@ -89,6 +128,10 @@ class Intervention(metaclass=Named):
 
     def apply_at(self, point: PatchPoint) -> None:
         """Change one attention call, by the methods of `PatchPoint`."""
+        raise NotImplementedError
+
+    def apply_to_stream(self, point: StreamPoint) -> None:
+        """Change what one layer, or its MLP, returns: by `StreamPoint.write`."""
         raise NotImplementedError
 
     def repeat(self, kept: Any, n_rows: int) -> Any:
@@ -159,7 +202,10 @@ class Intervention(metaclass=Named):
 
     def to_dict(self) -> dict[str, Any]:
         """Write the settings as a mapping that JSON can hold."""
-        return {k: _lists(v) for k, v in dataclasses.asdict(self).items()}
+        return {
+            item.name: _lists(getattr(self, item.name))
+            for item in dataclasses.fields(self)
+        }
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -220,6 +266,30 @@ class Patch(ModelResult):
         return plot_learned(self, layer, ax=ax)
 
 
+@dataclass(frozen=True, kw_only=True)
+class LayersIntervention(Intervention):
+    """Settings of something done in some layers, in whatever model.
+
+    Attributes:
+        layers: Indices, or a slice.
+    """
+
+    layers: Layers = ":"
+
+    def __post_init__(self) -> None:
+        # Not super(): a class that travelled to a server as source has no cell for it.
+        Intervention.__post_init__(self)
+        object.__setattr__(self, "layers", check_layers(self.layers))
+
+    def find_sites(self, anatomy: Anatomy) -> list[AttentionSite]:
+        """Find the layers."""
+        return find_layers(self.layers, anatomy)
+
+    def check_fits(self, *, n_heads: int, d_model: int) -> None:
+        """Fit any model: layers are looked up by `find_sites`."""
+        del n_heads, d_model
+
+
 register_by_source(Intervention)
 
 
@@ -234,11 +304,29 @@ def known_kinds() -> dict[str, type[Intervention]]:
     found: dict[str, type[Intervention]] = {}
     pending: list[type[Intervention]] = [Intervention]
     while pending:
-        kind = pending.pop()
+        kind = pending.pop(0)
         pending.extend(kind.__subclasses__())
         if isinstance(getattr(kind, "kind", None), str):
             found[kind.kind] = kind
     return found
+
+
+def our_kinds() -> dict[str, type[Intervention]]:
+    """List the kinds that this package defines: EAH's, then the others by name.
+
+    Example:
+        >>> import eah_interp.interventions
+        >>> list(our_kinds())[:3]
+        ['eah', 'ablation', 'ad_hh']
+    """
+    pending: list[type[Intervention]] = [Intervention]
+    found: dict[str, type[Intervention]] = {}
+    while pending:
+        kind = pending.pop(0)
+        pending.extend(kind.__subclasses__())
+        if "kind" in vars(kind) and not needs_source(kind):
+            found[kind.kind] = kind
+    return dict(sorted(found.items(), key=lambda one: (one[0] != "eah", one[0])))
 
 
 def find_layers(layers: Layers, anatomy: Anatomy) -> list[AttentionSite]:
@@ -250,7 +338,7 @@ def find_layers(layers: Layers, anatomy: Anatomy) -> list[AttentionSite]:
     """
     if not isinstance(layers, str):
         return [anatomy.site(layer) for layer in layers]
-    chosen = set(range(anatomy.n_layers)[slice(*_ends(layers))])
+    chosen = set(slice_layers(layers, anatomy))
     sites = [anatomy.sites[layer] for layer in sorted(chosen & set(anatomy.sites))]
     if not sites:
         msg = (
@@ -261,6 +349,11 @@ def find_layers(layers: Layers, anatomy: Anatomy) -> list[AttentionSite]:
     return sites
 
 
+def slice_layers(layers: str, anatomy: Anatomy) -> list[int]:
+    """List the decoder layers of a slice, whatever they have."""
+    return sorted(_read_slices(layers, anatomy.n_layers))
+
+
 def check_layers(layers: object) -> Layers:
     """Check that layers are indices or a slice, and put indices in order.
 
@@ -268,7 +361,7 @@ def check_layers(layers: object) -> Layers:
         SettingsError: If they are not.
     """
     if isinstance(layers, str):
-        if _SLICE.fullmatch(layers) is None:
+        if _SLICES.fullmatch(layers) is None:
             got = show_value(layers)
             msg = f"layers must be indices or a slice such as '2:', got {got}"
             raise SettingsError(msg)
@@ -325,16 +418,32 @@ def check_number(
     return number
 
 
-def _ends(text: str) -> tuple[int | None, int | None]:
-    found = _SLICE.fullmatch(text)
-    assert found is not None  # checked when the settings were made
-    start, stop = (None if end is None else int(end) for end in found.groups())
-    return start, stop
+def _read_slices(text: str, n_layers: int) -> set[int]:
+    """Find the layers that a text means in a decoder of so many."""
+    found: set[int] = set()
+    for part in text.split(","):
+        first, colon, last = part.partition(":")
+        start, stop = _read_end(first, n_layers), _read_end(last, n_layers)
+        if not colon:  # one layer, which -1 counts from the end
+            stop = None if start == -1 or start is None else start + 1
+        found |= set(range(n_layers)[slice(start, stop)])
+    return found
+
+
+def _read_end(text: str, n_layers: int) -> int | None:
+    if not text.endswith("%"):
+        return int(text) if text else None
+    # Half a layer counts as one: round() would take it to the even neighbour.
+    return int(int(text[:-1]) * n_layers / 100 + 0.5)
 
 
 def _tuples(value: Any) -> Any:
+    if isinstance(value, Mapping) and set(value) == set(HeadList.KEYS):
+        return HeadList(**value)
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 def _lists(value: Any) -> Any:
+    if isinstance(value, HeadList):
+        return value.to_dict()
     return list(map(_lists, value)) if isinstance(value, tuple) else value

@@ -82,9 +82,7 @@ class PAI(Intervention):
 
     def apply_at(self, point: PatchPoint) -> None:
         """Boost one layer's image columns in the rows that words are read from."""
-        rows = point.rows.last
-        if self.steps == "all":
-            rows = rows | point.rows.answer
+        rows = point.reading_rows(self.steps)
 
         def boosted(part: RowIndex, logits: Tensor) -> Tensor:
             image = point.image_mask[:, : logits.shape[-1]]

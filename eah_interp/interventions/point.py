@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from eah_interp._types import ColumnMask, Donors, HeadMask, HeadOutputs, Steps
@@ -133,6 +133,24 @@ class PatchPoint:
         if steps == "prefill":
             return self.rows.prompt
         return self.rows.prompt | self.rows.answer
+
+    def reading_rows(self, steps: Steps) -> Bool[Tensor, "batch query"]:
+        """Mark the rows that words are read from: the prompt's last, the answer's."""
+        if steps == "prefill":
+            return self.rows.last
+        return self.rows.last | self.rows.answer
+
+    @property
+    def words_before(self) -> Int[Tensor, "batch query"]:
+        """Count the answer's words that each row has read; 0 at the prompt's last."""
+        asked = self.prompt.prompt_mask
+        own = self.rows.own
+        if asked is None:
+            place = torch.arange(len(own), device=own.device) + self.first
+            return (place - (self.width - 1)).expand(self.rows.last.shape)
+        columns = torch.arange(asked.shape[1], device=asked.device)
+        end = ((columns + 1) * (asked & self.prompt.token_mask)).amax(-1, keepdim=True)
+        return own + 1 - end
 
     def mark(
         self,

@@ -13,7 +13,7 @@ import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import PurePath
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
@@ -178,6 +178,23 @@ class AttentionSite:
 
 
 @dataclass(frozen=True)
+class StreamSite:
+    """Where a decoder layer writes to the residual stream, after it has attended.
+
+    Attributes:
+        layer: 0-based index in the decoder.
+        place: `"mlp"`: what its MLP or experts add; `"layer"`: what the layer returns.
+    """
+
+    layer: int
+    place: Literal["mlp", "layer"]
+
+
+Site = AttentionSite | StreamSite
+"""Where an intervention acts in a layer."""
+
+
+@dataclass(frozen=True)
 class Anatomy:
     """Where a language model that sees keeps its parts, as dotted paths.
 
@@ -234,6 +251,29 @@ class Anatomy:
             )
             raise ModelError(msg)
         return self.sites[index]
+
+    def stream_site(self, layer: int, place: Literal["mlp", "layer"]) -> StreamSite:
+        """Find where a layer writes to the stream, or say why it cannot be worked on.
+
+        Raises:
+            SettingsError: If the decoder has no such layer.
+            ModelError: If no module of the layer returns what its MLP adds.
+        """
+        index = to_int(layer)
+        if index is None or not 0 <= index < self.n_layers:
+            msg = (
+                f"layer {layer!r} does not exist: expected 0 to {self.n_layers - 1}, "
+                "counted from 0"
+            )
+            raise SettingsError(msg)
+        if place == "mlp" and self.writers[index].mlp is None:
+            msg = (
+                f"layer {index} cannot be steered at its MLP: no module of it returns "
+                "what its MLP adds to the residual stream; steer what the layer "
+                'returns, at="stream"'
+            )
+            raise ModelError(msg)
+        return StreamSite(index, place)
 
 
 def resolve_anatomy(model: nn.Module, *, image_token: int | None = None) -> Anatomy:
@@ -352,7 +392,7 @@ def name_model(model: Any) -> str:
     return f"{type(module).__name__} ({PurePath(origin or 'in memory').name})"
 
 
-def check_settings(model: Any, settings: Any) -> list[AttentionSite]:
+def check_settings(model: Any, settings: Any) -> list[Site]:
     """Check that an intervention's settings fit a model, before any forward pass.
 
     Args:
@@ -360,11 +400,12 @@ def check_settings(model: Any, settings: Any) -> list[AttentionSite]:
         settings: What says in which layers and heads it acts.
 
     Returns:
-        The attention of the layers that it changes, in the order of a forward pass.
+        Where it acts, in the order of a forward pass.
 
     Raises:
         ModelError: If the model is only a part of one, or a layer has no attention.
-        SettingsError: If a layer or head does not exist, or these are no settings.
+        SettingsError: If a layer or head does not exist, these are no settings, or
+            what they hold was found in another model.
     """
     anatomy = check_model(model).anatomy
     if not hasattr(settings, "find_sites"):
@@ -375,8 +416,12 @@ def check_settings(model: Any, settings: Any) -> list[AttentionSite]:
         raise SettingsError(msg)
     config = model.config.get_text_config(decoder=True)
     settings.check_fits(n_heads=anatomy.n_heads, d_model=config.hidden_size)
-    sites: list[AttentionSite] = settings.find_sites(anatomy)
-    return sites
+    for value in vars(settings).values():
+        if hasattr(value, "check_belongs"):  # found in a model, and only true of it
+            value.check_belongs(model)
+    # The sort is stable: within a layer the attention comes before what follows it.
+    found = [*settings.find_sites(anatomy), *settings.find_streams(anatomy)]
+    return sorted(found, key=lambda site: int(site.layer))
 
 
 def envoy_at(root: Any, path: str) -> Any:

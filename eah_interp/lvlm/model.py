@@ -18,7 +18,7 @@ from eah_interp.indices import check_integer, to_int, to_ints
 from eah_interp.lvlm.adapters import attaching, take_out
 from eah_interp.lvlm.anatomy import (
     Anatomy,
-    AttentionSite,
+    Site,
     check_settings,
     resolve_anatomy,
 )
@@ -271,7 +271,7 @@ class LVLM(HookedModel):
         )
 
     @by_name
-    def check(self, settings: Any) -> list[AttentionSite]:
+    def check(self, settings: Any) -> list[Site]:
         """Check that an intervention's settings fit this model, without running it.
 
         Args:

@@ -80,13 +80,32 @@ class Prompt:
         Raises:
             InputError: If they cannot be.
         """
+        queries, keys = call.queries, call.keys
+        size = (queries.shape[0], keys.shape[2])
+        return self.fit_size(*size, device=queries.device, generated=generated)
+
+    def fit_size(
+        self, n_batch: int, n_keys: int, *, device: torch.device, generated: int = 0
+    ) -> "Prompt":
+        """Make the masks as tall as a batch and as wide as what its rows can see.
+
+        Args:
+            n_batch: Rows of the batch, beams counted.
+            n_keys: Columns.
+            device: Where they are needed.
+            generated: How many tokens were read since the prompt; no images.
+
+        Raises:
+            InputError: If they cannot be.
+        """
         prompt = self.prompt_mask
+        size: dict[str, Any] = {"n_batch": n_batch, "n_keys": n_keys, "device": device}
         return Prompt(
-            _fit(self.image_mask, call, new=self.image_mask.new_zeros(generated)),
-            _fit(self.token_mask, call, new=self.token_mask.new_ones(generated)),
+            _fit(self.image_mask, new=self.image_mask.new_zeros(generated), **size),
+            _fit(self.token_mask, new=self.token_mask.new_ones(generated), **size),
             prompt
             if prompt is None
-            else _fit(prompt, call, new=prompt.new_zeros(generated)),
+            else _fit(prompt, new=prompt.new_zeros(generated), **size),
         )
 
 
@@ -218,13 +237,14 @@ def _rows_of_worker(model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
     return narrowed
 
 
-def _fit(mask: Tensor, call: AttentionCall, *, new: Tensor) -> Tensor:
+def _fit(
+    mask: Tensor, *, n_batch: int, n_keys: int, device: torch.device, new: Tensor
+) -> Tensor:
     """Repeat rows for beams, append what is `new`, and fit the cache's keys.
 
     A static cache is longer than what was read: the rest is False. A sliding window's
     is shorter: it keeps what was read last. Of a prompt it may not have dropped any.
     """
-    n_batch, n_keys = call.queries.shape[0], call.keys.shape[2]
     rows, width = mask.shape
     if rows == 0 or n_batch % rows or (width > n_keys and not len(new)):
         msg = (
@@ -233,7 +253,7 @@ def _fit(mask: Tensor, call: AttentionCall, *, new: Tensor) -> Tensor:
             "or pass image_mask for the rows and keys that attention reads"
         )
         raise InputError(msg)
-    mask = torch.cat([mask, new.expand(rows, -1)], dim=1).to(call.queries.device)
+    mask = torch.cat([mask, new.expand(rows, -1)], dim=1).to(device)
     if n_batch != rows:
         mask = mask.repeat_interleave(n_batch // rows, dim=0)
     missing = max(0, n_keys - mask.shape[1])
@@ -280,12 +300,27 @@ class QueryRows:
             width: Tokens of the prompt.
             first: Position of the first row, counted from the prompt's first token.
         """
-        n_rows, n_keys = call.queries.shape[2], call.keys.shape[2]
+        size = (call.queries.shape[2], call.keys.shape[2])
+        return cls.of_size(prompt, *size, width=width, first=first)
+
+    @classmethod
+    def of_size(
+        cls, prompt: Prompt, n_rows: int, n_keys: int, *, width: int, first: int
+    ) -> "QueryRows":
+        """Sort the rows of a forward pass by kind.
+
+        Args:
+            prompt: The tokens, as wide as what the rows can see.
+            n_rows: Rows of the pass.
+            n_keys: Columns that they can see.
+            width: Tokens of the prompt.
+            first: Position of the first row, counted from the prompt's first token.
+        """
         # A sliding window's cache has dropped the first keys; none are dropped else.
         dropped = max(0, first + n_rows - n_keys)
-        place = torch.arange(first, first + n_rows, device=call.queries.device)
-        own = place - dropped
         tokens = prompt.token_mask
+        place = torch.arange(first, first + n_rows, device=tokens.device)
+        own = place - dropped
         columns = torch.arange(n_keys, device=tokens.device)
         of_prompt = tokens & (columns + dropped < width)
         if prompt.prompt_mask is not None:

@@ -89,7 +89,8 @@ def bare_package() -> Iterator[None]:
     hidden = {
         name: value
         for name, value in vars(package).items()
-        if name not in SHIPPED and (not name.startswith("__") or callable(value))
+        if not _is_shipped(name, value)
+        and (not name.startswith("__") or callable(value))
     }
     token = _shipping.set(True)
     try:
@@ -103,6 +104,11 @@ def bare_package() -> Iterator[None]:
         for owner, name, value in kept:
             setattr(owner, name, value)
         _shipping.reset(token)
+
+
+def _is_shipped(name: str, value: object) -> bool:
+    # Methods of other papers stand in no list: what has a kind is an intervention.
+    return name in SHIPPED or isinstance(getattr(value, "kind", None), str)
 
 
 def _ours(name: str) -> bool:

@@ -11,9 +11,9 @@ from eah_interp.arguments import Named, by_name, check_kind, check_mapping, chec
 from eah_interp.benchmarks.metrics import Task
 from eah_interp.errors import SettingsError, show_value
 from eah_interp.indices import check_integer, to_list
-from eah_interp.interventions import EAH, PAI, VAR, Ablation, Intervention, edit
+from eah_interp.interventions import EAH, Intervention, edit
 from eah_interp.interventions.donation import seed_items
-from eah_interp.interventions.intervention import known_kinds
+from eah_interp.interventions.intervention import known_kinds, our_kinds
 from eah_interp.kernels.sinks import DEFAULT_BETA
 from eah_interp.plugins import describe_plugin, find_plugin
 from eah_interp.studies.nulls import (
@@ -25,9 +25,7 @@ from eah_interp.studies.nulls import (
 )
 from eah_interp.studies.store import check_folders, check_name
 
-OURS: dict[str, type[Intervention]] = {
-    kind.kind: kind for kind in (EAH, Ablation, PAI, VAR)
-}
+OURS: dict[str, type[Intervention]] = our_kinds()
 """What this package does to a model, by its name in files."""
 
 
@@ -35,8 +33,8 @@ def list_kinds() -> dict[str, type[Intervention]]:
     """List what can be done to a model, by its name in files: ours, then a user's own.
 
     Example:
-        >>> list(list_kinds())[:4]
-        ['eah', 'ablation', 'pai', 'var']
+        >>> list(list_kinds())[:3]
+        ['eah', 'ablation', 'ad_hh']
     """
     return {**OURS, **known_kinds(), **OURS}
 
@@ -148,6 +146,7 @@ class Condition(metaclass=Named):
             SettingsError: If a setting is impossible, or a kind is unknown.
 
         Example:
+            >>> from eah_interp.interventions import PAI
             >>> condition = Condition("PAI", PAI())
             >>> Condition.from_dict(condition.to_dict()) == condition
             True
@@ -194,12 +193,10 @@ class Condition(metaclass=Named):
         if self.patch is None:
             return
         model.check(self.patch)
-        own: Any = (
-            None if self.random is None else getattr(self.patch, self.random.what)
-        )
-        # What is found for each item is drawn when it was found.
-        if own is not None and len(own):
-            self._draw(self.patch, model, [0])
+        if type(self.patch).fit is Intervention.fit:  # nothing is found later
+            self.patch.check_fitted()
+        if self.random is not None and self.random.can_draw(self.patch):
+            self.random.replace(self.patch, n_heads=model.n_heads, items=[0])
 
     def apply(
         self,
@@ -221,18 +218,13 @@ class Condition(metaclass=Named):
         if self.patch is None:
             return model
         patch: Any = self.patch
-        fit = getattr(patch, "fit", None)
-        if fit is not None:
-            patch = fit(model, images, prompts)
+        if images:
+            patch = patch.fit(model, images, prompts)
         if self.random is not None:
-            patch = self._draw(patch, model, seeds)
+            patch = self.random.replace(patch, n_heads=model.n_heads, items=seeds)
         if isinstance(patch, EAH):
             patch = seed_items(patch, list(seeds))
         return edit(model, patch)
-
-    def _draw(self, patch: Any, model: Any, items: Sequence[int]) -> Any:
-        assert self.random is not None
-        return self.random.replace(patch, n_heads=model.n_heads, items=items)
 
 
 def _check_decoding(decoding: object) -> dict[str, dict[str, Any]]:
@@ -324,6 +316,7 @@ def control_conditions(
         SettingsError: If a value is impossible.
 
     Example:
+        >>> from eah_interp.interventions import PAI
         >>> [condition.name for condition in control_conditions()]
         ['baseline', 'EAH', 'sparsest', 'random', 'mean', 'uniform', 'shuffled']
         >>> [condition.name for condition in control_conditions(PAI())]
@@ -376,6 +369,7 @@ def sweep(
         SettingsError: If a setting is unknown or a value impossible.
 
     Example:
+        >>> from eah_interp.interventions import PAI
         >>> conditions = sweep({"layers": [(0,), (1,)], "beta": [1.0, 2.0]})
         >>> [condition.name for condition in conditions][:2]
         ['EAH layers=0 beta=1.0', 'EAH layers=0 beta=2.0']
@@ -465,6 +459,7 @@ def list_steps(conditions: Sequence[Mapping[str, Any]]) -> dict[str, str | None]
         conditions: As a manifest lists them.
 
     Example:
+        >>> from eah_interp.interventions import PAI
         >>> list_steps([c.to_dict() for c in (BASELINE, Condition("PAI", PAI()))])
         {'baseline': None, 'PAI': 'all'}
     """
@@ -482,6 +477,7 @@ def describe_patch(condition: Mapping[str, Any]) -> tuple[str, str]:
         condition: As a manifest lists it.
 
     Example:
+        >>> from eah_interp.interventions import PAI
         >>> describe_patch(Condition("more", PAI(alpha=0.5)).to_dict())
         ('PAI', 'alpha=0.5, layers=2:')
         >>> describe_patch(BASELINE.to_dict())
@@ -527,6 +523,7 @@ def list_acted(
         conditions: As a manifest lists them.
 
     Example:
+        >>> from eah_interp.interventions import PAI
         >>> list_acted([YES_BIASED.to_dict(), Condition("PAI", PAI()).to_dict()])
         {'yes-biased': ('yes_no',), 'PAI': ('yes_no', 'caption', 'choice')}
     """

@@ -22,7 +22,7 @@ def test_a_condition_survives_a_manifest(patch):
 
 
 def test_an_unknown_kind_is_refused():
-    with pytest.raises(SettingsError, match="one of eah, ablation, pai, var"):
+    with pytest.raises(SettingsError, match="one of eah, ablation, ad_hh"):
         Condition.from_dict({"name": "it", "opera": {}})
 
 
