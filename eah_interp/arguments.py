@@ -125,6 +125,22 @@ def check_mapping(
     return found
 
 
+def is_dense(tensor: Any) -> bool:
+    """Return whether a tensor is laid out as one plain array of its numbers.
+
+    Sparse tensors, nested ones and those of quantised numbers know few operations, and
+    raise errors of their own in the middle of a run.
+
+    Example:
+        >>> import torch
+        >>> is_dense(torch.ones(2)), is_dense(torch.ones(2).to_sparse())
+        (True, False)
+    """
+    # By name: who checks arguments does not wait for torch.
+    plain = str(tensor.layout) == "torch.strided"
+    return plain and not (tensor.is_quantized or tensor.is_nested)
+
+
 def check_flag(name: str, value: object) -> bool:
     """Check that a switch is True or False, and make it a plain one.
 
@@ -435,6 +451,13 @@ class Named(ABCMeta):
             # By hand: where the class has travelled to a server, super() has no cell.
             read = _door_of(cls).read(len(args), kwargs)
             return type.__call__(cls, *args, **read)
+
+    @property
+    def __signature__(cls) -> inspect.Signature:
+        """What notebooks and `help` show of the class: what it is called with."""
+        own = inspect.signature(getattr(cls, "__init__"))  # noqa: B009 - of a class
+        listed = list(own.parameters.values())[1:]
+        return inspect.Signature(listed)
 
 
 def _door_of(kind: type) -> _Door:

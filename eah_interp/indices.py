@@ -19,14 +19,14 @@ def to_int(value: object) -> int | None:
         >>> [to_int(value) for value in (3, np.int64(3), np.array(3), "3", 3.0, True)]
         [3, 3, 3, None, None, None]
     """
-    # A tensor of one element counts as an integer in torch, a list of one does not.
-    if isinstance(value, bool) or getattr(value, "shape", ()) != ():
-        return None
-    if "bool" in str(getattr(value, "dtype", "")):
-        return None
     try:
+        # A tensor of one element counts as an integer in torch, a list of one does not.
+        if isinstance(value, bool) or getattr(value, "shape", ()) != ():
+            return None
+        if "bool" in str(getattr(value, "dtype", "")):
+            return None
         return operator.index(value)  # type: ignore[arg-type]
-    except (TypeError, RuntimeError):  # RuntimeError: a tensor without numbers
+    except (TypeError, RuntimeError):  # RuntimeError: no numbers, or no shape
         return None
 
 

@@ -8,7 +8,10 @@ Kind = TypeVar("Kind", bound=type[Any])
 
 PACKAGE = "eah_interp"
 
-ROOMS = ("attribution", "benchmarks", "interventions", "report", "studies", "viz")
+ROOMS = (
+    *("attribution", "benchmarks", "finders", "interventions", "report", "studies"),
+    "viz",
+)
 """Folders whose classes saved results may name."""
 
 _bases: list[type[Any]] = []

@@ -14,7 +14,7 @@ from types import FunctionType
 from typing import Any
 
 from eah_interp.arguments import by_name
-from eah_interp.errors import SettingsError
+from eah_interp.errors import SettingsError, show_value
 
 PLUGIN, SHA256 = "plugin", "sha256"
 """Keys under which a file names code."""
@@ -58,7 +58,7 @@ def import_plugin(spec: str) -> Any:
     """
     where, _, name = spec.rpartition(":")
     if not where or not name:
-        msg = f"a plugin is module:Name or path/to/file.py:Name, got {spec!r}"
+        msg = f"a plugin is module:Name or path/to/file.py:Name, got {show_value(spec)}"
         raise SettingsError(msg)
     module = _import_file(Path(where)) if where.endswith(".py") else _import(where)
     value = module

@@ -31,6 +31,9 @@ from eah_interp.plugins import PLUGIN, describe_plugin, find_plugin
 
 FRAME, TENSORS, FIELDS = "frame.parquet", "tensors.parquet", "result.json"
 
+MANIFEST = "manifest.json"
+"""What a study's folder has in their place."""
+
 _COLUMNS: dict[str, Column] = {"field": "text", "index": "integer", "value": "number"}
 
 _UNFIT = (LookupError, TypeError, ValueError, AttributeError, RuntimeError)
@@ -83,6 +86,9 @@ def load_result(kind: type[Any], path: str | Path) -> Any:
         ExtraMissingError: If pyarrow is not installed.
     """
     folder = check_path("path", path)
+    study = find_kind("StudyRun") if _is_study(folder) else None
+    if study is not None and issubclass(study, kind):
+        return study.load(folder)
     try:
         saved = read_json(folder / FIELDS)
     except InputError as error:
@@ -118,6 +124,11 @@ def load_result(kind: type[Any], path: str | Path) -> Any:
         msg = f"{folder} holds no {name} that adds up: {error!r:.200}"
         raise InputError(msg) from error
     return result
+
+
+def _is_study(folder: Path) -> bool:
+    """Tell a study's folder, which is as its run left it, from a saved result's."""
+    return (folder / MANIFEST).exists() and not (folder / FIELDS).exists()
 
 
 # ---- Values as JSON, tensors apart.
@@ -236,9 +247,11 @@ class _Unpacker:
         dtype = getattr(torch, kind, None) if isinstance(kind, str) else None
         sizes = () if shape == [] else to_ints(shape)
         if not isinstance(name, str) or not isinstance(dtype, torch.dtype):
-            raise self.refuse(f"expected a tensor's name and dtype, got {kind!r}")
+            raise self.refuse(
+                f"expected a tensor's name and dtype, got {show_value(kind)}"
+            )
         if sizes is None or any(size < 0 for size in sizes):
-            raise self.refuse(f"expected the shape of {name}, got {shape!r}")
+            raise self.refuse(f"expected the shape of {name}, got {show_value(shape)}")
         values = self._flat.get(name, torch.zeros(0))
         if values.numel() != math.prod(sizes):
             got = f"got {values.numel()}"

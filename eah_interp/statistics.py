@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from eah_interp.arguments import check_level
+from eah_interp.arguments import check_level, is_dense
 from eah_interp.errors import ExtraMissingError, InputError, SettingsError, show_value
 from eah_interp.indices import check_integer, to_float, to_list
 from eah_interp.kinds import register
@@ -103,23 +103,29 @@ def write_undetermined(
     return f"{estimate:+.{digits}f}, undetermined ({n} {of}, all alike)"
 
 
-def check_draws(*, level: object, resamples: object, seed: object) -> None:
+def check_draws(
+    *, level: object, resamples: object, seed: object
+) -> tuple[float, int, int]:
     """Check how an interval is drawn.
+
+    Returns:
+        The level, the number of samples and the seed, as plain numbers: SciPy takes no
+        others.
 
     Raises:
         SettingsError: If the level is not between 0 and 1, there are no samples or
             more than ten million, or the seed is no integer of 0 or more.
     """
-    check_level(level)
-    check_integer("seed", seed)
-    if check_integer("resamples", resamples, least=1) > _MOST:
+    plain = check_level(level), check_integer("resamples", resamples, least=1)
+    if plain[1] > _MOST:
         got = show_value(resamples)
         raise SettingsError(f"resamples must be at most {_MOST:,}, got {got}")
+    return (*plain, check_integer("seed", seed))
 
 
 def _check_numbers(name: str, value: object, *, n_axes: int | None = None) -> Tensor:
     """Check that an argument is a tensor of finite numbers, or of flags."""
-    right = isinstance(value, Tensor) and value.layout == torch.strided
+    right = isinstance(value, Tensor) and is_dense(value)
     if not right or value.is_complex() or value.is_meta:  # type: ignore[attr-defined]
         raise InputError(f"{name} must be a tensor of numbers, got {show_value(value)}")
     found: Tensor = value  # type: ignore[assignment]
@@ -182,7 +188,7 @@ def compare_rates(
     """
     from scipy import stats
 
-    check_draws(level=level, resamples=resamples, seed=seed)
+    level, resamples, seed = check_draws(level=level, resamples=resamples, seed=seed)
     parts = _check_counts(before, after)
     shapes = {tuple(part.shape) for part in parts}
     if len(shapes) != 1 or parts[0].shape[-1] < 2:
@@ -263,7 +269,7 @@ def estimate_mean(values: Sequence[float], *, level: float = 0.95) -> Effect:
     """
     from scipy import stats
 
-    check_level(level)
+    level = check_level(level)
     listed = to_list(values)
     numbers = [to_float(value) for value in listed or ()]
     if listed is None or None in numbers:
@@ -403,7 +409,7 @@ def estimate_odds(gained: int, lost: int, *, level: float = 0.95) -> Effect:
     """
     from scipy import stats
 
-    check_level(level)
+    level = check_level(level)
     gained, lost = check_integer("gained", gained), check_integer("lost", lost)
     total = gained + lost
     if total == 0:
@@ -497,7 +503,7 @@ def resample_sums(columns: Columns, *, resamples: int = 10_000, seed: int = 0) -
     """
     import numpy as np
 
-    check_draws(level=0.5, resamples=resamples, seed=seed)
+    _, resamples, seed = check_draws(level=0.5, resamples=resamples, seed=seed)
     _check_numbers("columns", columns, n_axes=2)
     n = len(columns)
     if n < 2:
@@ -536,10 +542,11 @@ def percentile_effect(
         >>> print(percentile_effect(0.5, torch.arange(101) / 100, level=0.8, n=7))
         +0.5 [+0.1, +0.9]
     """
-    check_level(level)
+    level = check_level(level)
     n = check_integer("n", n)
-    is_one_axis = isinstance(samples, Tensor) and samples.ndim == 1 and len(samples)
-    if not is_one_axis or samples.is_meta:
+    right = isinstance(samples, Tensor) and is_dense(samples)
+    right = right and not (samples.is_meta or samples.is_complex())
+    if not right or samples.ndim != 1 or not len(samples):
         got = show_value(samples)
         raise InputError(f"samples must be a tensor of one axis, got {got}")
     if not isinstance(estimate, float) and to_float(estimate) is None:

@@ -42,6 +42,7 @@ from eah_interp.benchmarks.readouts import (
     YesNoToken,
 )
 from eah_interp.benchmarks.toy import ToyBenchmark
+from eah_interp.finders import Directions, HeadScores
 from eah_interp.interventions import EAHPatch, LayerPatch, Patch, SinkMap
 from eah_interp.kernels import ColumnScores
 from eah_interp.lvlm import ImagePart, ImageSpan
@@ -157,6 +158,38 @@ def donors_of(size):
 def nodes_of(size):
     heads = [f"L{n}H{h}" for n in range(size.layers) for h in range(size.heads)]
     return (*heads, "L0.mlp")
+
+
+def head_scores(size):
+    items = torch.arange(size.items).repeat_interleave(2)
+    wide = (len(items), size.layers, size.heads)
+    return HeadScores(
+        model=MODEL,
+        finder="hallucination",
+        measure="fall of absent minus present objects",
+        scores=random(dataclasses.replace(size, fill=finite(size)), *wide),
+        layers=layers_of(size),
+        items=items,
+        labels="groups",
+        group=torch.arange(len(items)) % 2 == 0,
+        weights="0123456789abcdef",
+    )
+
+
+def directions(size):
+    wide = (size.items, size.layers, 8)
+    return Directions(
+        model=MODEL,
+        values=random(dataclasses.replace(size, fill=finite(size)), *wide),
+        layers=layers_of(size),
+        per_item=True,
+        weights="0123456789abcdef",
+    )
+
+
+def finite(size):
+    """Take zeros for NaN, where that is refused."""
+    return 0.0 if size.fill != size.fill else size.fill
 
 
 def sink_map(size):
@@ -624,18 +657,7 @@ def summary(size):
             Score(condition=name, metric=metric, kind="all", n=4, effect=effect(size))
             for name in names
         ),
-        contrasts=tuple(
-            Contrast(
-                condition=name,
-                reference="baseline",
-                metric=metric,
-                kind="all",
-                n=4,
-                n_dropped=0,
-                effect=effect(size),
-            )
-            for name in names
-        ),
+        contrasts=tuple(contrast(size, name) for name in names),
         failures=({"condition": "baseline", "answered": 4, "failed": 0, "missing": 0},),
         notes=(size.label,),
         caps=tuple(
@@ -650,6 +672,20 @@ def summary(size):
             for name in names
             for metric in CAPPED
         ),
+    )
+
+
+def contrast(size, name=""):
+    return Contrast(
+        condition=name or size.label,
+        reference="baseline",
+        metric=METRICS[0],
+        kind="all",
+        n=4,
+        n_dropped=0,
+        effect=effect(size),
+        p=0.5,
+        p_holm=1.0,
     )
 
 
@@ -704,10 +740,13 @@ MAKERS = {
     PictureAttribution: pictures,
     HeadPatterns: patterns,
     BroadcastScores: broadcast_scores,
+    Directions: directions,
+    HeadScores: head_scores,
     GroupedPatterns: grouped,
     PopeScore: pope,
     ChairScore: chair,
     ToyBenchmark: toy_benchmark,
+    Contrast: contrast,
     AmberScore: amber,
     MmeScore: mme,
     HallusionScore: hallusion,

@@ -40,6 +40,7 @@ ORDER = (
     "interventions",
     "transformer_lens",
     "attribution",
+    "finders",
     "benchmarks",
     "studies",
     "report",

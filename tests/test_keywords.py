@@ -14,7 +14,7 @@ from eah_interp.studies import Condition, Item, ModelSource, Study, toy_items
 from eah_interp.testing import random_image, tiny_lvlm, tiny_processor
 
 FOLDERS = (
-    *("attribution", "benchmarks", "interventions", "lvlm", "report"),
+    *("attribution", "benchmarks", "finders", "interventions", "lvlm", "report"),
     *("studies", "testing", "toy", "transformer_lens", "viz"),
 )
 PASS_ON = (
@@ -68,6 +68,17 @@ def test_every_public_function_names_an_argument_that_it_has_not():
             misspelt = f"{one}x" if len(one) > 1 else one * 9
             with pytest.raises(KeywordError, match=misspelt):
                 function(**{misspelt: 1})
+
+
+def test_a_notebook_shows_what_a_class_is_made_with():
+    for name, kind in public(inspect.isclass):
+        if isinstance(kind, Named):
+            listed = inspect.signature(kind).parameters
+            assert list(listed) == list(inspect.signature(kind.__init__).parameters)[1:]
+            assert "kwargs" not in listed, name
+    assert "steps: Literal['prefill', 'all'] = 'prefill'" in str(
+        inspect.signature(eah.EAH)
+    )
 
 
 def test_what_is_lacking_and_what_is_too_many_is_named():

@@ -29,16 +29,19 @@ from tests.test_architecture import MODULES
 MOST_LINES, MOST_HTML = 8, 100_000
 
 FOLDERS = (
-    *("attribution", "benchmarks", "interventions", "kernels", "lvlm", "report"),
+    *("attribution", "benchmarks", "finders", "interventions", "kernels", "lvlm"),
+    "report",
     *("studies", "testing", "toy", "transformer_lens", "viz"),
 )
 
 NO_RESULTS = {
     # settings, and what a user asks with
-    *("EAH", "Ablation", "PAI", "VAR", "Intervention", "Condition", "Item"),
+    *("EAH", "Ablation", "PAI", "VAR", "Steer", "Intervention", "Condition", "Item"),
     *("ModelSource", "Study", "World", "Family", "Question"),
     # where an intervention acts, and which items go together
     *("AttentionSite", "Batch"),
+    # part of a setting: which heads
+    "HeadList",
     # where an image is: hashable, compared by its numbers, and short by itself
     *("ImageSpan", "ImagePart"),
 }
@@ -156,6 +159,9 @@ def test_a_result_is_the_same_when_copied_pickled_or_saved(kind, size, tmp_path)
     folder = found.save(tmp_path / "saved")
     if kind is StudyRun:  # a copy of the folder
         assert kind.load(folder).frame().equals(found.frame())
+        assert type(Result.load(folder)) is kind
+        with pytest.raises(InputError, match=r"no saved result: expected result\.json"):
+            SinkMap.load(folder)
         return
     loaded = kind.load(folder)
     assert loaded == found

@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import Any
 
 FILE = Path(__file__).parents[2] / "CITATION.cff"
-MARK = "<!-- from CITATION.cff -->"
+MARKED = re.compile(
+    "(<!-- from CITATION.cff -->\n).*?(\n<!-- /from CITATION.cff -->)", re.DOTALL
+)
 KINDS = {"article": "article", "conference-paper": "inproceedings", "software": "misc"}
 
 
@@ -87,9 +89,10 @@ def _find_eprint(entry: dict[str, Any]) -> str:
 
 
 def fill_page(_app: Any, _page: str, content: list[str]) -> None:
-    """Put the entries where a page asks for them."""
-    if MARK in content[0]:
-        content[0] = content[0].replace(MARK, describe_citation())
+    """Put the entries where a page has them: between two marks."""
+    if MARKED.search(content[0]):
+        entries = describe_citation()
+        content[0] = MARKED.sub(lambda m: f"{m[1]}\n{entries}\n{m[2]}", content[0])
 
 
 def setup(app: Any) -> dict[str, bool]:

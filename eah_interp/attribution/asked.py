@@ -1,6 +1,6 @@
 """What a user asks for, and says is in the images: checked, a list for each item."""
 
-from collections.abc import Set
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,6 +73,15 @@ def check_objects(objects: object, metric: MetricName, *, captioned: bool) -> Wo
         )
         raise SettingsError(msg)
     return Words((("Yes", "No"),), by_item=False) if metric == "yes_no" else words
+
+
+def reads_log_prob(asked: Mapping[str, Any]) -> bool:
+    """Return whether log-probabilities are asked for, in the words of `pose`.
+
+    Before anything else is checked: the metric may be of any kind still.
+    """
+    metric = asked.get("metric")
+    return isinstance(metric, str) and metric == "log_prob"
 
 
 def _list_objects(objects: object) -> Words:

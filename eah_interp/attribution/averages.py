@@ -80,7 +80,9 @@ class ObjectResult(ModelResult):
             InputError: If there is not a cluster for each item.
         """
         check_choice("split", split, Split)
-        check_draws(level=level, resamples=resamples, seed=seed)
+        level, resamples, seed = check_draws(
+            level=level, resamples=resamples, seed=seed
+        )
         k = None if k is None else check_count("k", k)
         by = self._compared() if of is None else of
         table = self._averaged(by)

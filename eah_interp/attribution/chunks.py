@@ -105,8 +105,8 @@ def join_parts(parts: Sequence[tuple[Sequence[int], Kind]]) -> Kind:
     Example:
         >>> from eah_interp.attribution.patches import PictureEffects
         >>> one, other = (
-        ...     PictureEffects(torch.full((1,), n), torch.zeros(1, 2, 2, 9), None)
-        ...     for n in (1.0, 2.0)
+        ...     PictureEffects(value, torch.zeros(1, 2, 2, 9), torch.zeros(1, 2, 2))
+        ...     for value in (torch.ones(1), torch.full((1,), 2.0))
         ... )
         >>> join_parts([([1], one), ([0], other)]).values.tolist()
         [2.0, 1.0]

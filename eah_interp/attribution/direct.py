@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from eah_interp.arguments import by_name, check_flag
+from eah_interp.attribution.asked import reads_log_prob
 from eah_interp.attribution.averages import ObjectResult
 from eah_interp.attribution.cases import Ask, as_case, asks
 from eah_interp.attribution.chunks import (
@@ -448,8 +449,7 @@ def attribute_heads(
         model.check(patch)
     sources = check_flag("sources", sources)
     check_chunks(batch_size=batch_size, progress=progress)
-    metric = asked.get("metric")
-    if isinstance(metric, str) and metric == "log_prob":
+    if reads_log_prob(asked):
         msg = (
             "a log-probability is not a sum of direct effects: expected metric="
             '"logit", "logit_diff" or "yes_no" here; exact patching takes "log_prob"'

@@ -52,7 +52,7 @@ from eah_interp.attribution.sides import (
     split_items,
     take_item,
 )
-from eah_interp.errors import SettingsError
+from eah_interp.errors import SettingsError, show_value
 from eah_interp.indices import check_integer
 from eah_interp.interventions.intervention import Intervention
 from eah_interp.lvlm.anatomy import name_model
@@ -239,7 +239,7 @@ class HeadApproximation(ObjectResult):
             SettingsError: If `k` is below 1, or there is no such column.
         """
         table = self.frame()
-        if by == "exact":
+        if isinstance(by, str) and by == "exact":
             table = table[table["exact"].notna()].reset_index(drop=True)
         return largest(table, k, by=by)
 
@@ -454,7 +454,11 @@ def approximate_heads(
         >>> bool(found.agreement.correlation > 0.8)
         True
     """
-    _check_numbers(what=what, method=method, n_steps=n_steps, check=check)
+    _check_modes(what=what, method=method)
+    n_steps, check = (
+        check_integer("n_steps", n_steps, least=1),
+        check_integer("check", check),
+    )
     seed = check_integer("seed", seed)
     check_batch_size(batch_size)
     progress = check_flag("progress", progress)
@@ -520,10 +524,8 @@ def approximate_heads(
     )
 
 
-def _check_numbers(*, what: str, method: str, n_steps: int, check: int) -> None:
+def _check_modes(*, what: str, method: str) -> None:
     for name, given, known in (("what", what, What), ("method", method, Method)):
         if not isinstance(given, str) or given not in get_args(known):
-            msg = f"{name} must be one of {', '.join(get_args(known))}, got {given!r}"
-            raise SettingsError(msg)
-    for name, number, least in (("n_steps", n_steps, 1), ("check", check, 0)):
-        check_integer(name, number, least=least)
+            msg = f"{name} must be one of {', '.join(get_args(known))}"
+            raise SettingsError(f"{msg}, got {show_value(given)}")

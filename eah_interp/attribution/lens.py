@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 import pandas as pd
 import torch
@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from eah_interp.arguments import by_name, check_count
+from eah_interp.attribution.asked import reads_log_prob
 from eah_interp.attribution.averages import ObjectResult
 from eah_interp.attribution.cases import Ask, Case, as_case, asks
 from eah_interp.attribution.chunks import (
@@ -34,6 +35,7 @@ from eah_interp.attribution.unembedding import (
     trace_streams,
 )
 from eah_interp.errors import SettingsError, show_value
+from eah_interp.indices import check_choice, to_ints
 from eah_interp.interventions.intervention import Intervention
 from eah_interp.lvlm.anatomy import name_model
 from eah_interp.lvlm.spans import ImageSpan
@@ -76,7 +78,7 @@ class LogitLens(ObjectResult):
         points: Where in depth: `"embedding"`, which enters the first layer, and `"L0"`
             and so on, what leaves each layer.
         positions: Where in the prompt: the position where the target is read, then
-            the row's image tokens; -1 where a row has fewer.
+            those that were asked for; -1 where a row has fewer.
         spans: Each row's images, with their patch grids.
         plain: The run as it is.
         patch: The settings of the patched run; None where none was asked for.
@@ -106,7 +108,7 @@ class LogitLens(ObjectResult):
             Columns `object present row position target point layer place read_at logit
             rank probability`, and of a patched run `patched_logit patched_rank
             patched_probability change` (of the logit). `layer` is empty for the
-            embedding; `place` is `answer` or `image`; `read_at` is a position.
+            embedding; `place` is `answer`, `image` or `text`; `read_at` is a position.
         """
         n_targets, n_places = self.positions.shape
         table = pd.MultiIndex.from_product(
@@ -117,7 +119,9 @@ class LogitLens(ObjectResult):
         depth, number = table.pop("depth"), table.pop("number")
         table["point"] = [self.points[d] for d in depth]
         table["layer"] = (depth - 1).astype("Int64").mask(depth == 0)
-        table["place"] = number.eq(0).map({True: "answer", False: "image"})
+        kinds = [self._list_kinds(target) for target in range(n_targets)]
+        cells = zip(table["target"], number, strict=True)
+        table["place"] = [kinds[target][place] for target, place in cells]
         table["read_at"] = read_at.flatten().numpy()
         for name in ("logit", "rank", "probability"):
             table[name] = _flat(getattr(self.plain, name))
@@ -128,6 +132,13 @@ class LogitLens(ObjectResult):
         table = label_targets(table, self.targets)
         return table[table["read_at"] >= 0].reset_index(drop=True)
 
+    def _list_kinds(self, target: int) -> list[str]:
+        """List what kind of token each place of a target is."""
+        spans = self.spans[self.targets[target].row]
+        image = {column for span in spans for column in span.columns}
+        others = self.positions[target, 1:].tolist()
+        return ["answer", *("image" if c in image else "text" for c in others)]
+
     def _compared(self) -> str:
         return "logit" if self.patched is None else "change"
 
@@ -137,11 +148,11 @@ class LogitLens(ObjectResult):
         return table[table["place"] == "answer"]
 
     def _about(self) -> str:
-        n_places = self.positions.shape[1]
+        n_more = self.positions.shape[1] - 1
+        more = f" and up to {count(n_more, 'other token')}" if n_more > 0 else ""
         return (
-            f"{name_targets(self.targets)} at the answer and up to "
-            f"{max(n_places - 1, 0)} image tokens, after the embedding and "
-            f"{count(len(self.points) - 1, 'layer')}, metric {self.metric}; "
+            f"{name_targets(self.targets)} at the answer{more}, after the embedding "
+            f"and {count(len(self.points) - 1, 'layer')}, metric {self.metric}; "
             "likeliest first"
         )
 
@@ -158,7 +169,7 @@ class LogitLens(ObjectResult):
             target, point, place = cell
             return label_cell(self.targets, target) | {
                 "point": self.points[point],
-                "place": "image" if place else "answer",
+                "place": self._list_kinds(target)[place],
                 "read_at": int(self.positions[target, place]),
             }
 
@@ -166,7 +177,7 @@ class LogitLens(ObjectResult):
         return found.drop(columns="by", errors="ignore")
 
     def top(
-        self, k: int = 10, *, by: str = "probability", place: str = "image"
+        self, k: int = 10, *, by: str = "probability", place: str | None = None
     ) -> pd.DataFrame:
         """List each target's `k` places, over all layers, where it is most readable.
 
@@ -174,39 +185,54 @@ class LogitLens(ObjectResult):
             k: How many.
             by: The column that is compared, such as `"patched_probability"`; largest
                 first, of ranks the smallest.
-            place: `"image"` or `"answer"`.
+            place: `"image"`, `"answer"` or `"text"`; when None the image's, where the
+                lens read them, else all.
 
         Raises:
-            SettingsError: If `k` is below 1, or there is no such column or place.
+            SettingsError: If `k` is below 1, there is no such column or place, or the
+                lens read none of that kind.
         """
         table = self.frame()
         k = check_count("k", k)
-        if not isinstance(place, str) or place not in ("image", "answer"):
-            msg = f"place must be image or answer, got {show_value(place)}"
-            raise SettingsError(msg)
+        read = set(table["place"])
+        if place is None and "image" in read:
+            place = "image"
+        if place is not None:
+            check_choice("place", place, Place)
+            if place not in read:
+                msg = (
+                    f"this lens read no {place} tokens, only "
+                    f"{', '.join(sorted(read))}: "
+                    'logit_lens(..., positions="image") reads the image, '
+                    "positions=[...] any"
+                )
+                raise SettingsError(msg)
         numbers = [
             name
             for name in map(str, table.columns)
             if name.endswith(("logit", "rank", "probability"))
         ]
-        if by not in (*numbers, *(["change"] if self.patched else [])):
-            msg = f"by={by!r} is no column to compare: expected {', '.join(numbers)}"
-            raise SettingsError(msg)
-        there = table[table["place"] == place]
+        if not isinstance(by, str) or by not in (
+            *numbers,
+            *(["change"] if self.patched else []),
+        ):
+            msg = f"by={show_value(by)} is no column to compare: expected "
+            raise SettingsError(msg + ", ".join(numbers))
+        there = table if place is None else table[table["place"] == place]
         ordered = there.sort_values(by, ascending=by.endswith("rank"), kind="stable")
         ordered = ordered.sort_values("target", kind="stable")
         return ordered.groupby("target", sort=False).head(k).reset_index(drop=True)
 
     def curves(self, target: int, *, of: str = "logit") -> dict[str, dict[str, Tensor]]:
-        """Sum up one target by depth: at the answer, and over the image tokens.
+        """Sum up one target by depth: at the answer, and over image tokens if read.
 
         Args:
             target: Which target.
             of: `"logit"` or `"probability"`.
 
         Returns:
-            For each run (`plain`, `patched`) the curves `answer`, `image mean` and
-            `image max`, `[point]` each.
+            For each run (`plain`, `patched`) the curves `answer` and, where image
+            tokens were read, `image mean` and `image max`, `[point]` each.
 
         Raises:
             SettingsError: If there is no such target or number.
@@ -216,8 +242,7 @@ class LogitLens(ObjectResult):
             raise SettingsError(msg)
         check_target(self.targets, target)
         runs = {"plain": self.plain, "patched": self.patched}
-        image = self.positions[target] >= 0
-        image[0] = False
+        image = torch.tensor([kind == "image" for kind in self._list_kinds(target)])
         curves: dict[str, dict[str, Tensor]] = {}
         for name, reading in runs.items():
             if reading is None:
@@ -233,7 +258,7 @@ class LogitLens(ObjectResult):
     def plot(
         self, target: int = 0, *, of: str = "logit", ax: "Axes | None" = None
     ) -> "Figure":
-        """Draw one target by layer: the answer, the largest and mean of image tokens.
+        """Draw one target by layer: the answer, and what was read of image tokens.
 
         Args:
             target: Which target.
@@ -274,6 +299,9 @@ def _flat(values: Tensor) -> Any:
     return (values if whole else values.double()).flatten().numpy()
 
 
+Place = Literal["answer", "image", "text"]
+"""Kinds of tokens: where the target is read, the image's, and all others."""
+
 LOGITS_AT_ONCE = 2**25
 """How many logits are held at a time: 128 MiB of float32."""
 
@@ -285,12 +313,13 @@ def logit_lens(
     images: object,
     prompts: object = None,
     *,
+    positions: Literal["answer", "image"] | Sequence[int] = "answer",
     patch: Intervention | None = None,
     batch_size: int | None = None,
     progress: bool = False,
     **asked: Unpack[Ask],
 ) -> LogitLens:
-    """Read an object off the residual stream of every layer, at answer and image.
+    """Read an object off the residual stream of every layer.
 
     The stream that enters the first layer and that leaves each layer is put through
     the model's own final norm, unembedding, and whatever it does to logits after that
@@ -306,6 +335,9 @@ def logit_lens(
         model: An LVLM.
         images: An image or images; a ready-made encoding; or a `Case` of `pose`.
         prompts: A prompt or prompts; "Describe the image." when None.
+        positions: Where each target is looked for: `"answer"`, the position where it is
+            read; `"image"`, there and at its row's image tokens (hundreds, each with
+            logits of the whole vocabulary); or there and at positions of the encoding.
         patch: Settings of a second, patched run: `EAH()`, or any intervention.
         batch_size: Most items in one forward pass; all of them when None. Where it is
             given, items that are asked nothing are not run.
@@ -318,25 +350,28 @@ def logit_lens(
 
     Raises:
         InputError: If images or prompts do not fit, or the caption names no object.
-        SettingsError: If a word cannot be spelled, the metric is not a logit, or a
-            target reads several positions.
+        SettingsError: If a word cannot be spelled, the metric is not a logit, a target
+            reads several positions, or there is no such position.
         ModelError: If norm and unembedding do not make the model's logits of what its
             last layer returns.
 
     Example:
         >>> import eah_interp as eah
         >>> from eah_interp.testing import random_image
-        >>> lens = logit_lens(eah.load(), random_image(), objects=["fish"])
-        >>> lens.points[:2], tuple(lens.plain.logit.shape)  # answer, 100 patches
-        (('embedding', 'L0'), (1, 9, 101))
+        >>> model, image = eah.load(), random_image()
+        >>> lens = logit_lens(model, image, objects=["fish"])
+        >>> lens.points[:2], tuple(lens.plain.logit.shape)
+        (('embedding', 'L0'), (1, 9, 1))
+        >>> lens = logit_lens(model, image, objects=["fish"], positions="image")
+        >>> tuple(lens.plain.logit.shape)  # the answer, and 100 patches
+        (1, 9, 101)
         >>> lens.top(1)["place"].tolist()
         ['image']
     """
     if patch is not None:
         model.check(patch)
     check_chunks(batch_size=batch_size, progress=progress)
-    metric = asked.get("metric")
-    if isinstance(metric, str) and metric == "log_prob":
+    if reads_log_prob(asked):
         msg = (
             "the lens reads one position at a time, and a log-probability of a whole "
             'word several: expected metric="logit", "logit_diff" or "yes_no"; the '
@@ -346,7 +381,10 @@ def logit_lens(
     case = as_case(model, images, prompts, **asked)
     _check_positions(case.readout)
     spans = model.spans(case.encoding)
-    places = list_places(case.readout, spans)
+    ids = case.encoding["input_ids"]
+    mask = case.encoding.get("attention_mask")
+    mask = torch.ones_like(ids) if mask is None else mask
+    places = list_places(case.readout, spans, positions, mask=mask)
     plains, patcheds, donors = [], [], []
     for chunk in in_chunks(case, patch, batch_size=batch_size, progress=progress):
         own = places[chunk.targets]
@@ -369,20 +407,53 @@ def logit_lens(
     )
 
 
-def list_places(readout: Readout, spans: Sequence[Sequence[ImageSpan]]) -> Tensor:
-    """List where each target is looked for: its own position, then image tokens.
+def list_places(
+    readout: Readout,
+    spans: Sequence[Sequence[ImageSpan]],
+    positions: object,
+    *,
+    mask: Tensor,
+) -> Tensor:
+    """List where each target is looked for: its own position, then those asked for.
+
+    Args:
+        readout: What is read.
+        spans: Each row's images.
+        positions: As for `logit_lens`.
+        mask: `[row position]`; 0 at padding, which is no place.
 
     Returns:
         Positions, `[target place]`; -1 where a target's row has fewer.
+
+    Raises:
+        SettingsError: If there is no such position.
     """
+    asked: tuple[int, ...] = ()
+    width = mask.shape[1]
+    if not isinstance(positions, str):
+        asked = to_ints(positions) or (width,)
+    elif positions not in ("answer", "image"):
+        asked = (width,)
+    beyond = [place for place in asked if not -width <= place < width]
+    if beyond or len({place % width for place in asked}) != len(asked):
+        msg = (
+            'positions must be "answer", "image", or positions of the encoding, each '
+            f"once, from 0 to {width - 1} (-1 is the last), got "
+            f"{show_value(positions)}"
+        )
+        raise SettingsError(msg)
     rows = [
-        [target.position, *(c for span in spans[target.row] for c in span.columns)]
+        [target.position, *(place % width for place in asked)]
         for target in readout.targets
     ]
+    if positions == "image":
+        for row, target in zip(rows, readout.targets, strict=True):
+            row += [c for span in spans[target.row] for c in span.columns]
     places = torch.full((len(rows), max(map(len, rows))), -1)
     for index, row in enumerate(rows):
         places[index, : len(row)] = torch.tensor(row)
-    return places
+    there = mask.cpu()[readout.target_rows[:, None], places.clamp(min=0)] != 0
+    return places.where(there, -1)
 
 
 def _check_positions(readout: Readout) -> None:
@@ -463,6 +534,7 @@ def _read_stream(
             named = picked[:, weights > 0]
             best = named.amax(-1, keepdim=True)
             found["logit"][t, part] = (picked * weights).sum(-1).cpu()
-            found["rank"][t, part] = (1 + (logits > best).sum(-1)).cpu()
+            ahead = (logits > best).sum(-1, dtype=torch.int32)  # int64 is slower
+            found["rank"][t, part] = (1 + ahead).cpu()
             found["probability"][t, part] = (named - total[:, None]).exp().sum(-1).cpu()
     return found

@@ -258,7 +258,7 @@ def find_mediators(
         for node in (*list_head_nodes(model), *list_block_nodes(model))
         if _may_carry(eah, node)
     }
-    if nodes == "all":
+    if isinstance(nodes, str) and nodes == "all":
         if not every:
             msg = f"nothing comes after layer {min(eah.layers)}: patch an earlier one"
             raise SettingsError(msg)

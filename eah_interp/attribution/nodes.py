@@ -11,7 +11,7 @@ from torch import Tensor
 
 from eah_interp.attribution.readouts import Target
 from eah_interp.attribution.results import label_targets, name_head
-from eah_interp.errors import SettingsError
+from eah_interp.errors import SettingsError, show_value
 from eah_interp.indices import to_ints, to_list
 from eah_interp.lvlm.anatomy import block_paths
 
@@ -96,8 +96,8 @@ def find_nodes(model: Any, wanted: Sequence[NodeName] | None) -> tuple[Node, ...
         return list_head_nodes(model)
     listed = [wanted] if isinstance(wanted, str) else to_list(wanted)
     if listed is None:
-        msg = f'heads must be a list of (3, 7), "L3H7" or "L3.mlp", got {wanted!r}'
-        raise SettingsError(msg)
+        msg = 'heads must be a list of (3, 7), "L3H7" or "L3.mlp", got '
+        raise SettingsError(msg + show_value(wanted))
     if not listed:
         msg = (
             "the set of heads is empty: expected at least one, such as (3, 7), "
@@ -128,7 +128,9 @@ def _find_node(model: Any, name: NodeName, blocks: dict[str, Node]) -> Node:
         name = (int(found[1]), int(found[2]))
     pair = to_ints(name)
     if pair is None or len(pair) != 2:
-        msg = f'a head is (layer, head), such as (3, 7) or "L3H7", got {name!r}'
+        msg = (
+            f'a head is (layer, head), such as (3, 7) or "L3H7", got {show_value(name)}'
+        )
         raise SettingsError(msg)
     layer, head = pair
     model.anatomy.site(layer)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NoReturn, get_args
 
 from eah_interp.attribution.mentions import check_words, decode_exactly, inflect
-from eah_interp.errors import InputError, SettingsError
+from eah_interp.errors import InputError, SettingsError, show_value
 
 Forms = Literal["word", "all"]
 
@@ -112,8 +112,8 @@ def spell_object(
         >>> tokenizer.convert_ids_to_tokens(spelled.first_ids)
         ['▁bi', '▁star']
     """
-    if forms not in get_args(Forms):
-        msg = f"forms: expected one of {list(get_args(Forms))}, got {forms!r}"
+    if not isinstance(forms, str) or forms not in get_args(Forms):
+        msg = f"forms: expected one of {list(get_args(Forms))}, got {show_value(forms)}"
         raise SettingsError(msg)
     if synonyms:
         check_words(synonyms, role="synonyms")

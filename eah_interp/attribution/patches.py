@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from eah_interp.arguments import by_name
+from eah_interp.attribution.asked import reads_log_prob
 from eah_interp.attribution.averages import ObjectResult
 from eah_interp.attribution.cases import Ask, Case, as_case, asks
 from eah_interp.attribution.chunks import (
@@ -213,7 +214,7 @@ class PictureAttribution(ObjectResult):
         """
         check_target(self.targets, target)
         check_choice("sign", sign, Sign)
-        if run == "change":
+        if isinstance(run, str) and run == "change":
             old, new = (
                 self.summed(target, heads=heads, run=which, sign=sign)
                 for which in ("plain", "patched")
@@ -229,12 +230,12 @@ class PictureAttribution(ObjectResult):
 
     def _run(self, run: str) -> PictureEffects:
         runs = {"plain": self.plain, "patched": self.patched}
-        found = runs.get(run)
+        found = runs.get(run) if isinstance(run, str) else None
         if found is None:
             known = [name for name, effects in runs.items() if effects is not None]
             msg = (
-                f"run={run!r} is not there: expected {' or '.join(known)}; a patched "
-                "run is made by attribute_patches(..., patch=)"
+                f"run={show_value(run)} is not there: expected {' or '.join(known)}; "
+                "a patched run is made by attribute_patches(..., patch=)"
             )
             raise SettingsError(msg)
         return found
@@ -245,7 +246,7 @@ class PictureAttribution(ObjectResult):
         if not pairs or any(len(pair) != 2 for pair in pairs):
             msg = (
                 "heads must be layers and heads, as in [(3, 7)], at least one, or left "
-                f"out, got {heads!r}"
+                f"out, got {show_value(heads)}"
             )
             raise SettingsError(msg)
         for layer, head in pairs:
@@ -427,7 +428,7 @@ def attribute_patches(
     if patch is not None:
         model.check(patch)
     check_chunks(batch_size=batch_size, progress=progress)
-    _check_linear(method, linear=asked.get("metric") != "log_prob")
+    _check_linear(method, linear=not reads_log_prob(asked))
     case = as_case(model, images, prompts, **asked)
     _check_linear(method, linear=case.readout.is_linear)
     if method == "attention_gradient":

@@ -959,8 +959,8 @@ def _find_positions(
     found = [q % width for q in listed]
     if beyond or not found or len(set(found)) < len(found):
         msg = (
-            f"query={query!r} does not fit a prompt of {width} tokens: expected "
-            f'positions from {-width} to {width - 1}, each once, or "all"'
+            f"query={show_value(query)} does not fit a prompt of {width} tokens: "
+            f'expected positions from {-width} to {width - 1}, each once, or "all"'
         )
         raise SettingsError(msg)
     return found

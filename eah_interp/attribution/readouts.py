@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from eah_interp.errors import NumericalError, SettingsError
+from eah_interp.errors import NumericalError, SettingsError, show_value
 from eah_interp.results import Part
 
 MetricName = Literal["logit", "log_prob", "logit_diff", "yes_no"]
@@ -227,9 +227,9 @@ def read_tokens(
         >>> readout.values(torch.ones(1, 5, 10)).item()
         0.0
     """
-    if metric not in get_args(MetricName):
+    if not isinstance(metric, str) or metric not in get_args(MetricName):
         listed = ", ".join(get_args(MetricName))
-        msg = f"metric must be one of {listed}, got {metric!r}"
+        msg = f"metric must be one of {listed}, got {show_value(metric)}"
         raise SettingsError(msg)
     if not targets or not all(target[4] for target in targets):
         msg = "there is nothing to read: expected at least one token for each target"

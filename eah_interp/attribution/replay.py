@@ -22,6 +22,7 @@ from eah_interp.errors import (
     SettingsError,
     UnsupportedError,
     is_out_of_memory,
+    show_value,
 )
 from eah_interp.indices import to_int
 from eah_interp.interventions.eah import EAH
@@ -343,7 +344,7 @@ def check_batch_size(batch_size: int) -> None:
     """
     wanted = to_int(batch_size)
     if wanted is None or wanted < 1:
-        msg = f"batch_size must be at least 1, got {batch_size!r}"
+        msg = f"batch_size must be at least 1, got {show_value(batch_size)}"
         raise SettingsError(msg)
 
 

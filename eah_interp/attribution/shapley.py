@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from eah_interp.errors import SettingsError
+from eah_interp.errors import SettingsError, show_value
 from eah_interp.indices import to_int
 
 Coalition = frozenset[int]
@@ -106,7 +106,7 @@ def check_orders(n_orders: int) -> None:
     if wanted is None or wanted < 4 or wanted % 2:
         msg = (
             "n_permutations counts orders and their reverses: expected an even number "
-            f"of at least 4, got {n_orders!r}"
+            f"of at least 4, got {show_value(n_orders)}"
         )
         raise SettingsError(msg)
 

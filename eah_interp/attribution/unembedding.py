@@ -44,6 +44,7 @@ class Unembedding:
         scale: What its output is multiplied by.
         cap: The soft cap after that: `cap tanh(x / cap)`; None for none.
         off: Tokens that the model switches off.
+        any_off: Whether there are any.
     """
 
     norm: nn.Module
@@ -51,6 +52,7 @@ class Unembedding:
     scale: float
     cap: float | None
     off: Bool[Tensor, " vocab"]
+    any_off: bool = True
 
     @torch.no_grad()
     def read(self, streams: Streams) -> Logits:
@@ -58,6 +60,8 @@ class Unembedding:
         normed = self.norm(streams.to(find_device(self.projection))[None])
         logits = self.projection(normed)[0, :, : len(self.off)].float()
         logits = _finish(logits, self.scale, self.cap)
+        if not self.any_off:
+            return logits
         return logits.masked_fill(self.off.to(logits.device), -math.inf)
 
 
@@ -88,7 +92,7 @@ def find_unembedding(
     if anatomy.final_norm is not None:
         norm = root.get_submodule(anatomy.final_norm)
     projection = root.get_submodule(str(anatomy.unembedding))
-    end = Unembedding(norm, projection, scale, cap, off)
+    end = Unembedding(norm, projection, scale, cap, off, any_off=bool(off.any()))
     found = end.read(last)
     error = _relative_error(found, final, off)
     if not error <= _LOOSE.get(model._module.dtype, _EXACT):
@@ -102,7 +106,7 @@ def find_unembedding(
 
 
 def _finish(logits: Tensor, scale: float, cap: float | None) -> Tensor:
-    logits = logits * scale
+    logits = logits if scale == 1.0 else logits * scale
     return logits if cap is None else cap * (logits / cap).tanh()
 
 

@@ -21,7 +21,7 @@ from eah_interp.benchmarks.outputs import (
 from eah_interp.benchmarks.paired import Draws, Pair, check_drawing
 from eah_interp.benchmarks.pope import Rule
 from eah_interp.benchmarks.tabulated import spread_effect, to_plain
-from eah_interp.errors import InputError, SettingsError
+from eah_interp.errors import InputError, SettingsError, show_value
 from eah_interp.results import Part, Result
 from eah_interp.statistics import Effect, percentile_effect, resample_sums
 from eah_interp.tables import NOTHING, Table
@@ -141,8 +141,10 @@ class OutputComparison(Result):
                 return change
         known = ", ".join(dict.fromkeys(change.metric for change in self.changes))
         names = ", ".join(one.name for one in self.files[1:])
-        msg = f"expected a metric of {known} and a file of {names}, got {metric!r}"
-        raise SettingsError(f"{msg} of {wanted!r}")
+        got = f"got {show_value(metric)} of {show_value(wanted)}"
+        raise SettingsError(
+            f"expected a metric of {known} and a file of {names}, {got}"
+        )
 
     def frame(self) -> pd.DataFrame:
         """List every number.

@@ -572,5 +572,5 @@ def image_id_of(value: Any, *, place: str) -> ImageId:
         return int(found[1]) if found else value
     if isinstance(value, int) and not isinstance(value, bool):
         return value
-    msg = f"{place}: expected an image's number or file name, got {value!r}"
+    msg = f"{place}: expected an image's number or file name, got {show_value(value)}"
     raise InputError(msg)

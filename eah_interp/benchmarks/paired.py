@@ -42,7 +42,9 @@ class Draws(metaclass=Named):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_draws(level=self.level, resamples=self.resamples, seed=self.seed)
+        plain = check_draws(level=self.level, resamples=self.resamples, seed=self.seed)
+        for name, value in zip(("level", "resamples", "seed"), plain, strict=True):
+            object.__setattr__(self, name, value)
 
 
 def check_drawing(draws: object) -> Draws:

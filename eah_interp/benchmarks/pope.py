@@ -10,10 +10,16 @@ from typing import ClassVar, Literal, TypeAlias
 import numpy as np
 import pandas as pd
 
-from eah_interp.arguments import by_name, check_kind, check_mapping, check_text
+from eah_interp.arguments import (
+    by_name,
+    check_count,
+    check_kind,
+    check_mapping,
+    check_text,
+)
 from eah_interp.benchmarks.scores import FlatScore
 from eah_interp.errors import InputError, SettingsError, show_value
-from eah_interp.indices import check_choice, check_integer, to_int, to_list
+from eah_interp.indices import check_choice, check_integer, to_list
 from eah_interp.results import Result
 
 PRESENT, ANSWER, NEITHER = "present", "says_yes", "neither"
@@ -28,8 +34,8 @@ STRICT = "strictly_yes"
 class PopeScore(FlatScore, Result):
     """How yes/no questions were answered; "yes" is the positive class.
 
-    Rates are percentages, NaN where nothing can be said (no "yes" was given, say). An
-    answer that is missing counts as wrong.
+    Rates are percentages, NaN where nothing can be said (no "yes" was given, or no
+    object is absent, say). An answer that is missing counts as wrong.
 
     Attributes:
         n: Questions.
@@ -344,7 +350,9 @@ def build_pope_questions(
         >>> table.text.tolist()[:2]
         ['Is there a cat in the image?', 'Is there an oven in the image?']
     """
-    _check_settings(sampling, pairs, n_images, template)
+    _check_settings(sampling, template)
+    pairs = check_count("pairs", pairs)
+    n_images = None if n_images is None else check_count("n_images", n_images)
     seed = check_integer("seed", seed)
     for image, names in check_mapping("objects", objects, error=InputError).items():
         if not all(isinstance(name, str) for name in to_list(names) or [None]):
@@ -418,7 +426,7 @@ def _draw_images(
     if not enough or len(enough) < (n_images or 0):
         wanted = "some" if n_images is None else show_value(n_images)
         msg = (
-            f"expected {wanted} images with at least {pairs} objects, "
+            f"expected {wanted} images with at least {show_value(pairs)} objects, "
             f"got {len(enough)} among {len(each)}; lower n_images or pairs"
         )
         raise InputError(msg)
@@ -427,15 +435,8 @@ def _draw_images(
     return {image: each[image] for image in enough}
 
 
-def _check_settings(
-    sampling: str, pairs: int, n_images: int | None, template: str
-) -> None:
+def _check_settings(sampling: str, template: str) -> None:
     check_choice("sampling", sampling, PopeSampling)
-    for name, value in (("pairs", pairs), ("n_images", n_images)):
-        number = to_int(value)
-        if (name == "pairs" or value is not None) and (number is None or number < 1):
-            got = show_value(value)
-            raise SettingsError(f"{name} must be at least 1, got {got}")
     if not isinstance(template, str) or template.count("{}") != 1:
         got = show_value(template)
         msg = f"template must have one {{}} for the object, got {got}"

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from eah_interp.arguments import by_name
+from eah_interp.arguments import by_name, check_kind
 from eah_interp.benchmarks.checked import check_table
 from eah_interp.benchmarks.pope import (
     ANSWER,
@@ -430,6 +430,12 @@ def audit_readouts(
         raise InputError(msg)
     if "answer" in answers:
         check_table("answers", answers, answer="text")
+    check_kind(
+        "next_tokens",
+        next_tokens,
+        (NextTokens, type(None)),
+        expected="what read_next_tokens returns, or None",
+    )
     if next_tokens is not None and len(next_tokens.likeliest) != len(answers):
         n_rows = len(next_tokens.likeliest)
         msg = f"expected logits of {len(answers)} questions, got those of {n_rows}"

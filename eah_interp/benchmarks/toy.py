@@ -9,10 +9,11 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from eah_interp.arguments import by_name, check_flag
+from eah_interp.arguments import by_name, check_count, check_flag, check_kind
 from eah_interp.benchmarks.chair import ChairScore, count_mentions, score_captions
 from eah_interp.benchmarks.pope import PopeScore, score_answers
-from eah_interp.errors import InputError, SettingsError
+from eah_interp.errors import InputError, NumericalError, SettingsError, show_value
+from eah_interp.indices import to_list
 from eah_interp.results import ModelResult
 from eah_interp.statistics import Counts, compare_rates
 
@@ -141,6 +142,8 @@ def run_toy_benchmark(
     from eah_interp.toy.scenes import draw_scenes
 
     scenes = draw_scenes(range(1000)) if scenes is None else scenes
+    if eah is not None:
+        model.check(eah)
     options: dict[str, Any] = {"batch_size": batch_size, "progress": progress}
     return ToyBenchmark(
         model=name_model(model),
@@ -180,6 +183,7 @@ def ask_about_scenes(
 
     Raises:
         InputError: If there are no scenes.
+        NumericalError: If the model's logits are NaN or infinite.
     """
     from eah_interp.interventions import intervene
     from eah_interp.toy.language import prompt_for, questions_for
@@ -200,6 +204,11 @@ def ask_about_scenes(
             if settings is not None:
                 intervene(model, settings)
             logits = model.output.logits[:, -1].float().save()
+        if not bool(logits.isfinite().all()):
+            msg = (
+                "the model's logits are NaN or infinite: expected finite numbers; load "
+            )
+            raise NumericalError(f"{msg}it in a dtype of more range, float32 say")
         margins += (logits[:, yes] - logits[:, no]).tolist()
     table = pd.DataFrame(
         {
@@ -263,10 +272,16 @@ def describe_scenes(
 
 
 def _require(scenes: "Sequence[Scene]") -> "Sequence[Scene]":
-    if not len(scenes):
+    from eah_interp.toy.render import Scene
+
+    listed = to_list(scenes)
+    if listed is None or not all(isinstance(scene, Scene) for scene in listed):
+        got = show_value(scenes)
+        raise InputError(f"scenes must be a list of scenes of the toy, got {got}")
+    if not listed:
         msg = "expected at least one scene, got none; draw some with draw_scenes"
         raise InputError(msg)
-    return scenes
+    return listed
 
 
 def _seed_scenes(eah: "EAH | None", scenes: "Sequence[Scene]") -> "EAH | None":
@@ -281,7 +296,7 @@ def _seed_scenes(eah: "EAH | None", scenes: "Sequence[Scene]") -> "EAH | None":
 def _batches(
     items: list[Any], size: int, *, label: str, progress: bool
 ) -> Iterator[list[Any]]:
-    progress = check_flag("progress", progress)
+    progress, size = check_flag("progress", progress), check_count("batch_size", size)
     bar = tqdm(total=len(items), desc=label, disable=not progress)
     with bar:
         for start in range(0, len(items), size):
@@ -350,8 +365,8 @@ def count_by_scene(
         SettingsError: If there is no such metric.
         InputError: If the results are not about the same scenes.
     """
-    if metric not in METRICS:
-        msg = f"metric must be one of {', '.join(METRICS)}, got {metric!r}"
+    if not isinstance(metric, str) or metric not in METRICS:
+        msg = f"metric must be one of {', '.join(METRICS)}, got {show_value(metric)}"
         raise SettingsError(msg)
     tables = [METRICS[metric](result).sort_index() for result in results]
     if any(list(table.index) != list(tables[0].index) for table in tables):
@@ -401,6 +416,9 @@ def compare_benchmarks(
         >>> bool((compare_benchmarks(plain, plain, resamples=20).change == 0).all())
         True
     """
+    for name, one in (("before", before), ("after", after)):
+        expected = "what run_toy_benchmark returns"
+        check_kind(name, one, ToyBenchmark, expected=expected)
     rows = []
     for metric in METRICS:
         counts, totals = count_by_scene([before, after], metric)

@@ -162,7 +162,11 @@ def read_pairs(heads: object) -> tuple[Head, ...]:
         name = _NAME.fullmatch(head) if isinstance(head, str) else None
         pair = name.groups() if name else to_list(head) or ()
         numbers = [int(part) if name else to_int(part) for part in pair]
-        if len(numbers) != 2 or any(n is None or n < 0 for n in numbers):
+        if len(numbers) == 2 and any(n is None or n < 0 for n in numbers):
+            got = show_value(head)
+            msg = f"layer and head must be integers of 0 or more, got {got}"
+            raise SettingsError(msg)
+        if len(numbers) != 2:
             found.clear()
             break
         layer, index = (int(number or 0) for number in numbers)

@@ -60,6 +60,12 @@ class Intervention(metaclass=Named):
     reads_images: ClassVar[bool] = False
     """Whether it acts on image columns, so that a prompt without any is a mistake."""
 
+    is_fitted: ClassVar[bool] = True
+    """Whether all is known that `fit` finds on the very items."""
+
+    acts_on_streams: ClassVar[bool] = False
+    """Whether it acts on what layers or their MLPs return (`find_streams`)."""
+
     steps: Steps = "all"
 
     def __post_init__(self) -> None:
@@ -75,14 +81,15 @@ class Intervention(metaclass=Named):
         raise NotImplementedError
 
     def find_streams(self, anatomy: Anatomy) -> list[StreamSite]:
-        """Find the layers whose output, or whose MLP's, it changes; none here.
+        """Find the layers whose output, or whose MLP's, it changes.
+
+        Asked only where it `acts_on_streams`.
 
         Raises:
             SettingsError: If a layer does not exist.
             ModelError: If a layer has no such output.
         """
-        del anatomy
-        return []
+        raise NotImplementedError
 
     def fit(self: Settings, model: Any, images: object, prompts: object) -> Settings:
         """Make settings for these very items, where something is found on them first.
@@ -97,13 +104,6 @@ class Intervention(metaclass=Named):
         """
         del model, images, prompts
         return self
-
-    def check_fitted(self) -> None:
-        """Check that what has to be found on the items was found; nothing here.
-
-        Raises:
-            SettingsError: If not.
-        """
 
     def check_fits(self, *, n_heads: int, d_model: int) -> None:
         """Check that what the settings name exists in a model.

@@ -127,6 +127,41 @@ class SinkMap(ModelResult):
         )
         return ordered.groupby("item", sort=False).head(number).reset_index(drop=True)
 
+    def densest(self, k: int = 10) -> tuple[str, ...]:
+        """Name the `k` heads that are densest in the mean over items, densest first.
+
+        Items without an image count for nothing.
+
+        Args:
+            k: How many heads.
+
+        Returns:
+            Names such as `L1H7`, as `Ablation(heads=...)` and `read_patterns` take.
+
+        Raises:
+            SettingsError: If `k` is not between 1 and the number of heads.
+            InputError: If no item has an image.
+
+        Example:
+            >>> import eah_interp as eah
+            >>> from eah_interp.toy import draw_scene
+            >>> images = [draw_scene(number).pil() for number in range(3)]
+            >>> sinks = score_sinks(eah.load(), images, "Is there a boat in the image?")
+            >>> sinks.densest(3)
+            ('L1H2', 'L0H2', 'L7H7')
+        """
+        number, n_heads = to_int(k), self.density[0].numel() if len(self.density) else 0
+        seen = self.density[self.columns.any(-1)]
+        if not len(seen):
+            msg = "the heads of no image have a density: expected an item with an image"
+            raise InputError(msg)
+        if number is None or not 1 <= number <= n_heads:
+            msg = f"k must be 1 to {n_heads} heads, got {show_value(k)}"
+            raise SettingsError(msg)
+        order = seen.double().mean(0).flatten().argsort(descending=True, stable=True)
+        places = [divmod(place, seen.shape[-1]) for place in order[:number].tolist()]
+        return tuple(f"L{self.layers[layer]}H{head}" for layer, head in places)
+
     def dense(self, gamma: float) -> Bool[Tensor, "batch layer head"]:
         """Mark the dense vision-sink heads, `density >= gamma`.
 

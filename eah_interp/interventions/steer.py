@@ -66,6 +66,7 @@ class Steer(Intervention):
     """
 
     kind: ClassVar[str] = "steer"
+    acts_on_streams: ClassVar[bool] = True
 
     vectors: Directions | None = None
     layers: Layers = ":"
@@ -115,6 +116,11 @@ class Steer(Intervention):
         """Whether it acts at image tokens."""
         return self.positions == "image"
 
+    @property
+    def is_fitted(self) -> bool:  # type: ignore[override]
+        """Whether there are vectors."""
+        return self.vectors is not None
+
     def fit(self, model: Any, images: object, prompts: object) -> "Steer":
         """Find each item's direction, where none was given.
 
@@ -131,19 +137,6 @@ class Steer(Intervention):
             return self
         found = find_directions(model, images, prompts, per_item=True)
         return replace(self, vectors=found)
-
-    def check_fitted(self) -> None:
-        """Check that there are vectors.
-
-        Raises:
-            SettingsError: If not.
-        """
-        if self.vectors is None:
-            msg = (
-                "Steer has no vectors: expected Directions, or those of these very "
-                "items; call .fit(model, images, prompts), and use what it returns"
-            )
-            raise SettingsError(msg)
 
     def find_sites(self, anatomy: Anatomy) -> list[AttentionSite]:
         """Find no attention call: none is changed."""

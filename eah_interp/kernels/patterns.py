@@ -17,6 +17,7 @@ from eah_interp._types import (
     Queries,
     Values,
 )
+from eah_interp.arguments import is_dense
 from eah_interp.errors import InputError, SettingsError, show_value
 from eah_interp.indices import to_float, to_int
 
@@ -339,8 +340,8 @@ def find_visible(mask: Tensor) -> Bool[Tensor, "..."]:
         >>> find_visible(torch.tensor([0.0, -7.5, torch.finfo().min, -torch.inf]))
         tensor([ True,  True, False, False])
     """
-    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
-        check_tensor("mask", mask)
+    is_bool = isinstance(mask, Tensor) and mask.dtype == torch.bool
+    check_tensor("mask", mask, kind="bool" if is_bool else "float")
     if mask.dtype == torch.bool:
         return mask
     # half, as logits, biases or a second mask may have been added to the minimum
@@ -465,10 +466,12 @@ def check_tensor(
         eah_interp.errors.InputError: donors must be a tensor of int [batch], got \
 float32 of shape (2,)
     """
-    # A list has no shape, an array of NumPy no device, a sparse tensor few operations.
+    # A list has no shape, an array of NumPy no device.
     expected = f"{kind} [{'...' if axes is None else axes}]"
-    if not isinstance(value, Tensor) or value.layout != torch.strided:
-        what = show_value(value) if not hasattr(value, "shape") else type(value)
+    if not isinstance(value, Tensor) or not is_dense(value):
+        # a nested tensor has no shape, and says so with another error
+        is_array = isinstance(value, Tensor) or hasattr(value, "shape")
+        what = type(value) if is_array else show_value(value)
         msg = f"{name} must be a (dense) tensor of {expected}, got {what}"
         raise InputError(msg)
     holds = {

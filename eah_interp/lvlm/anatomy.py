@@ -239,8 +239,9 @@ class Anatomy:
         index = to_int(layer)
         if index is None or not 0 <= index < self.n_layers:
             msg = (
-                f"layer {layer!r} does not exist: expected 0 to {self.n_layers - 1}, "
-                "counted from 0; name the layers, as in EAH(layers=(1,))"
+                f"layer {show_value(layer)} does not exist: expected 0 to "
+                f"{self.n_layers - 1}, counted from 0; name the layers, as in "
+                "EAH(layers=(1,))"
             )
             raise SettingsError(msg)
         if index in self.unfit:
@@ -419,9 +420,12 @@ def check_settings(model: Any, settings: Any) -> list[Site]:
     for value in vars(settings).values():
         if hasattr(value, "check_belongs"):  # found in a model, and only true of it
             value.check_belongs(model)
-    # The sort is stable: within a layer the attention comes before what follows it.
-    found = [*settings.find_sites(anatomy), *settings.find_streams(anatomy)]
-    return sorted(found, key=lambda site: int(site.layer))
+    found: list[Site] = settings.find_sites(anatomy)
+    if settings.acts_on_streams:
+        # Stable: within a layer the attention comes before what follows it.
+        found = [*found, *settings.find_streams(anatomy)]
+        found.sort(key=lambda site: site.layer)
+    return found
 
 
 def envoy_at(root: Any, path: str) -> Any:

@@ -15,7 +15,7 @@ from typing import Any
 from transformers import dynamic_module_utils
 from transformers.integrations.hub_kernels import is_kernel
 
-from eah_interp.errors import EAHError, ModelError, SettingsError
+from eah_interp.errors import EAHError, ModelError, SettingsError, show_value
 
 TRUST = "trust_remote_code"
 
@@ -37,7 +37,7 @@ def check_trust(value: Any) -> bool:
     """
     if value is None or isinstance(value, bool):
         return bool(value)
-    msg = f"{TRUST} must be True or False, got {value!r}"
+    msg = f"{TRUST} must be True or False, got {show_value(value)}"
     raise SettingsError(msg)
 
 

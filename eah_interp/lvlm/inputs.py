@@ -15,6 +15,7 @@ from eah_interp.arguments import (
     SYNONYMS,
     check_mapping,
     check_unicode,
+    is_dense,
     rename_keywords,
 )
 from eah_interp.errors import InputError, show_value
@@ -742,8 +743,9 @@ def check_encoding(encoding: Mapping[Any, Any]) -> None:
     What only some families take is theirs to check.
 
     Raises:
-        InputError: If a key is no text, `input_ids` are no integers of `[batch, key]`,
-            the attention mask is no mask of them, or pixels are no finite numbers.
+        InputError: If a key is no text, a tensor is not dense or holds no numbers,
+            `input_ids` are no integers of `[batch, key]`, the attention mask is no
+            mask of them, or pixels are no finite numbers.
 
     Example:
         >>> check_encoding({"input_ids": [[1, 2]]})
@@ -753,6 +755,8 @@ def check_encoding(encoding: Mapping[Any, Any]) -> None:
 [batch key], got [[1, 2]]
     """
     encoding = check_mapping("an encoding", encoding, error=InputError)
+    for name, value in encoding.items():
+        check_layout(name, value)
     ids = encoding.get("input_ids")
     if ids is None:
         embedded = encoding.get("inputs_embeds")
@@ -770,7 +774,7 @@ def check_encoding(encoding: Mapping[Any, Any]) -> None:
         kind = str(ids.dtype).removeprefix("torch.")
         msg = f"input_ids must be int64 or int32, as embeddings take them, got {kind}"
         raise InputError(msg)
-    if not ids.numel() or ids.is_meta:
+    if not ids.numel():
         raise InputError(f"input_ids hold no tokens: their shape is {tuple(ids.shape)}")
     labels = encoding.get("labels")
     if labels is not None:
@@ -778,6 +782,42 @@ def check_encoding(encoding: Mapping[Any, Any]) -> None:
         check_sizes("labels", labels, *ids.shape)
     _check_mask(encoding.get("attention_mask"), ids)
     _check_pixels(encoding.get("pixel_values"))
+
+
+def check_layout(name: str, value: Any) -> None:
+    """Check that tensors, also those in lists and mappings, can be read by any model.
+
+    One rule for whatever a family takes, named or not.
+
+    Raises:
+        InputError: If one is sparse, quantised, nested or on the meta device.
+
+    Example:
+        >>> check_layout("attention_mask", torch.ones(1, 2).to_sparse())
+        Traceback (most recent call last):
+            ...
+        eah_interp.errors.InputError: attention_mask is sparse_coo: expected a dense \
+tensor of numbers, as the model's processor makes it
+    """
+    if isinstance(value, Mapping):
+        for key, inside in value.items():
+            check_layout(f"{name}[{key!r}]", inside)
+    elif isinstance(value, list | tuple):
+        for inside in value:
+            check_layout(name, inside)
+    elif isinstance(value, Tensor) and (value.is_meta or not is_dense(value)):
+        kinds = {
+            "on the meta device": value.is_meta,
+            "quantised": value.is_quantized,
+            "nested": value.is_nested,
+        }
+        layout = str(value.layout).removeprefix("torch.")
+        got = next((kind for kind, is_so in kinds.items() if is_so), layout)
+        msg = (
+            f"{name} is {got}: expected a dense tensor of numbers, as the model's "
+            "processor makes it"
+        )
+        raise InputError(msg)
 
 
 def _check_mask(mask: Any, ids: Tensor) -> None:
@@ -788,7 +828,7 @@ def _check_mask(mask: Any, ids: Tensor) -> None:
         got = show_value(mask)
         raise InputError(f"attention_mask must be a tensor of flags, got {got}")
     fits = mask.ndim == 4 or (mask.ndim == 2 and len(mask) == len(ids))
-    if not fits or mask.is_complex() or mask.is_meta:
+    if not fits or mask.is_complex():
         msg = (
             f"the attention mask has shape {tuple(mask.shape)}: expected a flag for "
             f"each token of input_ids, {tuple(ids.shape)}"
@@ -804,7 +844,7 @@ def _check_pixels(pixels: Any) -> None:
         if not one.numel():
             msg = f"pixel_values of shape {tuple(one.shape)} hold nothing"
             raise InputError(f"{msg}: expected images, or no pixel_values")
-        if one.is_meta or not bool(one.isfinite().all()):
+        if not bool(one.isfinite().all()):
             raise InputError("pixel_values hold NaN or infinity: expected numbers")
 
 

@@ -38,6 +38,7 @@ from eah_interp.lvlm.inputs import (
     are_prompts,
     cast_floats,
     check_encoding,
+    check_layout,
     encode_rows,
     has_images,
     image_placeholder,
@@ -48,7 +49,12 @@ from eah_interp.lvlm.keywords import list_run_keywords, refuse_unused
 from eah_interp.lvlm.messages import Messages
 from eah_interp.lvlm.positions import check_positions
 from eah_interp.lvlm.prompt import INPUTS
-from eah_interp.lvlm.refusals import check_vocabulary, name_refusal
+from eah_interp.lvlm.refusals import (
+    NAMED,
+    check_generation,
+    check_vocabulary,
+    name_refusal,
+)
 from eah_interp.lvlm.remote import is_shipping, ship_package
 from eah_interp.lvlm.runs import (
     LockedBackend,
@@ -378,7 +384,8 @@ class LVLM(HookedModel):
             InputError: As for `encode`.
             NumericalError: If the model's logits are NaN.
             UnsupportedError: In a trace of the model.
-            SettingsError: If `max_new_tokens` is no number of 1 or more.
+            SettingsError: If `max_new_tokens` is no number of 1 or more, or `generate`
+                refuses another setting.
             KeywordError: If `generate` has no such setting.
         """
         max_new_tokens = check_count("max_new_tokens", max_new_tokens)
@@ -389,6 +396,7 @@ class LVLM(HookedModel):
                 "trace, with eah.edit for a patch"
             )
             raise UnsupportedError(msg)
+        check_generation(generate)
         encoding = self.encode(images, prompts)
         self._say_what_it_knows(encoding)
         # First, so that a processor of the user's does not see NaN and pass it on.
@@ -453,7 +461,7 @@ class LVLM(HookedModel):
         with self.alone(), watched_run(self), plain_passes(self):
             try:
                 return super().interleave(stoppable(self, fn), *args, **kwargs)
-            except (ValueError, TypeError, RuntimeError) as error:
+            except NAMED as error:
                 refuse_unused(error)
                 if (named := name_refusal(error, self.processor)) is None:
                     raise
@@ -469,12 +477,20 @@ class LVLM(HookedModel):
             kinds = ", ".join(type(value).__name__ for value in inputs)
             msg = f"expected (images, prompts), got {len(inputs)} arguments: {kinds}"
             raise InputError(msg)
+        for name, value in kwargs.items():
+            check_layout(name, value)
         if has_images(inputs):
-            return (), {**self.encode(*inputs), **kwargs}
-        given = [one for one in (*inputs, kwargs) if isinstance(one, Mapping)]
-        for one in given:
-            if "input_ids" in one or one is not kwargs:
+            encoding = {**self.encode(*inputs), **kwargs}
+            if any(isinstance(value, Tensor) for value in kwargs.values()):
+                check_encoding(encoding)
+            return (), encoding
+        for one in inputs:
+            if isinstance(one, Mapping):
                 check_encoding(one)
+            else:
+                check_layout("input_ids", one)
+        if "input_ids" in kwargs:
+            check_encoding(kwargs)
         if len(inputs) == 1 and not _is_taken(inputs[0]):
             got = show_value(inputs[0])
             msg = (
@@ -528,8 +544,11 @@ class LVLM(HookedModel):
                 )
                 raise UnsupportedError(msg) from error
         name = fn if isinstance(fn, str) else getattr(fn, "__name__", "")
+        generates = name == "generate"
+        if generates:
+            check_generation(kwargs)
         check_vocabulary(self, kwargs)
-        check_positions(self, kwargs, generates=name == "generate")
+        check_positions(self, kwargs, generates=generates)
         setattr(self.interleaver, INPUTS, kwargs)
         return args, kwargs
 

@@ -3,10 +3,19 @@
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
-from eah_interp.errors import EAHError, InputError, SettingsError
+from eah_interp.errors import (
+    EAHError,
+    InputError,
+    NumericalError,
+    SettingsError,
+    is_out_of_memory,
+    show_value,
+)
+from eah_interp.indices import to_ints, to_list
 from eah_interp.kernels.patterns import is_abstract
 from eah_interp.lvlm.processors import COUNTING
 
@@ -17,11 +26,19 @@ _GENERATION = "transformers.generation."
 """Modules that check what `generate` is told."""
 
 
+NAMED = (
+    *(ValueError, TypeError, RuntimeError),
+    *(LookupError, AttributeError, ArithmeticError),
+)
+"""What Python and torch raise of a value that does not fit, `num_beams=-1` say."""
+
+
 def name_refusal(error: Exception, processor: Any) -> EAHError | None:
     """Name the cause of an error that a model, or its `generate`, raised.
 
     Who complains tells of what: a model's own code checks its inputs, and the code of
-    generation its settings.
+    generation its settings, by itself or by what torch says of them. That memory ran
+    out, or a device failed, is told of neither.
 
     Args:
         error: What was raised.
@@ -41,22 +58,48 @@ def name_refusal(error: Exception, processor: Any) -> EAHError | None:
     said = " ".join(str(error).split())
     if "do not match" in said and "tokens" in said and "features" in said:
         return InputError(f"{said}; {_explain_counting(processor)}")
-    where = _raised_in(error)
-    if where.startswith(_MODELS) and isinstance(error, ValueError):
+    if _has_run_out(error):
+        return None
+    if isinstance(error, ValueError) and _raised_in(error).startswith(_MODELS):
         remedy = "pass what this model's own processor makes of images and prompts"
         return InputError(f"the model refuses its inputs: {said}; {remedy}")
-    if where.startswith(_GENERATION) and isinstance(error, ValueError | TypeError):
-        remedy = "see transformers.GenerationConfig for what each setting may be"
-        return SettingsError(f"generate refuses its settings: {said}; {remedy}")
-    return None
+    asked = isinstance(error, NAMED) and _raised_in(error, behind="torch.")
+    if not asked or not asked.startswith(_GENERATION):
+        return None
+    if "probability tensor" in said:  # what torch.multinomial says of NaN
+        remedy = "a dtype of more range (bfloat16), or a temperature nearer to 1"
+        msg = f"generate cannot draw a token: {said}; expected finite logits: take"
+        return NumericalError(f"{msg} {remedy}")
+    remedy = "see transformers.GenerationConfig for what each setting may be"
+    said = said if isinstance(error, ValueError | TypeError) else repr(error)[:_LONGEST]
+    return SettingsError(f"generate refuses its settings: {said}; {remedy}")
 
 
-def _raised_in(error: Exception) -> str:
-    """Return the name of the module that raised an error; empty if it is not known."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
+_LONGEST = 300
+"""What torch says of C++ goes on for pages."""
+
+
+def _has_run_out(error: Exception) -> bool:
+    """Return whether an error is of the machine: its memory, or a device that fails."""
+    failed = getattr(torch, "AcceleratorError", torch.OutOfMemoryError)
+    told = isinstance(error, failed) or "CUDA error" in str(error)
+    return told or is_out_of_memory(error)
+
+
+def _raised_in(error: Exception, *, behind: str | None = None) -> str:
+    """Return the name of the module that raised an error; empty if it is not known.
+
+    Args:
+        error: It.
+        behind: Modules of this beginning are passed over for who called them.
+    """
+    trace, found = error.__traceback__, ""
+    while trace is not None:
+        name = str(trace.tb_frame.f_globals.get("__name__", ""))
+        if behind is None or not f"{name}.".startswith(behind):
+            found = name
         trace = trace.tb_next
-    return "" if trace is None else str(trace.tb_frame.f_globals.get("__name__", ""))
+    return found
 
 
 def _explain_counting(processor: Any) -> str:
@@ -74,6 +117,33 @@ def _explain_counting(processor: Any) -> str:
         f"the processor counts by {', '.join(settings)}: set them as the vision tower "
         "has them"
     )
+
+
+def check_generation(settings: Mapping[str, Any]) -> None:
+    """Check those settings of `generate` that fail in the model, where none explains.
+
+    Raises:
+        SettingsError: If a token id is no integer, or `logits_processor` is no list
+            of functions.
+
+    Example:
+        >>> check_generation({"pad_token_id": 0.5})
+        Traceback (most recent call last):
+            ...
+        eah_interp.errors.SettingsError: pad_token_id must be an id or a list of ids, \
+got 0.5
+    """
+    for name, value in settings.items():
+        is_id = name.endswith("_token_id") and value is not None
+        if is_id and to_list(value) != [] and to_ints(value) is None:
+            got = show_value(value)
+            raise SettingsError(f"{name} must be an id or a list of ids, got {got}")
+    processors = settings.get("logits_processor")
+    right = processors is None or isinstance(processors, list | tuple)
+    if not right or not all(map(callable, processors or ())):
+        got = show_value(processors)
+        msg = f"logits_processor must be a list of functions, got {got}"
+        raise SettingsError(f"{msg}; see transformers.LogitsProcessorList")
 
 
 def check_vocabulary(model: Any, inputs: Mapping[str, Any]) -> None:

@@ -11,6 +11,7 @@ from eah_interp.studies.claims import answer_claims as answer_claims
 from eah_interp.studies.conditions import Condition as Condition
 from eah_interp.studies.conditions import control_conditions as control_conditions
 from eah_interp.studies.conditions import sweep as sweep
+from eah_interp.studies.contrasts import adjust_family as adjust_family
 from eah_interp.studies.items import Item as Item
 from eah_interp.studies.items import caption_items as caption_items
 from eah_interp.studies.items import pope_items as pope_items

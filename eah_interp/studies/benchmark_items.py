@@ -271,7 +271,7 @@ def list_answers(
     """
     check_choice("benchmark", benchmark, Benchmark)
     check_kind("run", run, StudyRun, expected="a StudyRun")
-    if condition not in run.conditions:
+    if not isinstance(condition, str) or condition not in run.conditions:
         listed, got = ", ".join(run.conditions), show_value(condition)
         raise SettingsError(f"condition must be one of {listed}, got {got}")
     rows = run.frame()

@@ -20,6 +20,7 @@ from eah_interp.foreign_files import read_json
 from eah_interp.lvlm.anatomy import name_model
 from eah_interp.lvlm.weights import list_state
 from eah_interp.results import Part
+from eah_interp.saved_results import MANIFEST
 from eah_interp.studies.conditions import Condition
 from eah_interp.studies.items import Item, check_items, hash_image, list_images
 from eah_interp.studies.store import check_folders, has_rows, list_answered
@@ -29,7 +30,7 @@ FORMAT = 2
 PATHS = 1
 """The format of folders from before: images are known by their paths alone."""
 
-MANIFEST, ITEMS = "manifest.json", "items.json"
+ITEMS = "items.json"
 
 PACKAGES = ("eah-interp", "torch", "transformers", "nnsight")
 

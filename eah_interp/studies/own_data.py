@@ -15,6 +15,7 @@ from eah_interp.benchmarks.records import read_records
 from eah_interp.errors import InputError, SettingsError, show_value
 from eah_interp.files import make_folder, save_bytes
 from eah_interp.foreign_files import read_text
+from eah_interp.indices import check_choice
 from eah_interp.studies.items import MOST_BYTES, TOY, Item
 from eah_interp.studies.store import COLUMNS
 
@@ -83,9 +84,13 @@ def table_items(
         >>> items[0].label, dict(items[0].columns)
         (False, {'source': 'mine'})
     """
-    if task not in ("yes_no", "caption"):
-        raise SettingsError(f"task must be yes_no or caption, got {show_value(task)}")
+    check_choice("task", task, ("yes_no", "caption"))
     check_text("suffix", suffix)
+    columns = {"image": image, "question": question, "label": label, "name": name}
+    columns |= {"objects": objects, "kind": kind, "cluster": cluster}
+    for setting, column in columns.items():
+        if column is not None or setting in ("image", "question", "label", "objects"):
+            check_text(f"{setting}, the name of a column,", column, error=SettingsError)
     rows, folder = _read_table(table)
     limit = check_limit("limit", limit)
     place = folder if images is None else check_path("images", images)
@@ -98,8 +103,9 @@ def table_items(
         if missing:
             msg = (
                 f"{where}: expected something in the columns {', '.join(needed)}, got "
-                f"nothing in {', '.join(missing)}; the row has {', '.join(row)}; name "
-                "columns that are called otherwise, as in image='file'"
+                f"nothing in {', '.join(missing)}; the row has "
+                f"{', '.join(map(str, row))}; name columns that are called "
+                "otherwise, as in image='file'"
             )
             raise InputError(msg)
         common: dict[str, Any] = {

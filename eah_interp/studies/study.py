@@ -27,7 +27,12 @@ from eah_interp.files import make_folder
 from eah_interp.indices import check_choice, check_integer, to_int
 from eah_interp.lvlm.anatomy import name_model
 from eah_interp.results import Result
-from eah_interp.studies.conditions import Condition, check_conditions, list_steps
+from eah_interp.studies.conditions import (
+    Condition,
+    check_conditions,
+    describe_patch,
+    list_steps,
+)
 from eah_interp.studies.items import Item, check_items
 from eah_interp.studies.manifest import Manifest, ModelSource, load_items
 from eah_interp.studies.runner import Shard, list_work, run_local
@@ -292,11 +297,14 @@ class StudyRun(Result):
         )
 
     def _first(self, k: int) -> pd.DataFrame:
-        listed = [
-            {"condition": one["name"]}
-            | {kind: str(value) for kind, value in one.items() if kind != "name"}
-            for one in self.manifest.conditions[:k]
-        ]
+        chosen = self.manifest.conditions[:k]
+        steps = list_steps(chosen)
+        listed = []
+        for one in chosen:
+            name = str(one["name"])
+            kind, settings = describe_patch(one)
+            done = {"what": kind, "steps": steps[name] or "", "settings": settings}
+            listed.append({"condition": name} | done)
         return pd.DataFrame(listed)
 
     def _picture(self) -> None:

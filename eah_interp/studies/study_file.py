@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 
 from eah_interp.arguments import check_path
 from eah_interp.benchmarks.metrics import Task
-from eah_interp.errors import EAHError, ExtraMissingError, SettingsError
+from eah_interp.errors import EAHError, ExtraMissingError, SettingsError, show_value
 from eah_interp.interventions.intervention import Intervention
 from eah_interp.plugins import find_plugin
 from eah_interp.results import Part
@@ -500,7 +500,7 @@ def read_condition(entry: Any, *, seed: int) -> tuple[Condition, ...]:
     msg = (
         f"expected {', '.join(PLAIN)}, {', '.join(list_kinds())}, or keys with values "
         "that begin with kind, controls, sweep or one of "
-        f"{', '.join(CHANGES)}, got {entry!r}"
+        f"{', '.join(CHANGES)}, got {show_value(entry)}"
     )
     raise ValueError(msg)
 
@@ -554,7 +554,7 @@ def _make(entry: Mapping[str, Any], *, seed: int) -> tuple[str | None, str, Any]
     """Make the settings of an entry, `preset` included, with its name and kind."""
     kind = entry["kind"]
     if not isinstance(kind, str) or kind not in list_kinds():
-        msg = f"kind must be one of {', '.join(list_kinds())}, got {kind!r}"
+        msg = f"kind must be one of {', '.join(list_kinds())}, got {show_value(kind)}"
         raise ValueError(msg)
     settings: Any = list_kinds()[kind]
     checked = make_kind_schema(settings).model_validate(entry)
@@ -573,11 +573,11 @@ def _read_sweep(entry: Mapping[str, Any], *, seed: int) -> tuple[Condition, ...]
     base = {"kind": "eah", **entry}
     axes = base.pop("sweep")
     if not isinstance(axes, Mapping) or not axes:
-        msg = f"sweep must be settings with lists of values, got {axes!r}"
+        msg = f"sweep must be settings with lists of values, got {show_value(axes)}"
         raise ValueError(msg)
     for name, values in axes.items():
         if not isinstance(values, list) or not values:
-            msg = f"sweep of {name} must be a list of values, got {values!r}"
+            msg = f"sweep of {name} must be a list of values, got {show_value(values)}"
             raise ValueError(msg)
     n_conditions = math.prod(map(len, axes.values()))
     if n_conditions > MOST_CONDITIONS:

@@ -18,7 +18,7 @@ from eah_interp.errors import InputError, SettingsError
 from eah_interp.results import Result
 from eah_interp.statistics import Effect
 from eah_interp.studies.conditions import describe_patch, list_steps
-from eah_interp.studies.contrasts import Contrast, Score
+from eah_interp.studies.contrasts import Contrast, Score, name_axis
 from eah_interp.studies.manifest import Manifest
 from eah_interp.tables import NOTHING, Table
 
@@ -88,13 +88,8 @@ class StudySummary(Result):
         for c in self.contrasts:
             place = (c.condition, c.metric.task, c.kind, c.metric.name)
             row = rows.setdefault(place, {})
-            row |= {"reference": c.reference, "n_paired": c.n}
-            row |= {"n_dropped": c.n_dropped, "gained": c.gained, "lost": c.lost}
-            row |= {"p": c.p, "p_holm": c.p_holm}
-            row |= {"undefined": c.undefined or row.get("undefined", "")}
-            row |= spread_effect(c.effect, "change", "low", "high")
-            row |= spread_effect(c.odds, "odds", "odds_low", "odds_high")
-            row |= spread_effect(c.h, "h", "h_low", "h_high")
+            why = c.undefined or row.get("undefined", "")
+            row |= {"reference": c.reference, **c.list_numbers(), "undefined": why}
         return pd.DataFrame(
             [
                 dict(zip(keys, place, strict=True))
@@ -125,18 +120,45 @@ class StudySummary(Result):
         return tuple(_say_findings(self))
 
     def find(
-        self, condition: str, metric: str, *, task: str, kind: str = "all"
+        self,
+        condition: str,
+        metric: str,
+        *,
+        task: str | None = None,
+        kind: str = "all",
     ) -> Contrast:
-        """Find a contrast.
+        """Find a contrast, which prints as one line.
+
+        Args:
+            condition: The condition.
+            metric: The metric, such as `"accuracy"` or `"CHAIR_S"`.
+            task: `"yes_no"`, `"caption"` or `"choice"`; needed only where several
+                have a metric of that name, such as recall.
+            kind: Of which questions; `"all"` of them, or of captions.
 
         Raises:
-            SettingsError: If there is none.
+            SettingsError: If there is none, or one of several tasks.
         """
-        for one in self.contrasts:
-            place = (one.condition, one.metric.name, one.metric.task, one.kind)
-            if place == (condition, metric, task, kind):
-                return one
-        msg = f"no contrast of {metric!r} ({task}, {kind}) for condition {condition!r}"
+        found = [
+            one
+            for one in self.contrasts
+            if (one.condition, one.metric.name, one.kind) == (condition, metric, kind)
+            and task in (None, one.metric.task)
+        ]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            tasks = ", ".join(f"task={one.metric.task!r}" for one in found)
+            msg = f"{metric!r} is a metric of several tasks: expected one of {tasks}"
+            raise SettingsError(msg)
+        of = f"{task}, {kind}" if task else kind
+        names = dict.fromkeys(one.condition for one in self.contrasts)
+        metrics = dict.fromkeys(one.metric.name for one in self.contrasts)
+        msg = (
+            f"no contrast of {metric!r} ({of}) for condition {condition!r}: compared "
+            f"with {self.reference!r} are {', '.join(names) or 'none'}, in "
+            f"{', '.join(metrics) or 'nothing'}"
+        )
         raise SettingsError(msg)
 
     def markdown(self) -> str:
@@ -174,7 +196,7 @@ class StudySummary(Result):
                 name: {c.condition: c.effect for c in contrasts}
                 for name, contrasts in series.items()
             },
-            axis=_name_axis(chosen[0]),
+            axis=name_axis(chosen[0].metric),
             ax=ax,
         )
 
@@ -210,7 +232,7 @@ class StudySummary(Result):
                 for which, contrasts in ((name, chosen), (name + MATCHED, matched))
             },
             layers=list(layers.values()),
-            axis=_name_axis(chosen[0]),
+            axis=name_axis(chosen[0].metric),
         )
 
     @property
@@ -278,11 +300,6 @@ def hash_manifest(manifest: Manifest) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _name_axis(contrast: Contrast) -> str:
-    unit = "points" if contrast.metric.percent else "a caption"
-    return f"change of {contrast.metric.name} ({unit})"
-
-
 # ---- What was compared, and what came of it, in sentences.
 
 
@@ -336,13 +353,14 @@ def _say_finding(summary: StudySummary, contrast: Contrast) -> str:
     ends = [values[name] for name in names if name in values]
     unit = " %" if contrast.metric.percent else ""
     between = f" from {ends[0]:.1f} to {ends[1]:.1f}{unit}" if len(ends) == 2 else ""
+    name = contrast.condition
     if not effect.excludes_zero:
-        verdict = "does not tell whether it changes"
+        told = f"Whether {name} changes {metric} cannot be told{',' * bool(between)}"
     else:
-        verdict = "raises" if effect.low > 0 else "lowers"
+        told = f"{name} {'raises' if effect.low > 0 else 'lowers'} {metric}"
     return (
-        f"{contrast.condition} {verdict} {metric}{between}: {write_change(contrast)} "
-        f"points against {contrast.reference}, {contrast.n} items."
+        f"{told}{between}: {write_change(contrast)} points against "
+        f"{contrast.reference}, {contrast.n} items."
     )
 
 

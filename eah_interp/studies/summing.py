@@ -18,7 +18,7 @@ from eah_interp.benchmarks.readouts import ReadoutAudit, audit_readouts
 from eah_interp.errors import InputError, SettingsError, show_value
 from eah_interp.studies.conditions import BASELINE, list_acted
 from eah_interp.studies.contrasts import (
-    adjust_family,
+    adjust_summary,
     contrast_conditions,
     score_conditions,
 )
@@ -112,7 +112,7 @@ def sum_up(
         draws=draws,
         rule=rule,
         scores=score_conditions(rows, run.conditions, draws=draws),
-        contrasts=adjust_family(contrasts),
+        contrasts=adjust_summary(contrasts),
         failures=_list_failures(rows),
         notes=rows.notes,
         readouts=_audit(rows, run.conditions),
@@ -228,7 +228,7 @@ def compare_runs(
         draws=draws,
         rule=rule,
         scores=score_conditions(new, names, draws=draws),
-        contrasts=adjust_family(contrasts),
+        contrasts=adjust_summary(contrasts),
         failures=_list_failures(new),
         notes=(*new.notes, *notes),
         readouts=_audit(new, names),

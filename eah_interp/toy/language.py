@@ -46,7 +46,8 @@ QUESTIONS = (
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
-    "{% if message['role'] == 'user' %}USER: {% else %}ASSISTANT: {% endif %}"
+    "{% if message['role'] == 'user' %}USER: "
+    "{% elif message['role'] == 'assistant' %}ASSISTANT: {% endif %}"
     "{% if message['content'] is string %}{{ message['content'] }}"
     "{% else %}"
     "{% for part in message['content'] %}"
@@ -56,11 +57,12 @@ CHAT_TEMPLATE = (
     "{% if part['type'] == 'text' %}{{ part['text'] }}{% endif %}"
     "{% endfor %}"
     "{% endif %}"
-    "{% if message['role'] == 'user' %} {% else %}{{ eos_token }}{% endif %}"
+    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% else %} {% endif %}"
     "{% endfor %}"
     "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
 )
-"""LLaVA-1.5's manner: `USER: <image> ... ASSISTANT:`; the image precedes the text."""
+"""LLaVA-1.5's manner: `USER: <image> ... ASSISTANT:`; the image precedes the text, and
+a system prompt stands before all of it, under no name."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -85,6 +87,7 @@ def ask_for(name: str, *, template: str = QUESTIONS[0]) -> str:
         >>> ask_for("boat")
         'Is there a boat in the image?'
     """
+    check_text("name", name)
     return template.format(object=name)
 
 

@@ -437,7 +437,7 @@ def plot_attention_panels(
         which = "" if len(kinds) == 1 else f"\n{kind}"
         axes.set_title(one.title + which, size=8, pad=3)
     _add_attention_bar(figure, all_axes, most=most)
-    _explain_outlines(figure, outline=outline)
+    _explain_outlines(figure, outline=outline and any(one.outlined for one in panels))
     return figure
 
 
@@ -488,7 +488,8 @@ def plot_attention_strips(
         for spare in line[len(panels) :]:
             spare.set_axis_off()
     _add_attention_bar(figure, all_axes, most=most)
-    _explain_outlines(figure, outline=outline)
+    marked = any(one.outlined for panels in strips.values() for one in panels)
+    _explain_outlines(figure, outline=outline and marked)
     return figure
 
 

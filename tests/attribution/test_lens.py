@@ -83,7 +83,8 @@ def test_every_layer_is_read_as_plain_transformers_would(family, monkeypatch):
     inputs = Encoding(tiny_inputs(family))
     last = inputs["input_ids"].shape[1] - 1
     token = 7
-    found = logit_lens(model, pose_tokens(inputs, {"x": [(last, token, 1.0)]}))
+    case = pose_tokens(inputs, {"x": [(last, token, 1.0)]})
+    found = logit_lens(model, case, positions="image")
     with torch.no_grad():
         states = plain(**inputs, output_hidden_states=True).hidden_states[:-1]
         norm = plain.get_submodule(model.anatomy.final_norm)
@@ -110,7 +111,8 @@ def test_synonyms_share_a_mean_logit_the_best_rank_and_a_sum_of_probabilities():
     named, against = [7, 9, 12], [20, 21]
     words = [(last, token, 1 / 3) for token in named]
     both = words + [(last, token, -1 / 2) for token in against]
-    found = logit_lens(model, pose_tokens(inputs, {"x": words, "x - y": both}))
+    case = pose_tokens(inputs, {"x": words, "x - y": both})
+    found = logit_lens(model, case, positions="image")
     with torch.no_grad():
         logits = plain(**inputs, use_cache=False).logits[0].double()
     for place, position in enumerate(found.positions[0].tolist()):
@@ -155,7 +157,8 @@ def test_a_row_with_fewer_image_tokens_has_no_number_beyond_them():
     inputs = encode("qwen2_vl")  # pictures of two sizes
     last = inputs["input_ids"].shape[1] - 1
     targets = [(f"row {row}", row, last, "x", [(last, 7, 1.0)]) for row in (0, 1)]
-    found = logit_lens(model, Case(Encoding(inputs), None, read_tokens(targets)))
+    case = Case(Encoding(inputs), None, read_tokens(targets))
+    found = logit_lens(model, case, positions="image")
     counts = [(found.positions[row] >= 0).sum().item() for row in (0, 1)]
     assert counts[0] != counts[1]
     short = counts.index(min(counts))
@@ -175,6 +178,83 @@ def test_the_planted_object_is_readable_only_after_the_head_that_writes_it():
     others = written.clone()
     others[COPIES[0]] = 0
     assert others.abs().max() < 1e-5
+
+
+def test_only_the_answer_is_read_unless_more_is_asked_for():
+    model = share_model("llava")
+    case = pose(model, list(PICTURES), list(QUESTIONS), objects=["cat"])
+    more = logit_lens(model, case, positions="image", patch=eah.EAH())
+    found = logit_lens(model, case, patch=eah.EAH())
+    assert torch.equal(found.positions, more.positions[:, :1])
+    for run in ("plain", "patched"):
+        for name in ("logit", "probability"):
+            torch.testing.assert_close(
+                getattr(getattr(found, run), name),
+                getattr(getattr(more, run), name)[..., :1],
+                atol=1e-5,
+                rtol=1e-4,
+            )
+    assert set(found.frame()["place"]) == {"answer"}
+    assert found.top(1)["place"].tolist() == ["answer", "answer"]
+    assert set(found.curves(0)["plain"]) == {"answer"}
+    assert "other tokens" not in repr(found)
+    with pytest.raises(SettingsError, match=r"read no image tokens.*positions="):
+        found.top(1, place="image")
+
+
+def test_positions_are_those_of_the_encoding_and_padding_is_none():
+    """Against `output_hidden_states` of the same weights, two rows of two lengths."""
+    model, plain = share_model("llava"), share_plain("llava")
+    prompts = [QUESTIONS[0], f"{QUESTIONS[1]} Please answer in one word."]
+    case = pose(model, list(PICTURES), prompts, objects=["cat"])
+    mask = case.encoding["attention_mask"]
+    n_padding = mask.shape[1] - mask.sum(1)
+    assert n_padding.max() > 0
+    shorter = int(n_padding.argmax())
+    padded = mask[shorter].argmin()
+    image = model.spans(case.encoding)[0][0].columns[2]
+    found = logit_lens(model, case, positions=[int(padded), image, -2])
+    width = mask.shape[1]
+    assert found.positions[1 - shorter].tolist() == [
+        width - 1,
+        padded,
+        image,
+        width - 2,
+    ]
+    assert found.positions[shorter].tolist() == [width - 1, -1, image, width - 2]
+    assert found.plain.logit[shorter, :, 1].isnan().all()
+    table = found.frame()
+    assert set(table["place"]) == {"answer", "image", "text"}
+    assert table[table["read_at"] == image]["place"].eq("image").all()
+    with torch.no_grad():
+        states = plain(**case.encoding, output_hidden_states=True).hidden_states[:-1]
+        norm = plain.get_submodule(model.anatomy.final_norm)
+        head = plain.get_output_embeddings()
+        for target, places in enumerate(found.positions.tolist()):
+            token = int(case.readout.tokens[case.readout.owner == target][0])
+            row = found.targets[target].row
+            for point, state in enumerate(states):
+                for number, place in enumerate(places):
+                    if place < 0:
+                        continue
+                    value = head(norm(state[row, place]))[token]
+                    assert float(found.plain.logit[target, point, number]) == (
+                        pytest.approx(float(value), abs=1e-4)
+                    )
+
+
+@pytest.mark.parametrize(
+    "positions", ["all", [], [3, 3], [-1, 10**6], [1.5], None, "image ", [0, True]]
+)
+def test_positions_that_are_not_there_are_refused_before_any_forward(
+    as_users_run_it, monkeypatch, positions
+):
+    model = share_model("llava")
+    last = tiny_inputs("llava")["input_ids"].shape[1] - 1
+    case = pose_tokens(tiny_inputs("llava"), {"x": [(last, 7, 1.0)]})
+    monkeypatch.setattr(type(model), "trace", None)
+    with pytest.raises(SettingsError, match='positions must be "answer", "image"'):
+        logit_lens(model, case, positions=positions)
 
 
 def test_a_patch_changes_nothing_before_its_layer():
@@ -248,6 +328,7 @@ def toy_lens():
         random_image(),
         "Describe the image.",
         objects=["fish", "boat"],
+        positions="image",
         patch=eah.EAH(),
     )
 
@@ -313,7 +394,8 @@ def test_values_are_the_targets(toy_lens):
     [
         ({"k": 0}, "k must be an integer of 1 or more"),
         ({"by": "size"}, "no column to compare"),
-        ({"place": "text"}, "place must be image or answer"),
+        ({"place": "picture"}, "place must be one of answer, image, text"),
+        ({"place": "text"}, "read no text tokens, only answer, image"),
     ],
 )
 def test_impossible_tops_are_refused(toy_lens, change, said):

@@ -253,6 +253,21 @@ def test_chunks_that_cannot_be_are_refused(
         function(toy, IMAGES, objects=OBJECTS, **others, **options)
 
 
+@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize(
+    "metric",
+    [np.array([0, 1]), np.array(["a", "b"]), torch.tensor([0, 1]), ["logit"], {}, None],
+    ids=repr,
+)
+def test_a_metric_of_any_kind_is_told_which_there_are(
+    toy, as_users_run_it, name, metric
+):
+    """An array that is compared with a word is many answers, and raised NumPy's."""
+    function, others = CALLS[name]
+    with pytest.raises(SettingsError, match="metric must be one of logit, "):
+        function(toy, IMAGES, objects=OBJECTS, metric=metric, **others)
+
+
 def test_items_that_cannot_be_told_apart_are_refused_with_the_remedy():
     model = share_model("qwen2_5_vl")
     with pytest.raises(InputError, match="pass one image and prompt at a time"):

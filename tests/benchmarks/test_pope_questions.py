@@ -119,8 +119,8 @@ def test_images_of_too_few_or_too_many_objects_are_refused():
     ("settings", "message"),
     [
         ({"sampling": "rare"}, "sampling must be one of random, popular, adversarial"),
-        ({"pairs": 0}, "pairs must be at least 1, got 0"),
-        ({"n_images": 0}, "n_images must be at least 1, got 0"),
+        ({"pairs": 0}, "pairs must be an integer of 1 or more, got 0"),
+        ({"n_images": 0}, "n_images must be an integer of 1 or more, got 0"),
         ({"template": "Is there a thing?"}, "template must have one {}"),
     ],
 )

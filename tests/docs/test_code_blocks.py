@@ -1,9 +1,12 @@
 """The code of the README and of every page of the docs runs as it stands, in order.
 
 Pages are found, not listed. All blocks of a page share one namespace. A block that is
-followed by a text block `SomeError: message` has to raise just that.
+followed by a text block `SomeError: message` has to raise just that; any other text
+block straight after is what it prints.
 """
 
+import contextlib
+import io
 import os
 import re
 import shlex
@@ -19,7 +22,7 @@ from eah_interp.attribution.direct import WORST_ERROR, WORST_ERROR_QUANTISED
 from eah_interp.cli import app
 from eah_interp.report.inspect import MOST_OBJECTS
 from eah_interp.toy import draw_scene
-from tests.docs.pages import ROOT, find_blocks, find_pages, name_of
+from tests.docs.pages import ROOT, differ, find_blocks, find_pages, name_of
 
 PAGES = {name_of(page): page for page in find_pages() if find_blocks(page, "python")}
 REMOTE = 'remote="local"'
@@ -61,7 +64,11 @@ def run_page(page, folder):
     for block in blocks:
         code = compile("\n" * (block.line - 1) + block.text, str(script), "exec")
         if block.error is None:
-            exec(code, scope)
+            with contextlib.redirect_stdout(io.StringIO()) as printed:
+                exec(code, scope)
+            if block.prints is not None:
+                found = differ(block.prints, printed.getvalue())
+                assert not found, f"{page.name}:{block.line}: {found}"
             continue
         with pytest.raises(Exception) as caught:  # noqa: PT011 - the page says which
             exec(code, scope)
@@ -135,6 +142,27 @@ def check_score(_scope):
         assert "50.0" in result.output
 
 
+def check_afternoon(scope):
+    """Six scripts, each under ten lines, that print no more than a glance takes in."""
+    blocks = find_blocks(PAGES["docs/how-to/afternoon.md"], "python")
+    assert len(blocks) == 1 + 6
+    for block in blocks[1:]:
+        assert len([line for line in block.text.splitlines() if line]) < 10
+        assert len(block.prints.splitlines()) < 10
+    assert len(scope["found"].targets) == 152
+    assert len(scope["chat"]) == 4
+
+
+def check_two_methods(scope):
+    page = PAGES["docs/how-to/two-methods.md"]
+    file = ROOT / "docs" / "studies" / "two-methods.yaml"
+    (shown,) = find_blocks(page, "yaml")
+    lines = file.read_text().splitlines(keepends=True)
+    assert shown.text == "".join(line for line in lines if not line.startswith("# "))
+    assert len(scope["asked"]) == 5
+    assert scope["by_eah"].p_holm >= scope["by_eah"].p
+
+
 def check_large_models(scope):
     assert float(scope["heads"].plain.error.max()) < WORST_ERROR_QUANTISED
     page = (ROOT / "docs" / "how-to" / "large-models.md").read_text()
@@ -146,8 +174,10 @@ def check_large_models(scope):
 CLAIMS = {
     "README.md": check_readme,
     "docs/attribution.md": check_attribution,
+    "docs/how-to/afternoon.md": check_afternoon,
     "docs/how-to/large-models.md": check_large_models,
     "docs/how-to/score.md": check_score,
+    "docs/how-to/two-methods.md": check_two_methods,
     "docs/report.md": check_report,
 }
 
@@ -181,3 +211,24 @@ def test_a_block_keeps_the_line_that_it_has_on_its_page(tmp_path):
     with pytest.raises(ZeroDivisionError) as caught:
         run_page(page, tmp_path)
     assert caught.traceback[-1].lineno + 1 == 10
+
+
+@pytest.mark.parametrize(
+    ("text", "shown", "fits"),
+    [
+        ("print('a', 0.126)", "a   0.13", True),
+        ("print('a', 0.16)", "a 0.13", False),
+        ("print(4)", "5", False),
+        ("print('a b')", "a c", False),
+        ("print('a')", "a 1", False),
+        ("pass", "anything", False),
+    ],
+)
+def test_what_a_page_shows_is_what_is_printed(text, shown, fits, tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text(f"# A\n\n```python\n{text}\n```\n\n```text\n{shown}\n```\n")
+    if fits:
+        run_page(page, tmp_path)
+        return
+    with pytest.raises(AssertionError, match=r"page\.md:4: shown: "):
+        run_page(page, tmp_path)

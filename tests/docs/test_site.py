@@ -175,6 +175,11 @@ def test_the_page_of_citations_has_every_work_of_the_file(part):
     assert "eprint = {2411.09968}," in page
     assert "pages = {3512--3534}," in page
     assert page.count("Jiawei") == 1, "an author of the second paper alone"
+    written = (ROOT / "docs" / "citation.md").read_text()
+    filled = [written]
+    part("citation").fill_page(None, "", filled)
+    assert page in written, "docs/citation.md is older than CITATION.cff"
+    assert filled == [written]
 
 
 @pytest.mark.parametrize("name", ["api", "citation", "docstrings", "offline"])

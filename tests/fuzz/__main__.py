@@ -19,6 +19,7 @@ os.environ.setdefault("MPLBACKEND", "agg")
 import torch
 
 from tests.fuzz.harness import RIGHT, End, Target, run_input
+from tests.fuzz.values import SWAP, Swap, odd_values
 
 
 def list_targets() -> dict[str, Target]:
@@ -26,6 +27,7 @@ def list_targets() -> dict[str, Target]:
     from tests.fuzz import (
         attributions,
         command_line,
+        evidence,
         kernels,
         models,
         outputs,
@@ -41,6 +43,7 @@ def list_targets() -> dict[str, Target]:
         readers,
         models,
         outputs,
+        evidence,
         attributions,
         pages,
         studies,
@@ -49,33 +52,70 @@ def list_targets() -> dict[str, Target]:
     return {name: one for file in files for name, one in file.TARGETS.items()}
 
 
-def run_all(
-    n_inputs: int, *, seed: int, only: Sequence[str] = (), index: int | None = None
-) -> Iterator[End]:
-    """Run at least so many inputs, shared among the targets, at least one for each."""
+@contextlib.contextmanager
+def _in_scratch() -> Iterator[Path]:
+    """Work in an empty folder, without bars and logs."""
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
-    targets = list_targets()
-    chosen = {n: t for n, t in targets.items() if not only or n in only}
-    total = sum(target.share for target in chosen.values())
     logging.disable(logging.CRITICAL)
     with tempfile.TemporaryDirectory() as name:
         where = Path.cwd()
         os.chdir(name)  # what a relative path names is made here
         try:
-            for target_name, target in chosen.items():
-                count = -(-n_inputs * target.share // total)
-                wanted = range(count) if index is None else [index]
-                for number in wanted:
-                    with contextlib.redirect_stderr(io.StringIO()):
-                        end = run_input(
-                            target_name, target, number, seed=seed, folder=Path(name)
-                        )
-                    yield end
+            yield Path(name)
         finally:
             os.chdir(where)
             logging.disable(logging.NOTSET)
+
+
+def _choose(only: Sequence[str]) -> dict[str, Target]:
+    return {n: t for n, t in list_targets().items() if not only or n in only}
+
+
+def run_all(
+    n_inputs: int, *, seed: int, only: Sequence[str] = (), index: int | None = None
+) -> Iterator[End]:
+    """Run at least so many inputs, shared among the targets, at least one for each."""
+    chosen = _choose(only)
+    total = sum(target.share for target in chosen.values())
+    with _in_scratch() as folder:
+        for name, target in chosen.items():
+            count = -(-n_inputs * target.share // total)
+            for number in range(count) if index is None else [index]:
+                with contextlib.redirect_stderr(io.StringIO()):
+                    end = run_input(name, target, number, seed=seed, folder=folder)
+                yield end
+
+
+def run_each(*, only: Sequence[str] = (), looks: int = 40) -> Iterator[End]:
+    """Run every argument of every call with every odd value, one at a time.
+
+    Args:
+        only: The targets; all of them when empty.
+        looks: How many inputs of a target are looked at for kinds of calls.
+    """
+    with _in_scratch() as folder:
+        for name, target in _choose(only).items():
+            known: set[tuple[str, str]] = set()
+            for look in range(looks):
+                swap = Swap()
+                called = _swap(name, target, look, swap, folder).shown.partition("(")[0]
+                for argument in list(swap.seen):
+                    if (called, argument) not in known:
+                        known.add((called, argument))
+                        for place in range(len(odd_values())):
+                            one = Swap(argument, place)
+                            yield _swap(name, target, look, one, folder)
+
+
+def _swap(name: str, target: Target, index: int, swap: Swap, folder: Path) -> End:
+    token = SWAP.set(swap)
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            return run_input(name, target, index, seed=0, folder=folder)
+    finally:
+        SWAP.reset(token)
 
 
 def main() -> int:
@@ -84,6 +124,9 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", action="append", default=[], metavar="TARGET")
     parser.add_argument("--index", type=int)
+    parser.add_argument(
+        "--each", action="store_true", help="every argument with every odd value"
+    )
     options = parser.parse_args()
     torch.set_num_threads(1)
     counts: dict[str, collections.Counter[str]] = collections.defaultdict(
@@ -92,8 +135,12 @@ def main() -> int:
     kinds: collections.Counter[str] = collections.Counter()
     took: dict[str, float] = collections.defaultdict(float)
     start = time.perf_counter()
-    ends = run_all(
-        options.inputs, seed=options.seed, only=options.only, index=options.index
+    ends = (
+        run_each(only=options.only)
+        if options.each
+        else run_all(
+            options.inputs, seed=options.seed, only=options.only, index=options.index
+        )
     )
     for end in ends:
         counts[end.target][end.outcome] += 1

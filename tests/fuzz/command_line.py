@@ -7,6 +7,7 @@ from typing import Any
 from typer.testing import CliRunner
 
 from eah_interp.cli import app
+from tests.fuzz.evidence import write_benchmark, write_evidence
 from tests.fuzz.harness import Input, Target
 from tests.fuzz.models import picture
 from tests.fuzz.mutated import change_bytes, change_file
@@ -153,6 +154,52 @@ def make_score_command(rng: Rng, folder: Path) -> Input:
     )
 
 
+def make_outputs_command(rng: Rng, folder: Path) -> Input:
+    """Benchmarks scored, files compared, and claims listed, shown and tested."""
+    command = pick(rng, ["amber", "mme", "hallusionbench", "mmvp", "compare", "claims"])
+    if command in ("compare", "claims"):
+        paths, said = write_evidence(rng, folder)
+        own = sorted(paths["outputs"].iterdir())
+        files = ["--annotations", paths["annotations"], "--synonyms", paths["synonyms"]]
+        files += ["--resamples", pick(rng, ["100", "100", odd_word(rng)])]
+        words: list[Any] = ["compare", *own, *files]
+        options = ["--year", "--rule", "--image-key", "--caption-key", "--seed"]
+        options += ["--questions", "--common", "--out", "--frontier", "--json"]
+    else:
+        files = write_benchmark(command, folder, rng)
+        said = change_file(rng, pick(rng, files)) if rng.random() < 0.7 else "as it was"
+        words = ["score", command, *files[:1], *pick(rng, [[], ["--json"]])]
+        words += {
+            "amber": ["--annotations", *files[1:2], "--relations", *files[2:3]],
+            "mmvp": ["--questions", *files[1:2]],
+            "mme": [],
+            "hallusionbench": [],
+        }[command]
+        if command == "mme" and rng.random() < 0.5:
+            words[2] = folder
+        options = ["--json", "--questions", "--safe-words"]
+    if command == "claims":
+        name = pick(rng, [paths["claim"], paths["claim"], "vcd", odd_word(rng)])
+        words = pick(
+            rng,
+            [
+                ["claims", "test", name, "--outputs", paths["outputs"], *files],
+                ["claims", "test", name, "--outputs", odd_word(rng)],
+                ["claims", "show", name],
+                ["claims", "list"],
+            ],
+        )
+        options = ["--seed", "--scenes", "--json", "--study", "--nope"]
+    words += odd_options(rng, options)
+    for at, word in enumerate(words):  # pages lie nowhere but in the input's folder
+        if words[at - 1] in ("--out", "--frontier") and not Path(word).is_absolute():
+            words[at] = folder / pick(rng, ["a.html", "a.png", "no"])
+    words = [str(word) for word in words]
+    return Input(
+        lambda: run_command(words), f"eah-interp {ascii(words)[:300]} [{said}]"
+    )
+
+
 def make_study_command(rng: Rng, folder: Path) -> Input:
     copy = folder / "study"
     shutil.copytree(pick(rng, [plan.STUDY, plan.UNFINISHED]), copy)
@@ -177,5 +224,6 @@ def make_study_command(rng: Rng, folder: Path) -> Input:
 TARGETS = {
     "cli.images": Target(make_image_command, 1_800),
     "cli.score": Target(make_score_command, 2_500),
+    "cli.outputs": Target(make_outputs_command, 1_500),
     "cli.study": Target(make_study_command, 1_800),
 }

@@ -27,6 +27,15 @@ from tests.fuzz.values import (
 QUESTION = "Is there a boat in the image?"
 
 
+GENERATION = ["num_beams", "do_sample", "temperature", "top_k", "top_p", "use_cache"]
+GENERATION += ["repetition_penalty", "no_repeat_ngram_size", "eos_token_id", "min_p"]
+GENERATION += ["pad_token_id", "forced_eos_token_id", "sequence_bias", "stop_strings"]
+GENERATION += ["prefill_chunk_size", "exponential_decay_length_penalty", "streamer"]
+GENERATION += ["logits_processor", "stopping_criteria", "assistant_model"]
+GENERATION += ["generation_config", "suppress_tokens", "num_return_sequences"]
+"""Settings of transformers' `generate`."""
+
+
 @functools.cache
 def model() -> Any:
     return eah.load()
@@ -156,10 +165,8 @@ def make_describe(rng: Rng, folder: Path) -> Input:
             rng, [0, -1, 1, 1.5, "2", None, True, odd(rng)]
         )
     if rng.random() < 0.2:
-        name = pick(
-            rng, ["num_beams", "do_sample", "temperature", "top_k", "use_cache"]
-        )
-        options[name] = pick(rng, [0, -1, 2, True, None, "a", 0.5])
+        values = [0, -1, 2, True, None, "a", 0.5, odd(rng), odd(rng)]
+        options[pick(rng, GENERATION)] = pick(rng, values)
     if rng.random() < 0.2:
         return input_of(
             model().describe, odd_encoding(rng), called="describe", **options

@@ -88,15 +88,25 @@ def change_json(rng: Rng, value: Any, *, depth: int = 0) -> Any:
     return pick(rng, JSON_VALUES)
 
 
+def _read_values(path: Path) -> tuple[Any, bool] | None:
+    """Read JSON, and whether it is a line an object; None where it is none."""
+    content = path.read_bytes()
+    if content[:1] not in (b"{", b"[") or path.suffix not in (".json", ".jsonl"):
+        return None
+    is_lines = content[:1] == b"{" and b"}\n{" in content
+    if is_lines:
+        content = b"[" + b",".join(content.splitlines()) + b"]"
+    try:
+        return json.loads(content), is_lines
+    except ValueError:  # its bytes were changed before
+        return None
+
+
 def change_file(rng: Rng, path: Path) -> str:
     """Change a file in some way, or not at all; say how."""
-    content = path.read_bytes()
-    is_json = content[:1] in (b"{", b"[") and path.suffix in (".json", ".jsonl")
-    if is_json and rng.random() < 0.7:
-        is_lines = content[:1] == b"{" and b"}\n{" in content
-        if is_lines:
-            content = b"[" + b",".join(content.splitlines()) + b"]"
-        value = json.loads(content)
+    found = _read_values(path) if rng.random() < 0.7 else None
+    if found is not None:
+        value, is_lines = found
         for _ in range(int(rng.integers(1, 3))):
             value = change_json(rng, value)
         text = json.dumps(value)
@@ -104,5 +114,5 @@ def change_file(rng: Rng, path: Path) -> str:
             text = "".join(json.dumps(line) + "\n" for line in value)
         path.write_text(text)
         return f"{path.name}: JSON changed"
-    path.write_bytes(change_bytes(rng, content))
+    path.write_bytes(change_bytes(rng, path.read_bytes()))
     return f"{path.name}: bytes changed"

@@ -1,5 +1,7 @@
 """Odd values, and arguments of a call of which some are replaced by them."""
 
+import contextvars
+import dataclasses
 import datetime
 import decimal
 import fractions
@@ -12,6 +14,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from eah_interp.arguments import is_dense
 from tests.fuzz.harness import Input
 
 Rng = np.random.Generator
@@ -36,6 +39,8 @@ def odd_values() -> list[Any]:
         *(pd.NA, pd.NaT, pd.Timestamp("2020"), pd.DataFrame(), pd.Index([0, 1])),
         *(pd.DataFrame({"a": [1, nan]}), pd.Categorical(["a", "b"])),
         *(torch.tensor(1), torch.tensor([1.0]), torch.zeros(0), torch.tensor(nan)),
+        *(torch.eye(2).to_sparse(), torch.nested.nested_tensor([torch.ones(2)])),
+        torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.quint8),
         *(torch.zeros(2, device="meta"), torch.ones(1, 1, dtype=torch.bool)),
         *(torch.tensor([0, 1]), torch.float32, torch.device("cpu")),
         *(decimal.Decimal("0.5"), decimal.Decimal("NaN"), fractions.Fraction(1, 2)),
@@ -55,6 +60,8 @@ def show(value: Any) -> str:
     """Write a value so that it can be read, whatever it is."""
     if isinstance(value, torch.Tensor):
         kind = str(value.dtype).removeprefix("torch.")
+        if value.is_nested:  # it has no shape
+            return f"Tensor({kind}, nested)"
         return f"Tensor({kind}, {tuple(value.shape)}, {value.device})"
     if isinstance(value, int) and abs(value) > 10**50:
         return f"an integer of {value.bit_length()} bits"
@@ -109,7 +116,9 @@ def odd_text(rng: Rng) -> str:
 
 
 def odd_tensor(rng: Rng, tensor: torch.Tensor) -> Any:
-    """Change a tensor in one way: its type, shape, place or numbers."""
+    """Change a tensor in one way: its type, shape, layout, place or numbers."""
+    if tensor.is_meta or not is_dense(tensor):  # changed once: few operations are left
+        return tensor
     ways: list[Callable[[torch.Tensor], Any]] = [
         torch.Tensor.half,
         torch.Tensor.bfloat16,
@@ -142,6 +151,9 @@ def odd_tensor(rng: Rng, tensor: torch.Tensor) -> Any:
         lambda t: t.tolist(),
         lambda t: t.to("meta"),
         lambda t: t.to_sparse(),
+        lambda t: t.to_sparse_csr() if t.ndim == 2 else t.to_sparse(),
+        lambda t: torch.quantize_per_tensor(t.float(), 0.1, 0, torch.quint8),
+        lambda t: torch.nested.nested_tensor(list(t)) if t.ndim > 1 and len(t) else t,
         lambda t: t.float().requires_grad_(),
         lambda t: t[..., ::2],
         lambda t: torch.nn.Parameter(t.float()),
@@ -157,10 +169,34 @@ def _with_one(rng: Rng, tensor: torch.Tensor, number: float) -> torch.Tensor:
     return flat.view(tensor.shape)
 
 
+@dataclasses.dataclass
+class Swap:
+    """What `change` does while every argument is tried with every odd value.
+
+    Attributes:
+        name: The argument that is replaced; none when empty.
+        place: The place of its new value in `odd_values`.
+        seen: Which arguments there are.
+    """
+
+    name: str = ""
+    place: int = 0
+    seen: dict[str, None] = dataclasses.field(default_factory=dict)
+
+
+SWAP: contextvars.ContextVar[Swap | None] = contextvars.ContextVar("SWAP", default=None)
+
+
 def change(rng: Rng, base: Mapping[str, Any], *, most: int = 2) -> dict[str, Any]:
     """Replace up to some of a call's arguments by odd ones."""
     names = list(base)
     changed = dict(base)
+    swap = SWAP.get()
+    if swap is not None:
+        swap.seen |= dict.fromkeys(names)
+        if swap.name in changed:
+            changed[swap.name] = odd_values()[swap.place]
+        return changed
     for _ in range(int(rng.integers(0, most + 1))):
         name = pick(rng, names)
         value = base[name]

@@ -1,10 +1,12 @@
 """Ablated heads do what the slow oracle's do, in any trace."""
 
+import dataclasses
+
 import pytest
 import torch
 
 import eah_interp as eah
-from eah_interp.errors import SettingsError, UnsupportedError
+from eah_interp.errors import InputError, SettingsError, UnsupportedError
 from eah_interp.interventions.heads import How
 from tests.interventions.other_methods import (
     BACKENDS,
@@ -19,6 +21,7 @@ from tests.interventions.other_methods import (
     masks_of,
     wrapped,
 )
+from tests.made_results import Size, sink_map
 from tests.oracle_forward import oracle_generate, oracle_logits
 
 HOWS = How.__args__
@@ -162,3 +165,23 @@ def test_settings_survive_a_file():
     assert eah.Ablation.from_dict(settings.to_dict()) == settings
     with pytest.raises(SettingsError, match="unknown settings hats and no heads"):
         eah.Ablation.from_dict({"hats": 1})
+
+
+def test_the_densest_heads_are_those_of_the_mean_over_items_with_an_image():
+    made = sink_map(Size(items=4, layers=3, heads=4))
+    columns = made.columns.clone()
+    columns[3] = False  # an item without an image
+    density = made.density.clone()
+    density[3] = 1 - density[3]
+    sinks = dataclasses.replace(
+        made, columns=columns, density=density, layers=(0, 2, 5)
+    )
+    mean = sinks.frame().query("item < 3").groupby("name")["density"].mean()
+    assert sinks.densest(5) == tuple(mean.nlargest(5).index)
+    assert len(set(sinks.densest(12))) == 12
+    assert len(eah.Ablation(heads=sinks.densest(12)).pairs) == 12
+    for k in (0, 13):
+        with pytest.raises(SettingsError, match="k must be 1 to 12 heads"):
+            sinks.densest(k)
+    with pytest.raises(InputError, match="expected an item with an image"):
+        sink_map(Size(images=False)).densest(1)

@@ -2,16 +2,19 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from scipy import stats
 
+from eah_interp.benchmarks.paired import Draws
 from eah_interp.errors import InputError
 from eah_interp.statistics import (
     Effect,
     compare_rates,
     estimate_mean,
     percentile_effect,
+    resample_sums,
 )
 
 
@@ -95,6 +98,20 @@ def test_the_interval_over_runs_is_student_s():
     assert (mean.low, mean.high) == (pytest.approx(low), pytest.approx(high))
     assert not mean.excludes_zero
     assert estimate_mean([3.0, 3.1, 3.2]).excludes_zero
+
+
+@pytest.mark.parametrize("kind", [np.int64, np.uint8, torch.tensor, np.array])
+def test_numbers_of_any_kind_draw_what_plain_ones_draw(kind, as_users_run_it):
+    rates = torch.rand(2, 5, generator=torch.Generator().manual_seed(1))
+    ones = torch.ones(2, 5)
+    plain = {"resamples": 50, "seed": 3}
+    given = {name: kind(number) for name, number in plain.items()}
+    runs = (rates, ones), (rates.flip(1), ones)
+    assert compare_rates(*runs, **given) == compare_rates(*runs, **plain)
+    drawn = resample_sums(rates, **given).drawn
+    assert (drawn == resample_sums(rates, **plain).drawn).all()
+    assert Draws(**given) == Draws(**plain)
+    assert type(Draws(**given).seed) is int
 
 
 def test_an_effect_prints_its_interval():

@@ -293,6 +293,54 @@ def test_a_mask_without_numbers_is_refused(model, mask):
         eah.intervene(model, eah.EAH(), **masks)
 
 
+OTHER_LAYOUTS = {
+    "sparse_coo": torch.Tensor.to_sparse,
+    "quantised": lambda t: torch.quantize_per_tensor(t.float(), 0.1, 0, torch.quint8),
+    "nested": lambda t: torch.nested.nested_tensor(list(t)),
+    "on the meta device": lambda t: t.to("meta"),
+}
+
+
+@pytest.mark.parametrize("layout", OTHER_LAYOUTS)
+@pytest.mark.parametrize(
+    "name",
+    ["input_ids", "attention_mask", "pixel_values", "token_type_ids", "odd_key"],
+)
+@pytest.mark.usefixtures("no_forward")
+def test_a_tensor_that_is_not_plain_is_refused_whatever_it_is_called(
+    model, name, layout, recwarn
+):
+    encoding = dict(model.encode(random_image(), "what ?"))
+    plain = encoding.get(name, encoding["input_ids"])
+    odd = {name: OTHER_LAYOUTS[layout](plain)}
+    calls = {
+        "an encoding": lambda: model.trace({**encoding, **odd}),
+        "by name": lambda: model.trace(**{**encoding, **odd}),
+        "beside images": lambda: model.trace(random_image(), "what ?", **odd),
+        "generate": lambda: model.generate(**{**encoding, **odd}),
+        "spans": lambda: model.spans({**encoding, **odd}),
+        "sinks": lambda: eah.score_sinks(model, {**encoding, **odd}),
+        "in a list": lambda: model.spans({**encoding, name: [odd[name]]}),
+        "in a mapping": lambda: model.spans({**encoding, name: {"full": odd[name]}}),
+    }
+    for call in calls.values():
+        with pytest.raises(InputError, match=f"{name}.* is {layout}: expected a dense"):
+            call()
+
+
+@pytest.mark.usefixtures("no_forward")
+def test_token_ids_alone_that_are_not_plain_are_refused(model):
+    ids = model.encode(random_image(), "what ?")["input_ids"]
+    with pytest.raises(InputError, match="input_ids is sparse_coo: expected a dense"):
+        model.trace(ids.to_sparse())
+
+
+@pytest.mark.usefixtures("no_forward")
+def test_a_mask_beside_images_is_checked_against_their_tokens(model):
+    with pytest.raises(InputError, match="a flag for each token of input_ids"):
+        model.trace(random_image(), "what ?", attention_mask=torch.ones(3, 2))
+
+
 def change_pixels(family, change):
     model = eah.wrap(tiny_lvlm(family), tiny_processor(family))
     encoding = model.encode(random_image(), "what ?")
@@ -308,17 +356,91 @@ def test_pixels_that_a_vision_tower_refuses_are_named(recwarn):
 
 @pytest.mark.parametrize(
     "options",
-    [{"num_beams": "a"}, {"temperature": -1.0, "do_sample": True}, {"num_beams": 0}],
+    [
+        {"num_beams": "a"},
+        {"temperature": -1.0, "do_sample": True},
+        {"num_beams": 0},
+        {"num_beams": -1},
+        {"eos_token_id": [2**70]},
+        {"exponential_decay_length_penalty": (1,)},
+        {"forced_eos_token_id": 10**6},
+        {"sequence_bias": [[]]},
+        {"streamer": 1},
+        {"assistant_model": "a"},
+        {"prefill_chunk_size": -1},
+        {"synced_gpus": True},
+    ],
+    ids=str,
 )
 def test_settings_that_generate_refuses_are_named(model, options):
     with pytest.raises(SettingsError, match="generate refuses its settings"):
         model.describe(random_image(), "what ?", max_new_tokens=2, **options)
 
 
-def test_an_error_of_the_user_s_own_code_stays_as_it_is(model):
-    def mine(ids, scores):
-        raise ValueError("mine")
+@pytest.mark.parametrize("value", [0.5, "a", torch.tensor([1.0]), [None], True])
+def test_token_ids_among_the_settings_of_generate_are_integers(model, value):
+    for call in (model.describe, model.generate):
+        with pytest.raises(SettingsError, match="pad_token_id must be an id or a list"):
+            call(random_image(), "what ?", max_new_tokens=2, pad_token_id=value)
 
-    with pytest.raises(ValueError, match=r"^mine$") as raised:
+
+@pytest.mark.parametrize("value", [1, "a", [None], object()])
+def test_logits_processors_are_functions(model, value):
+    for call in (model.describe, model.generate):
+        with pytest.raises(SettingsError, match="logits_processor must be a list of f"):
+            call(random_image(), "what ?", max_new_tokens=2, logits_processor=value)
+
+
+def test_logits_that_nothing_can_be_drawn_from_are_told_as_numbers(model):
+    def spoil(ids, scores):
+        return scores * torch.nan
+
+    with pytest.raises(NumericalError, match=r"cannot draw a token.*finite logits"):
+        model.generate(
+            **model.encode(random_image(), "what ?"),
+            do_sample=True,
+            max_new_tokens=1,
+            logits_processor=[spoil],
+        )
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError("mine"),
+        RuntimeError("mine"),
+        KeyError("mine"),
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("DefaultCPUAllocator: not enough memory"),
+    ],
+    ids=repr,
+)
+def test_an_error_of_the_user_s_own_code_stays_as_it_is(model, error):
+    def mine(ids, scores):
+        raise error
+
+    with pytest.raises(type(error)) as raised:
         model.describe(random_image(), max_new_tokens=2, logits_processor=[mine])
-    assert not isinstance(raised.value, InputError | SettingsError)
+    assert raised.value is error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+        RuntimeError("CUDA error: device-side assert triggered"),
+    ],
+    ids=repr,
+)
+def test_a_machine_that_fails_in_generate_is_no_setting(model, error, monkeypatch):
+    from transformers.generation import utils
+
+    # as if raised there: its frames are those of the module that compiles it
+    code = compile("def fail(*_, **__): raise error", utils.__file__, "exec")
+    made = {"error": error, "__name__": utils.__name__}
+    exec(code, made)
+    monkeypatch.setattr(utils.GenerationMixin, "_sample", made["fail"])
+    with pytest.raises(type(error)) as raised:
+        model.describe(random_image(), max_new_tokens=2)
+    assert raised.value is error

@@ -97,6 +97,33 @@ def test_an_item_that_failed_once_is_left_out_of_both_sides(tmp_path):
     assert (found.gained, found.lost, found.p) == (1, 1, 1.0)
 
 
+def test_a_change_prints_as_one_line_and_is_found_without_its_task(tmp_path):
+    items, plain, x = ask(10, each=2), ["No"] * 20, ["Yes"] * 8 + ["No"] * 12
+    run = make_run(tmp_path / "s", items, {"baseline": plain, "x": x})
+    found = summarise(run, draws=DRAWS)
+    change = found.find("x", "accuracy")
+    assert change == found.find("x", "accuracy", task="yes_no")
+    assert str(change) == (
+        f"accuracy, x minus baseline: {change.effect} points (95 %, 20 items of 10 "
+        "images), p = 0.0078, Holm 0.0156"
+    )
+    same = dataclasses.replace(change, effect=None, undefined="why", kind="random")
+    assert str(same).endswith("(random), x minus baseline: undefined, why (20 items)")
+    assert "p < 0.0001" in str(dataclasses.replace(change, p=1e-9))
+
+
+def test_a_metric_of_two_tasks_asks_which(tmp_path):
+    items = [*ask(4), caption("c", truth=["cup"], cluster=1)]
+    said = ["No"] * 4 + ["a cup"]
+    run = make_run(tmp_path / "s", items, {"baseline": said, "x": said})
+    found = summarise(run, draws=DRAWS)
+    with pytest.raises(SettingsError, match=r"several tasks: .*task='caption'"):
+        found.find("x", "recall")
+    assert found.find("x", "recall", task="yes_no").metric.task == "yes_no"
+    with pytest.raises(SettingsError, match=r"compared with 'baseline' are x, in acc"):
+        found.find("y", "accuracy")
+
+
 def test_images_are_drawn_and_not_questions(tmp_path):
     rng = random.Random(0)
     said = [rng.choice(["Yes", "No"]) for _ in range(40)]

@@ -5,6 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
+import eah_interp as eah
 from eah_interp.errors import SettingsError
 from eah_interp.toy import (
     OBJECTS,
@@ -117,6 +118,15 @@ def test_the_chat_template_speaks_as_llava_does():
     answered = [*chat, {"role": "assistant", "content": "No"}]
     text = processor.apply_chat_template(answered)
     assert text == "USER: <image>\nIs there a boat? ASSISTANT: No</s>"
+
+
+def test_a_system_prompt_stands_before_the_user_and_is_no_answer():
+    processor = eah.load().processor
+    assert processor.chat_template == build_processor(World()).chat_template
+    chat = [{"role": "system", "content": "Be brief."}]
+    chat += [{"role": "user", "content": [{"type": "image"}]}]
+    text = processor.apply_chat_template(chat, add_generation_prompt=True)
+    assert text == "Be brief. USER: <image>\n ASSISTANT:"
 
 
 def test_training_ids_are_the_processor_s_ids():

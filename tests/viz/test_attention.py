@@ -108,6 +108,8 @@ def test_without_outline_there_is_none():
     texts = [[t.get_text() for t in f.legends[0].texts] for f in figures]
     assert len(texts[0]) == 2
     assert len(texts[1]) == 1
+    plain = plot_attention(make([WHOLE], bright=5, sinks=[]), white)
+    assert [t.get_text() for t in plain.legends[0].texts] == texts[1]
 
 
 def test_an_overview_and_crops_have_panels_of_their_own():

@@ -40,7 +40,7 @@ def patches(asked):
 
 @pytest.fixture(scope="module")
 def lens(asked):
-    return logit_lens(*asked[0], **asked[1])
+    return logit_lens(*asked[0], **asked[1], positions="image")
 
 
 # -- heads ---------------------------------------------------------------------------
