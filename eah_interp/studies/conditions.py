@@ -193,12 +193,10 @@ class Condition(metaclass=Named):
         if self.patch is None:
             return
         model.check(self.patch)
-        own: Any = (
-            None if self.random is None else getattr(self.patch, self.random.what)
-        )
-        # What is found for each item is drawn when it was found.
-        if own is not None and len(own):
-            self._draw(self.patch, model, [0])
+        if type(self.patch).fit is Intervention.fit:  # nothing is found later
+            self.patch.check_fitted()
+        if self.random is not None and self.random.can_draw(self.patch):
+            self.random.replace(self.patch, n_heads=model.n_heads, items=[0])
 
     def apply(
         self,
@@ -220,18 +218,13 @@ class Condition(metaclass=Named):
         if self.patch is None:
             return model
         patch: Any = self.patch
-        fit = getattr(patch, "fit", None)
-        if fit is not None:
-            patch = fit(model, images, prompts)
+        if images:
+            patch = patch.fit(model, images, prompts)
         if self.random is not None:
-            patch = self._draw(patch, model, seeds)
+            patch = self.random.replace(patch, n_heads=model.n_heads, items=seeds)
         if isinstance(patch, EAH):
             patch = seed_items(patch, list(seeds))
         return edit(model, patch)
-
-    def _draw(self, patch: Any, model: Any, items: Sequence[int]) -> Any:
-        assert self.random is not None
-        return self.random.replace(patch, n_heads=model.n_heads, items=items)
 
 
 def _check_decoding(decoding: object) -> dict[str, dict[str, Any]]:
@@ -323,6 +316,7 @@ def control_conditions(
         SettingsError: If a value is impossible.
 
     Example:
+        >>> from eah_interp.interventions import PAI
         >>> [condition.name for condition in control_conditions()]
         ['baseline', 'EAH', 'sparsest', 'random', 'mean', 'uniform', 'shuffled']
         >>> [condition.name for condition in control_conditions(PAI())]
@@ -529,6 +523,7 @@ def list_acted(
         conditions: As a manifest lists them.
 
     Example:
+        >>> from eah_interp.interventions import PAI
         >>> list_acted([YES_BIASED.to_dict(), Condition("PAI", PAI()).to_dict()])
         {'yes-biased': ('yes_no',), 'PAI': ('yes_no', 'caption', 'choice')}
     """

@@ -16,7 +16,9 @@ from torch import Tensor
 from eah_interp.arguments import Named, check_mapping
 from eah_interp.benchmarks.readouts import NextTokens
 from eah_interp.errors import SettingsError, show_value
-from eah_interp.indices import check_choice, check_integer, to_float, to_list
+from eah_interp.indices import check_choice, check_integer, to_float
+from eah_interp.interventions.directions import Directions
+from eah_interp.interventions.head_lists import Head, read_pairs
 
 YES_PLEASE = "Whenever possible, please select Yes."
 """What a yes-biased prompt says after the question: the words of arXiv:2504.10020."""
@@ -163,57 +165,51 @@ class RandomDraw(metaclass=Named):
                 heads than draws are asked for.
         """
         self.check_has(patch)
-        own = getattr(patch, self.what)
-        if own is None or (not isinstance(own, Tensor) and len(own) == 0):
+        if not self.can_draw(patch):
             msg = (
                 f"there are no {self.what} to draw others in place of: "
                 f"{show_value(patch)}; name them, or fit the settings to the items"
             )
             raise SettingsError(msg)
-        if self.what == "heads":
-            drawn: Any = self._draw_heads(own, n_heads=n_heads, items=items)
-        else:
-            drawn = self._draw_vectors(own, items)
-        return dataclasses.replace(patch, **{self.what: drawn})
+        if self.what == "vectors":
+            drawn: Any = self._draw_vectors(patch.vectors, items)
+            return dataclasses.replace(patch, vectors=drawn)
+        if patch.heads is None:
+            pairs = zip(patch.by_item, items, strict=True)
+            listed = [
+                self._draw_heads(own, n_heads, self._seed_of(item))
+                for own, item in pairs
+            ]
+            return dataclasses.replace(patch, by_item=listed)
+        found = self._draw_heads(patch.heads, n_heads, self.seed)
+        return dataclasses.replace(patch, heads=found)
 
-    def _draw_heads(self, own: Any, *, n_heads: int, items: Sequence[int]) -> Any:
-        if _is_by_item(own):
-            return tuple(
-                draw_heads(
-                    list_pairs(one),
-                    n_heads=n_heads,
-                    draw=self.draw,
-                    seed=self._seed_of(item),
-                )
-                for one, item in zip(own, items, strict=True)
-            )
-        return draw_heads(
-            list_pairs(own), n_heads=n_heads, draw=self.draw, seed=self.seed
+    def can_draw(self, patch: Any) -> bool:
+        """Tell whether there is something to draw in the place of, by now.
+
+        Args:
+            patch: Settings that have it; some find it on their items first.
+        """
+        if getattr(patch, self.what) is not None:
+            return True
+        return self.what == "heads" and getattr(patch, "by_item", None) is not None
+
+    def _draw_heads(self, own: Any, n_heads: int, seed: int) -> tuple[Head, ...]:
+        pairs = sorted(read_pairs(own)) if len(own) else []
+        if not pairs:  # an item that has none of its own
+            return ()
+        return draw_heads(pairs, n_heads=n_heads, draw=self.draw, seed=seed)
+
+    def _draw_vectors(self, own: Directions, items: Sequence[int]) -> Directions:
+        """Draw each item's directions, or those of all items."""
+        seeds = (
+            [self._seed_of(item, self.draw) for item in items]
+            if own.per_item
+            else [1009 * self.seed + self.draw]
         )
-
-    def _draw_vectors(self, own: Any, items: Sequence[int]) -> Any:
-        if isinstance(own, Mapping):
-            return {
-                layer: self._draw_tensor(one, items, of=place, alone=1)
-                for place, (layer, one) in enumerate(own.items())
-            }
-        return self._draw_tensor(own, items, of=0, alone=2)
-
-    def _draw_tensor(
-        self, own: Any, items: Sequence[int], *, of: int, alone: int
-    ) -> Any:
-        """Draw directions; of more axes than `alone`, the first is of items."""
-        if not isinstance(own, Tensor):
-            numbers = torch.tensor(_plain(own), dtype=torch.float64)
-            return _frozen(self._draw_tensor(numbers, items, of=of, alone=alone))
-        if own.ndim <= alone:
-            seed = 1009 * (1009 * self.seed + self.draw) + of
-            return draw_directions(own, seed=seed)
-        rows = [
-            draw_directions(one, seed=1009 * self._seed_of(item, self.draw) + of)
-            for one, item in zip(own, items, strict=True)
-        ]
-        return torch.stack(rows)
+        rows = zip(own.values, seeds, strict=True)
+        drawn = [draw_directions(row, seed=seed) for row, seed in rows]
+        return dataclasses.replace(own, values=torch.stack(drawn))
 
     def _seed_of(self, item: int, draw: int = 0) -> int:
         # A prime far above the number of items: no two seeds share an item's draws.
@@ -250,19 +246,9 @@ def has(patch: object, what: What) -> bool:
     return what in {field.name for field in dataclasses.fields(patch)}
 
 
-def list_pairs(heads: Any) -> tuple[tuple[int, int], ...]:
-    """List heads as settings have them: pairs, in order.
-
-    Example:
-        >>> list_pairs(((3, 1), (1, 0)))
-        ((1, 0), (3, 1))
-    """
-    return tuple(sorted((int(layer), int(head)) for layer, head in heads))
-
-
 def draw_heads(
-    own: Sequence[tuple[int, int]], *, n_heads: int, draw: int, seed: int
-) -> tuple[tuple[int, int], ...]:
+    own: Sequence[Head], *, n_heads: int, draw: int, seed: int
+) -> tuple[Head, ...]:
     """Draw as many heads of the same layers.
 
     Args:
@@ -306,7 +292,7 @@ L0H1, but there is 1 (1 of 2 in layer 0); ask for fewer draws
 
 def _draw_set(
     counts: Mapping[int, int], n_heads: int, generator: torch.Generator
-) -> Iterator[tuple[int, int]]:
+) -> Iterator[Head]:
     for layer, count in counts.items():
         for head in torch.randperm(n_heads, generator=generator)[:count].tolist():
             yield layer, int(head)
@@ -334,29 +320,6 @@ def draw_directions(own: Tensor, *, seed: int) -> Tensor:
 
 def _seeded(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed % 2**63)  # a user's may be any integer
-
-
-def _is_by_item(heads: Any) -> bool:
-    """Tell whether heads are listed for each item: lists of pairs, not pairs."""
-    listed = list(heads)
-    return bool(listed) and all(
-        not isinstance(one, str) and (to_list(one) is None or _holds_pairs(one))
-        for one in listed
-    )
-
-
-def _holds_pairs(one: Any) -> bool:
-    return any(to_list(part) is not None for part in one)
-
-
-def _plain(value: Any) -> Any:
-    listed = to_list(value)
-    return value if listed is None else [_plain(one) for one in listed]
-
-
-def _frozen(value: Any) -> Any:
-    listed = value.tolist() if isinstance(value, Tensor) else value
-    return tuple(map(_frozen, listed)) if isinstance(listed, list) else listed
 
 
 def _check_keys(what: str, values: object, kind: type[Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import torch
 import eah_interp as eah
 from eah_interp.benchmarks import contrast_cap
 from eah_interp.errors import InputError, SettingsError
-from eah_interp.interventions.intervention import Intervention
+from eah_interp.interventions.directions import Directions
 from eah_interp.lvlm.inputs import append_to_prompt
 from eah_interp.studies import (
     Condition,
@@ -328,47 +328,22 @@ def test_more_draws_than_there_are_other_heads_are_refused(toy):
 # ---- Random directions, and settings that are fitted to their items.
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Pointed(Intervention):
-    """Settings with directions, which are kept and do nothing."""
-
-    kind: ClassVar[str] = "pointed"
-    vectors: object = ()
-
-    def find_sites(self, anatomy):
-        return [anatomy.site(0)]
-
-    def check_fits(self, *, n_heads, d_model):
-        pass
-
-    def apply_at(self, point):
-        pass
+def steer(values, layers=(1, 4, 6), **more):
+    return eah.Steer(vectors=Directions(values, layers, **more), layers=layers)
 
 
-VECTORS = {
-    "a tensor": torch.arange(12.0).reshape(3, 4) + 1,
-    "plain numbers": ((1.0, 2.0), (3.0, 4.0), (0.0, 5.0)),
-    "by layer": {0: torch.ones(4), 2: torch.arange(4.0)},
-}
-
-
-def lengths(vectors):
-    if isinstance(vectors, dict):
-        return [float(one.norm()) for one in vectors.values()]
-    return torch.as_tensor(vectors).norm(dim=-1).tolist()
-
-
-@pytest.mark.parametrize("vectors", VECTORS.values(), ids=VECTORS)
-def test_directions_are_as_long_as_the_own_and_point_elsewhere(vectors):
-    own = Pointed(vectors=vectors)
+def test_directions_are_as_long_as_the_own_and_point_elsewhere(toy):
+    own = steer(torch.arange(3.0 * 128).reshape(1, 3, 128) + 1)
     drawn = [
-        RandomDraw("vectors", draw=n).replace(own, n_heads=1, items=[0]).vectors
+        RandomDraw("vectors", draw=n).replace(own, n_heads=1, items=[0]).vectors.values
         for n in (0, 0, 1)
     ]
-    assert type(drawn[0]) is type(vectors)
-    assert lengths(drawn[0]) == pytest.approx(lengths(vectors))
-    texts = [str(one) for one in drawn]
-    assert texts[0] == texts[1] != texts[2] != str(vectors)
+    for values in drawn:
+        assert values.norm(dim=-1).allclose(own.vectors.values.norm(dim=-1))
+        shares = torch.cosine_similarity(values, own.vectors.values, dim=-1)
+        assert shares.abs().max() < 0.4
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[0], drawn[2])
 
 
 def test_directions_have_no_preference():
@@ -380,16 +355,13 @@ def test_directions_have_no_preference():
     assert (drawn.T @ drawn / 4000 - torch.eye(3) * 4 / 3).abs().max() < 0.08
 
 
-@pytest.mark.parametrize("by_layer", [False, True])
-def test_directions_of_items_do_not_depend_on_their_batch(by_layer):
+def test_directions_of_items_do_not_depend_on_their_batch():
     wide = torch.rand(5, 3, 4) + 0.1
     draw = RandomDraw("vectors", draw=1, seed=2)
 
     def drawn(places):
-        own = wide[places]
-        vectors = {n: own[:, n] for n in range(3)} if by_layer else own
-        found = draw.replace(Pointed(vectors=vectors), n_heads=1, items=places).vectors
-        return torch.stack(list(found.values()), 1) if by_layer else found
+        own = steer(wide[places], per_item=True)
+        return draw.replace(own, n_heads=1, items=places).vectors.values
 
     whole = drawn([0, 1, 2, 3, 4])
     assert whole.norm(dim=-1).allclose(wide.norm(dim=-1))
@@ -398,21 +370,45 @@ def test_directions_of_items_do_not_depend_on_their_batch(by_layer):
 
 
 def test_heads_of_items_do_not_depend_on_their_batch():
-    own = (((0, 1), (2, 3)), ((0, 0),), ((1, 1), (1, 2)))
-
-    @dataclasses.dataclass(frozen=True)
-    class Listed:
-        heads: object
+    own = (((0, 1), (2, 3)), (), ((1, 1), (1, 2)))
 
     def drawn(places):
-        patch = Listed(tuple(own[n] for n in places))
+        patch = eah.VHR(by_item=[own[n] for n in places])
         found = RandomDraw("heads", seed=1).replace(patch, n_heads=6, items=places)
-        return found.heads
+        return found.by_item
 
     whole = drawn([0, 1, 2])
     assert (*drawn([0]), *drawn([1, 2])) == whole
     assert list(map(count_layers, whole)) == list(map(count_layers, own))
-    assert not set(whole) & set(own)
+    assert whole[1] == ()
+    assert not {whole[0], whole[2]} & set(own)
+
+
+FOUND_IN_ITEMS = {
+    "heads": eah.VHR(alpha=6.0, layers=(1, 2, 3, 4)),
+    "vectors": eah.Steer(scale=0.6),
+}
+
+
+@pytest.mark.parametrize("what", FOUND_IN_ITEMS)
+def test_what_is_found_on_each_item_is_drawn_for_each_item(toy, items, what):
+    """In batches of any size, as by hand: fitted, drawn and described one by one."""
+    patch = FOUND_IN_ITEMS[what]
+    _, plain, drawn = control_conditions(patch, draws=1, seed=5)[:3]
+    captions = [item for item in items if item.task == "caption"]
+    rows = [
+        answers(toy, captions, one, size=size).answer
+        for one, size in ((drawn, 4), (drawn, 1), (plain, 4), (BASELINE, 4))
+    ]
+    assert rows[0].equals(rows[1])
+    for place, item in enumerate(captions):
+        image = open_image(item.image)
+        own = patch.fit(toy, image, item.prompt)
+        own = drawn.random.replace(own, n_heads=toy.n_heads, items=[place])
+        said = eah.edit(toy, own).describe(image, item.prompt, max_new_tokens=12)
+        assert rows[0][item.id] == said
+    assert not rows[0].equals(rows[3])
+    assert not rows[2].equals(rows[3])
 
 
 FITTED = []
@@ -689,6 +685,11 @@ def test_a_condition_that_a_study_cannot_run_is_refused(toy):
     for key in ("mass", "gap"):
         with pytest.raises(SettingsError, match=f"{key} of a near tie must be a share"):
             NearTie(**{key: -0.1})
+    unknown = Condition("AD-HH", eah.ADHH())
+    with pytest.raises(
+        SettingsError, match="ADHH needs heads, which belong to a model"
+    ):
+        toy_study(toy, conditions=[unknown])
     with pytest.raises(SettingsError, match="what must be one of"):
         RandomDraw("layers")
 
