@@ -98,6 +98,11 @@ class Intervention(metaclass=Named):
         del model, images, prompts
         return self
 
+    @property
+    def fits_itself(self) -> bool:
+        """Whether `fit` finds what is found on the items; it does nothing here."""
+        return type(self).fit is not Intervention.fit
+
     def check_fitted(self) -> None:
         """Check that what has to be found on the items was found; nothing here.
 
