@@ -193,7 +193,7 @@ class Condition(metaclass=Named):
         if self.patch is None:
             return
         model.check(self.patch)
-        if type(self.patch).fit is Intervention.fit:  # nothing is found later
+        if not self.patch.fits_itself:  # nothing is found later
             self.patch.check_fitted()
         if self.random is not None and self.random.can_draw(self.patch):
             self.random.replace(self.patch, n_heads=model.n_heads, items=[0])
