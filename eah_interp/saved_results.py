@@ -316,12 +316,26 @@ class _Unpacker:
         if not isinstance(given, dict) or not needed <= set(given) <= wanted:
             raise self.refuse(f"expected {', '.join(sorted(wanted))} of {name}")
         values = {key: self(value) for key, value in given.items()}
+        for field in dataclasses.fields(kind):
+            # JSON's NaN is a float wherever it stands: also for a layer, or a name.
+            may = any(word in str(field.type) for word in ("float", "Any", "object"))
+            if not may and _holds_no_number(values.get(field.name)):
+                raise self.refuse(f"expected no NaN as {field.name} of {name}")
         try:
             return kind(**values)
         except EAHError:
             raise
         except _UNFIT as error:  # such as a text where a number was
             raise self.refuse(f"{name} cannot be made: {error!r:.100}") from error
+
+
+def _holds_no_number(value: Any) -> bool:
+    """Return whether a NaN or an infinity stands in a value, or in what it lists."""
+    if isinstance(value, list | tuple):
+        return any(map(_holds_no_number, value))
+    if isinstance(value, Mapping):
+        return any(map(_holds_no_number, value.values()))
+    return isinstance(value, float) and not math.isfinite(value)
 
 
 def _numbers(tensor: Tensor) -> Any:

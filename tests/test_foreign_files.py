@@ -14,15 +14,18 @@ import pandas as pd
 import pytest
 
 import eah_interp as eah
+from eah_interp.benchmarks import amber, hallusionbench, mmvp
 from eah_interp.benchmarks.chair_files import read_captions, read_ground_truth
 from eah_interp.benchmarks.mentions import make_vocabulary, read_synonyms
 from eah_interp.benchmarks.pope_files import read_pope_answers, read_pope_questions
 from eah_interp.errors import EAHError, InputError
 from eah_interp.foreign_files import read_json, read_parquet
 from eah_interp.results import Result
-from eah_interp.studies import StudyFile, StudyRun
+from eah_interp.studies import StudyFile, StudyRun, table_items
 from eah_interp.studies.conditions import Condition
 from eah_interp.studies.progress import measure_progress
+from tests.fuzz import evidence, outputs, readers
+from tests.fuzz.harness import find_bad
 
 SAVED = Path(__file__).parent / "saved"
 VOCABULARY = make_vocabulary([["dog", "puppy"], ["cat"]])
@@ -174,6 +177,91 @@ def test_entries_of_coco_are_named_by_their_place(tmp_path):
     ):
         with pytest.raises(InputError, match=message):
             read_coco(tmp_path, {**INSTANCES, **changes})
+
+
+# ---- Numbers that are none: Python's JSON has them, and 1e999 is one.
+
+
+def attempt(read, path):
+    """Read a file, or return why it is refused."""
+    try:
+        return read(path)
+    except EAHError as error:
+        return error
+
+
+def put_words(content, words=("NaN", "Infinity", "-Infinity", "1e999")):
+    """Yield JSON in which one value is a word: of each key the first, each word."""
+    keys = {}
+    for place in list_places(content):
+        keys.setdefault(tuple(key for key in place if isinstance(key, str)), place)
+    for place in filter(None, keys.values()):
+        changed = copy.deepcopy(content)
+        inside = changed
+        for key in place[:-1]:
+            inside = inside[key]
+        inside[place[-1]] = "@@"
+        for word in words:
+            yield place, json.dumps(changed).replace('"@@"', word)
+
+
+OURS = readers.VOCABULARY
+USED = {
+    "POPE questions": (
+        readers.QUESTIONS,
+        lambda path: read_pope_questions(path, with_images=True),
+    ),
+    "POPE answers": (readers.ANSWERS, read_pope_answers),
+    "captions": (readers.SAID, read_captions),
+    "captions of 2018": (readers.SAID_OF_2018, read_captions),
+    "objects": (
+        readers.LISTS,
+        lambda path: read_ground_truth(path, vocabulary=OURS),
+    ),
+    "rows of objects": (
+        readers.ROWS,
+        lambda path: read_ground_truth(path, vocabulary=OURS),
+    ),
+    "AMBER's annotations": (outputs.NOTES, amber.read_amber_annotations),
+    "AMBER's answers": (outputs.GIVEN, amber.read_amber_answers),
+    "AMBER's relations": (
+        outputs.RELATIONS,
+        lambda path: amber.read_amber_words(path, path),
+    ),
+    "HallusionBench": (
+        outputs.HALLUSION,
+        lambda path: hallusionbench.read_hallusionbench(path, answers=True),
+    ),
+    "MMVP's answers": (outputs.CHOSEN, mmvp.read_mmvp_answers),
+    "a table": ([row | {"own": 1} for row in evidence.OWN], table_items),
+}
+
+
+@pytest.mark.parametrize("name", USED)
+def test_a_number_that_is_none_is_refused_where_it_is_used(name, tmp_path):
+    content, read = USED[name]
+    path = tmp_path / "file.json"
+    for place, text in put_words(content):
+        path.write_text(text)
+        found = attempt(read, path)
+        if isinstance(found, EAHError):
+            assert str(path) in str(found), place
+        else:  # it stands under a key that the reader passes over, or counts as nothing
+            assert not list(find_bad(found, "", frozenset())), (place, text)
+
+
+@pytest.mark.parametrize(
+    "name", ["heads-patched", "patterns-plain", "approximation-of-plain"]
+)
+def test_a_saved_result_holds_nan_only_where_it_has_fractions(name, tmp_path):
+    copied = tmp_path / "copy"
+    shutil.copytree(SAVED / "results" / name, copied)
+    content = json.loads((copied / "result.json").read_text())
+    for place, text in put_words(content, words=("NaN",)):
+        (copied / "result.json").write_text(text)
+        found = attempt(Result.load, copied)
+        held = find_bad(found, "", frozenset({"exact", "error", "errors"}))
+        assert not list(held), place
 
 
 # ---- Thousands of files.

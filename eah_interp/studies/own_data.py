@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import urllib.parse
 import urllib.request
 from collections.abc import Mapping, Sequence
@@ -99,6 +100,7 @@ def table_items(
     used = {*needed, label if task == "yes_no" else objects}
     found = []
     for number, (where, row) in enumerate(rows[:limit], start=1):
+        _check_finite(row, where=where)
         missing = [column for column in needed if _is_gap(row.get(column))]
         if missing:
             msg = (
@@ -163,6 +165,18 @@ def _is_gap(value: object) -> bool:
     if value is None or (isinstance(value, str) and not value.strip()):
         return True
     return pd.api.types.is_scalar(value) and bool(pd.isna(value))  # type: ignore[call-overload]
+
+
+def _check_finite(row: Mapping[str, Any], *, where: str) -> None:
+    """Check that no number of a row is infinite; one that is NaN counts as missing."""
+    for column, value in row.items():
+        inside = value if isinstance(value, list | tuple) else [value]
+        if any(isinstance(one, float) and math.isinf(one) for one in inside):
+            got = show_value(value)
+            msg = (
+                f"{where}: expected a finite number or a text in the column {column!r}"
+            )
+            raise InputError(f"{msg}, got {got}")
 
 
 def _read_label(value: object, *, where: str, column: str) -> bool | None:

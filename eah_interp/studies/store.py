@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from eah_interp.errors import ExtraMissingError, InputError, SettingsError
+from eah_interp.errors import ExtraMissingError, InputError, SettingsError, show_value
 from eah_interp.files import clear_parts, make_folder, save_bytes
 from eah_interp.foreign_files import Kind, read_parquet
 
@@ -166,7 +166,7 @@ def check_name(name: object) -> None:
     """
     wrong = ""
     if not isinstance(name, str):
-        wrong = f"got {name!r:.60}, which is no text"
+        wrong = f"got {show_value(name)[:60]}, which is no text"
     elif not name.strip():
         wrong = f"{name!r} is empty"
     elif any(unicodedata.category(sign) in ("Cc", "Cs") for sign in name):

@@ -80,6 +80,10 @@ class Question:
     answer: bool
 
 
+MOST_TOKENS = 1_000_000
+"""More image tokens in one prompt are a slip: the text would fill the memory."""
+
+
 def ask_for(name: str, *, template: str = QUESTIONS[0]) -> str:
     """Ask whether an object is in the image.
 
@@ -100,12 +104,19 @@ def answer_word(present: bool) -> str:  # noqa: FBT001 - the fact itself, not a 
 def prompt_for(text: str, *, image_tokens: int = 1) -> str:
     r"""Return the single-turn prompt that the chat template makes of a question.
 
+    Raises:
+        SettingsError: If `image_tokens` is no integer of 0 to a million.
+        InputError: If the question is no text.
+
     Example:
         >>> prompt_for("Is there a boat?")
         'USER: <image>\nIs there a boat? ASSISTANT:'
     """
     check_text("text", text)
     image_tokens = check_integer("image_tokens", image_tokens)
+    if image_tokens > MOST_TOKENS:
+        msg = f"image_tokens must be at most {MOST_TOKENS:,}, got {image_tokens}"
+        raise SettingsError(msg)
     return f"USER: {IMAGE_TOKEN * image_tokens}\n{text} ASSISTANT:"
 
 

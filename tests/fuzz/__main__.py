@@ -6,6 +6,7 @@ import contextlib
 import io
 import logging
 import os
+import resource
 import sys
 import tempfile
 import time
@@ -20,6 +21,9 @@ import torch
 
 from tests.fuzz.harness import RIGHT, End, Target, run_input
 from tests.fuzz.values import SWAP, Swap, odd_values
+
+MOST_BYTES = 8 * 2**30
+"""How much memory all inputs may have; each needs a hundredth of it."""
 
 
 def list_targets() -> dict[str, Target]:
@@ -129,6 +133,8 @@ def main() -> int:
     )
     options = parser.parse_args()
     torch.set_num_threads(1)
+    # An input that asks for more fails alone, and takes no other process with it.
+    resource.setrlimit(resource.RLIMIT_DATA, (MOST_BYTES, MOST_BYTES))
     counts: dict[str, collections.Counter[str]] = collections.defaultdict(
         collections.Counter
     )

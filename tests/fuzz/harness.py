@@ -119,7 +119,7 @@ def _run(given: Input) -> tuple[str, str]:
         return RAISED, f"{type(error).__name__} at {_place(error)}: {text}"
     finally:
         torch.set_grad_enabled(grad)
-    bad = next(_not_finite(found, "", given.may_be_nan), None)
+    bad = next(find_bad(found, "", given.may_be_nan), None)
     return (RESULT, "") if bad is None else (NOT_FINITE, bad)
 
 
@@ -130,7 +130,7 @@ def _place(error: BaseException) -> str:
     return f"{Path(own[-1].filename).name}:{own[-1].lineno}"
 
 
-def _not_finite(
+def find_bad(
     value: Any, name: str, allowed: frozenset[str], depth: int = 0
 ) -> Iterator[str]:
     """Yield where a NaN or an infinity stands in what was returned."""
@@ -143,7 +143,7 @@ def _not_finite(
         return
     yield from _of_numbers(value, name)
     for key, inside in _parts(value):
-        yield from _not_finite(inside, f"{name}{key}", allowed, depth + 1)
+        yield from find_bad(inside, f"{name}{key}", allowed, depth + 1)
 
 
 def _of_numbers(value: Any, name: str) -> Iterator[str]:

@@ -165,3 +165,9 @@ def test_answers_in_training_are_balanced_and_true():
             assert answer == ("Yes" if asked in scene.objects else "No")
             counts[answer] += 1
     assert abs(counts["Yes"] / counts.total() - 0.5) < 0.07
+
+
+@pytest.mark.parametrize("number", [10**6 + 1, 2**31, -1, 1.5, "1"])
+def test_a_prompt_that_would_fill_the_memory_is_refused(number, as_users_run_it):
+    with pytest.raises(SettingsError, match="image_tokens must be"):
+        prompt_for("Is there a boat?", image_tokens=number)

@@ -10,6 +10,7 @@ which of them form which grid. Token numbers in a `Layout` count the image's own
 tokens from 0; `spans` turns them into positions in the prompt.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -46,6 +47,12 @@ class ImagePart:
     name: str
     columns: Grid
     box: Box | None
+
+    def __post_init__(self) -> None:
+        # A saved one may hold any float: a NaN would draw a patch nowhere.
+        if self.box is not None and not all(map(math.isfinite, self.box)):
+            msg = f"{self.name}: expected a box of finite fractions, got {self.box}"
+            raise InputError(msg)
 
     def __repr__(self) -> str:
         """Write its name and size, and what it shows."""
