@@ -68,7 +68,7 @@ class Call:
         step: How many calls the layer had before.
         scores: `[batch head query key]`: scaled and capped, no mask, no bias.
         pattern: The same shape; an oracle changes it in place.
-        visible: `[batch 1 query key]`.
+        visible: `[batch 1|head query key]`: MiniMax shows each head blocks of its own.
         image: `[batch key]`.
         values: `[batch head key d_value]`.
     """
@@ -80,6 +80,12 @@ class Call:
     visible: Tensor
     image: Tensor
     values: Tensor
+
+    def sees(self, item, head, row):
+        """List the image columns that a head sees from a row."""
+        own = head if self.visible.shape[1] > 1 else 0
+        seen = self.visible[item, own, row] & self.image[item]
+        return seen.nonzero().flatten().tolist()
 
     def output(self, item, head):
         """What a head returns with its pattern as it is, `[query d_value]`."""

@@ -47,12 +47,8 @@ class OracleBoost(Oracle):
 
     def change(self, call, item, row):
         amount, settings = self.amount(call), self.settings
-        columns = [
-            k
-            for k in range(call.scores.shape[-1])
-            if call.image[item, k] and call.visible[item, 0, row, k]
-        ]
         for head in range(call.scores.shape[1]):
+            columns = call.sees(item, head, row)
             old = call.pattern[item, head, row].clone()
             size = {
                 k: 1.0

@@ -38,23 +38,18 @@ class OracleSPIN(Oracle):
 
     def change(self, call, item, row):
         n_heads = call.scores.shape[1]
-        seen = [
-            k
-            for k in range(call.scores.shape[-1])
-            if call.image[item, k] and call.visible[item, 0, row, k]
-        ]
-        if not seen:
+        seen = [call.sees(item, head, row) for head in range(n_heads)]
+        if not any(seen):
             return
-        sums = torch.tensor(
-            [
-                sum(float(s) for s in call.scores[item, h, row, seen])
-                for h in range(n_heads)
-            ]
-        )
+        sums = [
+            sum(float(call.scores[item, head, row, k]) for k in seen[head])
+            for head in range(n_heads)
+        ]
+        sums = torch.tensor(sums)
         gates = torch.softmax(sums / sums.std(), 0)
         kept = torch.topk(gates, int(self.keep * n_heads)).indices.tolist()
         for head in range(n_heads):
-            if head not in kept:
+            if head not in kept and seen[head]:
                 call.pattern[item, head, row] *= self.factor
 
 
