@@ -382,7 +382,7 @@ def _ends(text: str) -> tuple[int | None, int | None]:
 
 def _tuples(value: Any) -> Any:
     if isinstance(value, Mapping) and set(value) == set(HeadList.KEYS):
-        return HeadList(**value)
+        return HeadList.from_dict(value)
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
