@@ -131,6 +131,7 @@ class Directions(ModelResult):
             raise SettingsError(msg)
         try:
             given["values"] = torch.tensor(given["values"], dtype=torch.float32)
+            given["layers"] = tuple(map(int, given["layers"]))
         except (TypeError, ValueError, RuntimeError) as error:
             msg = f"directions must be lists of numbers: {error}"
             raise SettingsError(msg) from error
@@ -345,7 +346,8 @@ def join_directions(
     mean = flat.mean(0)
     if len(flat) > 1:
         left, sizes, right = torch.linalg.svd(flat - mean, full_matrices=False)
-        if float(sizes[0]) > 0:  # items that are alike have no direction of their own
+        # Items that are alike but for rounding have no direction of their own.
+        if float(sizes[0]) > 1e-5 * float(flat.norm()):
             sign = left[:, 0][left[:, 0].abs().argmax()].sign()
             mean = mean + sign * right[0]
     return mean.view(differences.shape[1:])

@@ -1,9 +1,9 @@
 """Heads that were found in a model, and are refused on another."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 from eah_interp.errors import SettingsError, show_value
 from eah_interp.indices import to_int, to_list
@@ -42,7 +42,7 @@ class HeadList:
 
     KEYS: ClassVar[tuple[str, ...]] = ("heads", "model", "weights")
 
-    heads: tuple[Head, ...]
+    heads: Sequence[Head | str]
     model: str = ""
     weights: str = ""
 
@@ -61,13 +61,18 @@ class HeadList:
         return cls(pairs, model=name_model(model), weights=hash_weights(model))
 
     @property
+    def pairs(self) -> tuple[Head, ...]:
+        """The heads as `(layer, head)`."""
+        return cast("tuple[Head, ...]", self.heads)
+
+    @property
     def names(self) -> tuple[str, ...]:
         """The heads by name: `("L3H7", "L1H0")`."""
-        return tuple(f"L{layer}H{head}" for layer, head in self.heads)
+        return tuple(f"L{layer}H{head}" for layer, head in self.pairs)
 
     def free(self) -> tuple[Head, ...]:
         """Give the heads alone, which any model takes."""
-        return self.heads
+        return self.pairs
 
     def top(self, k: int) -> "HeadList":
         """Keep the foremost `k` heads.
@@ -79,7 +84,7 @@ class HeadList:
         if n is None or not 1 <= n <= len(self.heads):
             msg = f"k must be 1 to {len(self.heads)} heads, got {show_value(k)}"
             raise SettingsError(msg)
-        return HeadList(self.heads[:n], model=self.model, weights=self.weights)
+        return HeadList(self.pairs[:n], model=self.model, weights=self.weights)
 
     def check_belongs(self, model: Any) -> None:
         """Check that a model is the one that the heads were found in.
@@ -96,16 +101,26 @@ class HeadList:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Write it as a mapping that JSON can hold; `HeadList(**mapping)` reads it."""
+        """Write it as a mapping that JSON can hold; `from_dict` reads it."""
         return {
-            "heads": [list(pair) for pair in self.heads],
+            "heads": [list(pair) for pair in self.pairs],
             "model": self.model,
             "weights": self.weights,
         }
 
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "HeadList":
+        """Read what `to_dict` wrote.
+
+        Raises:
+            SettingsError: If these are no heads.
+        """
+        names = {name: str(values[name]) for name in ("model", "weights")}
+        return cls(read_pairs(values["heads"]), **names)
+
     def __iter__(self) -> Iterator[Head]:
         """Walk the heads, the foremost first."""
-        return iter(self.heads)
+        return iter(self.pairs)
 
     def __len__(self) -> int:
         """Count the heads."""
@@ -155,7 +170,7 @@ def read_pairs(heads: object) -> tuple[Head, ...]:
         ((3, 7), (1, 0))
     """
     if isinstance(heads, HeadList):
-        return heads.heads
+        return heads.pairs
     listed = to_list(heads) or []
     found: list[Head] = []
     for head in listed:

@@ -458,7 +458,7 @@ def _read_end(text: str, n_layers: int) -> int | None:
 
 def _tuples(value: Any) -> Any:
     if isinstance(value, Mapping) and set(value) == set(HeadList.KEYS):
-        return HeadList(**value)
+        return HeadList.from_dict(value)
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 

@@ -46,8 +46,9 @@ class Steer(Intervention):
     last ones. That is a rule of decoding and changes no activation.
 
     Attributes:
-        vectors: What `find_directions` found, or `Directions` of your own; a folder
-            that they were saved to; None for each item's own, which `fit` finds.
+        vectors: What `find_directions` found, or `Directions` of your own; in a file
+            also the folder that they were saved to. None for each item's own, which
+            `fit` finds.
         layers: Indices, or a slice: those of it that have such an output.
         at: `"mlp"`: what MLPs add to the stream; `"stream"`: what layers return.
         scale: How far; negative for away from the vector.
@@ -79,11 +80,9 @@ class Steer(Intervention):
     def __post_init__(self) -> None:
         # Not super(): a class that travelled to a server as source has no cell for it.
         Intervention.__post_init__(self)
-        if isinstance(self.vectors, str):
-            object.__setattr__(self, "vectors", Directions.load(self.vectors))
         if not isinstance(self.vectors, Directions | None):
             got = show_value(self.vectors)
-            msg = f"vectors must be Directions, a folder of them, or None, got {got}"
+            msg = f"vectors must be Directions, or None, got {got}"
             raise SettingsError(msg)
         object.__setattr__(self, "layers", check_layers(self.layers))
         check_choice("at", self.at, Place)
@@ -216,8 +215,11 @@ class Steer(Intervention):
 
         Raises:
             SettingsError: If it is no mapping, or a key or value is unfit.
+            InputError: If `vectors` names a folder that holds none.
         """
         values = dict(check_mapping("settings of Steer", values))
+        if isinstance(values.get("vectors"), str):
+            values["vectors"] = Directions.load(values["vectors"])
         if isinstance(values.get("vectors"), Mapping):
             values["vectors"] = Directions.from_dict(values["vectors"])
         made: Steer = super().from_dict(values)

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-N_READ = 64
-"""Numbers that are read of each parameter, evenly spaced."""
+N_READ = 65_536
+"""Most numbers that are read of each parameter, evenly spaced."""
 
 _Known = tuple[tuple[tuple[int, int], ...], str]
 
@@ -18,10 +18,10 @@ _known: "weakref.WeakKeyDictionary[nn.Module, _Known]" = weakref.WeakKeyDictiona
 def hash_weights(model: Any) -> str:
     """Name a model's weights by 16 hexadecimal digits.
 
-    Of each parameter its shape and 64 numbers are read, rounded to bfloat16: the same
-    checkpoint has the same name on any device, in float32 as in bfloat16, whatever its
-    modules are called. Another seed, a further step of training or an adapter has
-    another; a change of a few single numbers may go unseen.
+    Of each parameter its shape and up to 65,536 numbers are read, rounded to bfloat16:
+    the same checkpoint has the same name on any device, in float32 as in bfloat16,
+    whatever its modules are called. Another seed, a further step of training or an
+    adapter has another; in large models a change of a few numbers may go unseen.
 
     Args:
         model: A whole model, or the module of transformers that it wraps.
