@@ -1,7 +1,6 @@
 """A short name for a model's weights, so that what was found in it is not misused."""
 
 import hashlib
-import weakref
 from typing import Any
 
 import torch
@@ -10,9 +9,10 @@ from torch import Tensor, nn
 N_READ = 65_536
 """Most numbers that are read of each parameter, evenly spaced."""
 
-_Known = tuple[tuple[tuple[int, int], ...], str]
-
-_known: "weakref.WeakKeyDictionary[nn.Module, _Known]" = weakref.WeakKeyDictionary()
+KNOWN = "_eah_weights"
+"""Attribute of a module: its name, and which weights it was made of. It is kept there
+and not beside it, since this travels to servers by value, with all that it refers to.
+"""
 
 
 def hash_weights(model: Any) -> str:
@@ -41,12 +41,13 @@ def hash_weights(model: Any) -> str:
         return ""
     # Asked at every step of a run: read again only where a parameter was written to.
     written = tuple((p.data_ptr(), _version(p)) for p in parameters)
-    known = _known.get(module)
+    known = vars(module).get(KNOWN)
     if known is None or known[0] != written:
         parts = sorted(_read(parameter) for parameter in parameters)
         known = (written, hashlib.sha256(b"".join(parts)).hexdigest()[:16])
-        _known[module] = known
-    return known[1]
+        vars(module)[KNOWN] = known
+    found: str = known[1]
+    return found
 
 
 def _version(parameter: Tensor) -> int:
