@@ -125,22 +125,6 @@ def check_mapping(
     return found
 
 
-def is_dense(tensor: Any) -> bool:
-    """Return whether a tensor is laid out as one plain array of its numbers.
-
-    Sparse tensors, nested ones and those of quantised numbers know few operations, and
-    raise errors of their own in the middle of a run.
-
-    Example:
-        >>> import torch
-        >>> is_dense(torch.ones(2)), is_dense(torch.ones(2).to_sparse())
-        (True, False)
-    """
-    # By name: who checks arguments does not wait for torch.
-    plain = str(tensor.layout) == "torch.strided"
-    return plain and not (tensor.is_quantized or tensor.is_nested)
-
-
 def check_flag(name: str, value: object) -> bool:
     """Check that a switch is True or False, and make it a plain one.
 

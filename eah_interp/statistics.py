@@ -10,9 +10,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from eah_interp.arguments import check_level, is_dense
+from eah_interp.arguments import check_level
 from eah_interp.errors import ExtraMissingError, InputError, SettingsError, show_value
-from eah_interp.indices import check_integer, to_float, to_list
+from eah_interp.indices import check_integer, is_dense, to_float, to_list
 from eah_interp.kinds import register
 
 Counts = Float[Tensor, "run item"]

@@ -21,6 +21,7 @@ ORDER = (
     "__init__",  # names come in when they are used: it imports nothing itself
     "_types",
     "errors",
+    "sources",
     "kinds",
     "indices",
     "arguments",

@@ -37,9 +37,11 @@ FOLDERS = (
 NO_RESULTS = {
     # settings, and what a user asks with
     *("EAH", "Ablation", "PAI", "VAR", "Steer", "Intervention", "Condition", "Item"),
-    *("ModelSource", "Study", "World", "Family", "Question"),
+    *("ModelSource", "Study", "World", "Family", "Question", "NearTie", "RandomDraw"),
     # where an intervention acts, and which items go together
-    *("AttentionSite", "Batch"),
+    *("AttentionSite", "StreamSite", "Batch"),
+    # an estimate with its interval, which is written in one way by itself
+    "Effect",
     # part of a setting: which heads
     "HeadList",
     # where an image is: hashable, compared by its numbers, and short by itself

@@ -707,8 +707,8 @@ def _tabulate_facts(record: Mapping[str, Any]) -> str:
         lines.append(
             f"- found in {toy}: AD-HH {heads['ad_hh']} (on {found['ad_hh_items']} "
             f"scenes with an absent object in the caption), PIH {heads['ablation']} "
-            f"(on {found['ablation_items']} false yeses), VAR dimensions {found['var']} "
-            f"({found['var_massive']} massive)"
+            f"(on {found['ablation_items']} false yeses), VAR dimensions "
+            f"{found['var']} ({found['var_massive']} massive)"
         )
     return "\n".join(lines)
 

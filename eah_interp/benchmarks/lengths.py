@@ -20,7 +20,7 @@ from eah_interp.benchmarks.chair import MENTIONS, STARTS, TEXT, TRUTH, check_cap
 from eah_interp.benchmarks.paired import Draws, Pair, check_drawing
 from eah_interp.errors import InputError
 from eah_interp.indices import check_choice, check_integer
-from eah_interp.kinds import register
+from eah_interp.results import Part
 from eah_interp.statistics import Effect, percentile_effect, resample_sums
 
 By: TypeAlias = Literal["objects", "words"]
@@ -32,9 +32,8 @@ CAPPED = ("CHAIR_S", "CHAIR_I", "recall")
 _COLUMNS = ("absent", "objects", "hallucinates", "length")
 
 
-@register
-@dataclass(frozen=True, kw_only=True)
-class CapChange:
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class CapChange(Part):
     """A metric of captions against the baseline's, cut to the same mean length.
 
     Attributes:

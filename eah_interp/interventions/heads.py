@@ -58,6 +58,11 @@ class HeadsIntervention(Intervention):
         """Find the layers that have one of the heads."""
         return [anatomy.site(layer) for layer in self.layers]
 
+    @property
+    def is_fitted(self) -> bool:  # type: ignore[override]
+        """Whether the heads are known."""
+        return self.heads is not None
+
     def check_fitted(self) -> None:
         """Check that the heads are known.
 

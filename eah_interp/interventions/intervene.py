@@ -125,7 +125,8 @@ def intervene(
     settings = EAH() if eah is None else eah
     memory = memory_of_worker()
     sites = check_settings(model, settings)
-    settings.check_fitted()
+    if not settings.is_fitted:
+        settings.check_fitted()
     check_mode(model)
     promise(model.interleaver, memory, settings)
     whole = prompt_of_worker(model, image_mask=image_mask).limit(prompt_mask)

@@ -17,9 +17,8 @@ from eah_interp._types import (
     Queries,
     Values,
 )
-from eah_interp.arguments import is_dense
 from eah_interp.errors import InputError, SettingsError, show_value
-from eah_interp.indices import to_float, to_int
+from eah_interp.indices import is_dense, to_float, to_int
 
 BLOCK_BYTES = 64 * 2**20
 """Size aimed at for one float32 block of `[batch, head, rows, key]`, in bytes."""

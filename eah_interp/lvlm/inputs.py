@@ -15,10 +15,10 @@ from eah_interp.arguments import (
     SYNONYMS,
     check_mapping,
     check_unicode,
-    is_dense,
     rename_keywords,
 )
 from eah_interp.errors import InputError, show_value
+from eah_interp.indices import is_dense
 from eah_interp.kernels.patterns import check_sizes, check_tensor
 from eah_interp.lvlm.images import ImageLike, is_images, read_image
 from eah_interp.lvlm.messages import (

@@ -159,6 +159,11 @@ class VHR(LayersIntervention):
             for row in range(n_rows)
         ]
 
+    @property
+    def is_fitted(self) -> bool:  # type: ignore[override]
+        """Whether the heads are known."""
+        return bool(self.items)
+
     def check_fitted(self) -> None:
         """Check that the heads are known.
 
