@@ -11,7 +11,7 @@ from torch import Tensor
 
 from eah_interp._types import ColumnMask
 from eah_interp.arguments import by_name
-from eah_interp.attribution.results import name_head
+from eah_interp.attribution.results import check_finite_result, name_head
 from eah_interp.attribution.runs import (
     check_unedited,
     open_question,
@@ -288,15 +288,17 @@ def score_broadcast(
         )
         runs.append(_stack(found, float(settings.beta or 0)))
         columns = [one.columns for one in found]
-    return BroadcastScores(
-        model=name_model(model),
-        eah=settings,
-        layers=chosen,
-        columns=columns[0].cpu(),
-        spans=model.spans(encoding),
-        plain=runs[0],
-        patched=runs[1],
-        donors=donors,
+    return check_finite_result(
+        BroadcastScores(
+            model=name_model(model),
+            eah=settings,
+            layers=chosen,
+            columns=columns[0].cpu(),
+            spans=model.spans(encoding),
+            plain=runs[0],
+            patched=runs[1],
+            donors=donors,
+        )
     )
 
 

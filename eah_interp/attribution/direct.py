@@ -22,6 +22,7 @@ from eah_interp.attribution.chunks import (
 from eah_interp.attribution.direct_path import DirectRun, run_direct
 from eah_interp.attribution.readouts import MetricName, Target, TargetValues
 from eah_interp.attribution.results import (
+    check_finite_result,
     check_target,
     label_cell,
     label_targets,
@@ -470,18 +471,20 @@ def attribute_heads(
             patcheds.append((chunk.targets, _sum_up(model, patched, sources=sources)))
             changes.append((chunk.targets, _split_change(plain, patched)))
             donors.append((chunk.items, patched.donors))
-    return HeadAttribution(
-        model=name_model(model),
-        metric=case.readout.metric,
-        targets=case.readout.targets,
-        layers=tuple(plain.heads),
-        blocks=tuple(_name_block(model, path) for path in plain.blocks),
-        spans=model.spans(case.encoding),
-        plain=join_parts(plains),
-        patch=patch,
-        patched=join_parts(patcheds) if patcheds else None,
-        donors=join_donors(donors, n_items=case.n_items),
-        change=join_parts(changes) if changes else None,
+    return check_finite_result(
+        HeadAttribution(
+            model=name_model(model),
+            metric=case.readout.metric,
+            targets=case.readout.targets,
+            layers=tuple(plain.heads),
+            blocks=tuple(_name_block(model, path) for path in plain.blocks),
+            spans=model.spans(case.encoding),
+            plain=join_parts(plains),
+            patch=patch,
+            patched=join_parts(patcheds) if patcheds else None,
+            donors=join_donors(donors, n_items=case.n_items),
+            change=join_parts(changes) if changes else None,
+        )
     )
 
 

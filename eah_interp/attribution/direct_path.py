@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from eah_interp.attribution.cases import Case
 from eah_interp.attribution.readouts import Places, Readout, TargetValues, keep_logits
 from eah_interp.attribution.runs import read_places
-from eah_interp.errors import ModelError
+from eah_interp.errors import ModelError, NumericalError
 from eah_interp.interventions.donation import donors_by_layer
 from eah_interp.interventions.intervene import attention_calls
 from eah_interp.interventions.intervention import Intervention
@@ -239,6 +239,7 @@ def linearise_norm(
 
     Raises:
         ModelError: If it is no such norm.
+        NumericalError: If what goes through it is NaN or infinite.
 
     Example:
         >>> norm, x = nn.LayerNorm(4), torch.randn(2, 4, requires_grad=True)
@@ -272,6 +273,9 @@ def linearise_norm(
     size = float(actual.abs().max().clamp(min=1e-6))
     if error <= _LOOSE.get(output.dtype, 1e-3) * size:
         return (actual + (frozen - frozen.detach())).to(output.dtype), bias
+    if not (bool(wide.isfinite().all()) and bool(actual.isfinite().all())):
+        msg = f"what goes through {name} is NaN or infinite: expected finite numbers"
+        raise NumericalError(f"{msg}; load the model in another dtype")
     msg = (
         f"{name} ({type(norm).__name__}) is neither an RMS norm nor a layer norm: its "
         "output is not explained by its input, weight and bias, so its scale cannot "

@@ -35,6 +35,7 @@ from eah_interp.attribution.replay import (
     prepare_replay,
 )
 from eah_interp.attribution.results import (
+    check_finite_result,
     check_target,
     label_cell,
     largest,
@@ -504,23 +505,26 @@ def approximate_heads(
     n_targets = len(case.readout.targets)
     gathered = {name: gather(part, n_targets) for name, part in parts.items()}
     unchecked = torch.full_like(gathered["approximate"], torch.nan)
-    return HeadApproximation(
-        model=name_model(model),
-        metric=case.readout.metric,
-        targets=case.readout.targets,
-        layers=tuple(sorted(model.anatomy.sites)),
-        method=method,
-        what=what,
-        source=name_side(source, pictured=other is not case),
-        target=name_side(target),
-        source_patch=None if source == "plain" else source,
-        target_patch=None if target == "plain" else target,
-        n_steps=n_steps if method == "integrated_gradients" else None,
-        values=gathered["values"],
-        source_values=gathered["source_values"],
-        approximate=gathered["approximate"],
-        exact=gathered.get("exact", unchecked),
-        whole_layers=gathered.get("whole_layers"),
+    return check_finite_result(
+        HeadApproximation(
+            model=name_model(model),
+            metric=case.readout.metric,
+            targets=case.readout.targets,
+            layers=tuple(sorted(model.anatomy.sites)),
+            method=method,
+            what=what,
+            source=name_side(source, pictured=other is not case),
+            target=name_side(target),
+            source_patch=None if source == "plain" else source,
+            target_patch=None if target == "plain" else target,
+            n_steps=n_steps if method == "integrated_gradients" else None,
+            values=gathered["values"],
+            source_values=gathered["source_values"],
+            approximate=gathered["approximate"],
+            exact=gathered.get("exact", unchecked),
+            whole_layers=gathered.get("whole_layers"),
+        ),
+        but=("exact",),
     )
 
 

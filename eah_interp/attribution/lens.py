@@ -22,6 +22,7 @@ from eah_interp.attribution.chunks import (
 )
 from eah_interp.attribution.readouts import MetricName, Readout, Target, TargetValues
 from eah_interp.attribution.results import (
+    check_finite_result,
     check_target,
     label_cell,
     label_targets,
@@ -393,17 +394,19 @@ def logit_lens(
             reading, chosen = _read_run(model, chunk.case, chunk.patch, own)
             patcheds.append((chunk.targets, reading))
             donors.append((chunk.items, chosen))
-    return LogitLens(
-        model=name_model(model),
-        metric=case.readout.metric,
-        targets=case.readout.targets,
-        points=("embedding", *(f"L{i}" for i in range(model.anatomy.n_layers))),
-        positions=places,
-        spans=spans,
-        plain=join_parts(plains),
-        patch=patch,
-        patched=join_parts(patcheds) if patcheds else None,
-        donors=join_donors(donors, n_items=case.n_items),
+    return check_finite_result(
+        LogitLens(
+            model=name_model(model),
+            metric=case.readout.metric,
+            targets=case.readout.targets,
+            points=("embedding", *(f"L{i}" for i in range(model.anatomy.n_layers))),
+            positions=places,
+            spans=spans,
+            plain=join_parts(plains),
+            patch=patch,
+            patched=join_parts(patcheds) if patcheds else None,
+            donors=join_donors(donors, n_items=case.n_items),
+        )
     )
 
 

@@ -24,6 +24,7 @@ from eah_interp.attribution.nodes import (
 from eah_interp.attribution.readouts import MetricName, Target, TargetValues
 from eah_interp.attribution.replay import check_batch_size, given_by, measure_variants
 from eah_interp.attribution.results import (
+    check_finite_result,
     check_target,
     label_cell,
     largest,
@@ -233,15 +234,17 @@ def trace_mediators(
     n_targets = len(case.readout.targets)
     change = gather(changes, n_targets)
     values = {"plain": gather(plain, n_targets), "patched": gather(patched, n_targets)}
-    return Mediation(
-        model=name_model(model),
-        metric=case.readout.metric,
-        targets=case.readout.targets,
-        eah=eah,
-        nodes=tuple(node.name for node in chosen),
-        **values,
-        restored=-change[:, 1:],
-        unmediated=values["patched"] - values["plain"] + change[:, 0],
+    return check_finite_result(
+        Mediation(
+            model=name_model(model),
+            metric=case.readout.metric,
+            targets=case.readout.targets,
+            eah=eah,
+            nodes=tuple(node.name for node in chosen),
+            **values,
+            restored=-change[:, 1:],
+            unmediated=values["patched"] - values["plain"] + change[:, 0],
+        )
     )
 
 

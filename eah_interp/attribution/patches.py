@@ -27,6 +27,7 @@ from eah_interp.attribution.gradient_runs import (
 )
 from eah_interp.attribution.readouts import MetricName, Target, TargetValues
 from eah_interp.attribution.results import (
+    check_finite_result,
     check_target,
     label_cell,
     largest,
@@ -444,18 +445,20 @@ def attribute_patches(
             patched = _split(model, chunk.case, chunk.patch, method)
             patcheds.append((chunk.targets, _gather(patched, own)))
             donors.append((chunk.items, patched.donors))
-    return PictureAttribution(
-        model=name_model(model),
-        metric=case.readout.metric,
-        method=method,
-        targets=case.readout.targets,
-        layers=tuple(model.anatomy.sites),
-        columns=columns,
-        spans=spans,
-        plain=join_parts(plains),
-        patch=patch,
-        patched=join_parts(patcheds) if patcheds else None,
-        donors=join_donors(donors, n_items=case.n_items),
+    return check_finite_result(
+        PictureAttribution(
+            model=name_model(model),
+            metric=case.readout.metric,
+            method=method,
+            targets=case.readout.targets,
+            layers=tuple(model.anatomy.sites),
+            columns=columns,
+            spans=spans,
+            plain=join_parts(plains),
+            patch=patch,
+            patched=join_parts(patcheds) if patcheds else None,
+            donors=join_donors(donors, n_items=case.n_items),
+        )
     )
 
 

@@ -22,6 +22,7 @@ from eah_interp.attribution.replay import (
     measure_variants,
 )
 from eah_interp.attribution.results import (
+    check_finite_result,
     check_target,
     label_cell,
     largest,
@@ -269,19 +270,21 @@ def patch_heads(
         values.append((indices, into.values))
         theirs.append((indices, taken.values))
     n_targets = len(case.readout.targets)
-    return HeadPatching(
-        model=name_model(model),
-        metric=case.readout.metric,
-        targets=case.readout.targets,
-        what=what,
-        source=name_side(source, pictured=other is not case),
-        target=name_side(target),
-        source_patch=None if source == "plain" else source,
-        target_patch=None if target == "plain" else target,
-        patches=tuple("+".join(node.name for node in each) for each in variants),
-        values=gather(values, n_targets),
-        source_values=gather(theirs, n_targets),
-        effects=gather(effects, n_targets),
+    return check_finite_result(
+        HeadPatching(
+            model=name_model(model),
+            metric=case.readout.metric,
+            targets=case.readout.targets,
+            what=what,
+            source=name_side(source, pictured=other is not case),
+            target=name_side(target),
+            source_patch=None if source == "plain" else source,
+            target_patch=None if target == "plain" else target,
+            patches=tuple("+".join(node.name for node in each) for each in variants),
+            values=gather(values, n_targets),
+            source_values=gather(theirs, n_targets),
+            effects=gather(effects, n_targets),
+        )
     )
 
 
@@ -392,19 +395,21 @@ def ablate_heads(
         effects.append((indices, found.T))
         values.append((indices, run.values))
     n_targets = len(case.readout.targets)
-    return HeadPatching(
-        model=name_model(model),
-        metric=case.readout.metric,
-        targets=case.readout.targets,
-        what="output",
-        source=how,
-        target=name_side(target),
-        source_patch=None,
-        target_patch=None if target == "plain" else target,
-        patches=tuple("+".join(node.name for node in each) for each in variants),
-        values=gather(values, n_targets),
-        source_values=None,
-        effects=gather(effects, n_targets),
+    return check_finite_result(
+        HeadPatching(
+            model=name_model(model),
+            metric=case.readout.metric,
+            targets=case.readout.targets,
+            what="output",
+            source=how,
+            target=name_side(target),
+            source_patch=None,
+            target_patch=None if target == "plain" else target,
+            patches=tuple("+".join(node.name for node in each) for each in variants),
+            values=gather(values, n_targets),
+            source_values=None,
+            effects=gather(effects, n_targets),
+        )
     )
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from eah_interp._types import ColumnMask, Definition
 from eah_interp.arguments import by_name, check_count, check_flag
 from eah_interp.attribution.nodes import NodeName, find_nodes
-from eah_interp.attribution.results import name_head
+from eah_interp.attribution.results import check_finite_result, name_head
 from eah_interp.attribution.runs import (
     check_unedited,
     open_question,
@@ -779,20 +779,22 @@ def read_patterns(
     asked_of = _Asked(encoding, prompt_mask, wanted, positions, settings, said)
     plain = _run(model, asked_of, None)
     patched = None if patch is None else _run(model, asked_of, patch)
-    return HeadPatterns(
-        model=name_model(model),
-        heads=wanted,
-        positions=torch.tensor(positions),
-        tokens=write_tokens(model, encoding["input_ids"]),
-        spans=model.spans(encoding),
-        images=plain.images,
-        padding=plain.padding,
-        plain=plain.found,
-        patch=patch,
-        patched=None if patched is None else patched.found,
-        donors={} if patched is None else patched.donors,
-        sinks_by=settings,
-        words=said,
+    return check_finite_result(
+        HeadPatterns(
+            model=name_model(model),
+            heads=wanted,
+            positions=torch.tensor(positions),
+            tokens=write_tokens(model, encoding["input_ids"]),
+            spans=model.spans(encoding),
+            images=plain.images,
+            padding=plain.padding,
+            plain=plain.found,
+            patch=patch,
+            patched=None if patched is None else patched.found,
+            donors={} if patched is None else patched.donors,
+            sinks_by=settings,
+            words=said,
+        )
     )
 
 

@@ -23,6 +23,7 @@ from eah_interp.attribution.replay import (
     prepare_replay,
 )
 from eah_interp.attribution.results import (
+    check_finite_result,
     check_target,
     label_cell,
     largest,
@@ -330,15 +331,17 @@ def attribute_recipients(
             parts.setdefault(name, []).append((indices, tensor))
     n_targets = len(case.readout.targets)
     whole = {name: gather(part, n_targets) for name, part in parts.items()}
-    return RecipientAttribution(
-        model=name_model(model),
-        metric=case.readout.metric,
-        targets=case.readout.targets,
-        eah=eah,
-        method=method,
-        recipients=tuple(name_head(*player) for player in players),
-        donors=donors,
-        **whole,
+    return check_finite_result(
+        RecipientAttribution(
+            model=name_model(model),
+            metric=case.readout.metric,
+            targets=case.readout.targets,
+            eah=eah,
+            method=method,
+            recipients=tuple(name_head(*player) for player in players),
+            donors=donors,
+            **whole,
+        )
     )
 
 

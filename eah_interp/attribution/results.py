@@ -1,17 +1,61 @@
 """Names of heads, and which of a table's rows come first."""
 
-from collections.abc import Iterable, Mapping, Sequence, Set
-from typing import Any
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from typing import Any, TypeVar
 
 import pandas as pd
 from torch import Tensor
 
 from eah_interp.attribution.readouts import Target
-from eah_interp.errors import SettingsError, show_value
+from eah_interp.errors import NumericalError, SettingsError, show_value
 from eah_interp.indices import to_int, to_list
 from eah_interp.kinds import register
 
 register(Target)
+
+
+Found = TypeVar("Found")
+
+
+def check_finite_result(found: Found, *, but: tuple[str, ...] = ()) -> Found:
+    """Check that what a run of a model gave holds no NaN and no infinity.
+
+    Args:
+        found: A result, as it is about to be returned.
+        but: Fields in which NaN stands for what was not measured.
+
+    Returns:
+        The result.
+
+    Raises:
+        NumericalError: If it does.
+    """
+    for name, tensor in _list_tensors(found, ""):
+        if name.rpartition(".")[2] not in but and not bool(tensor.isfinite().all()):
+            msg = (
+                f"{name} of this {type(found).__name__} would hold NaN or infinity: "
+                "expected finite activations and weights; load the model in another "
+                "dtype (float16 overflows where bfloat16 does not), or look at what "
+                "the patch does to it"
+            )
+            raise NumericalError(msg)
+    return found
+
+
+def _list_tensors(value: object, name: str) -> Iterator[tuple[str, Tensor]]:
+    if isinstance(value, Tensor):
+        yield name, value
+        return
+    parts: Iterable[tuple[object, object]] = ()
+    if dataclasses.is_dataclass(value):
+        parts = vars(value).items()
+    elif isinstance(value, Mapping):
+        parts = value.items()
+    elif isinstance(value, list | tuple):
+        parts = enumerate(value)
+    for key, inside in parts:
+        yield from _list_tensors(inside, f"{name}.{key}".strip("."))
 
 
 def name_head(layer: int, head: int) -> str:

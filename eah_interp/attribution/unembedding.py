@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from eah_interp.attribution.cases import Case
 from eah_interp.attribution.readouts import keep_logits
-from eah_interp.errors import ModelError
+from eah_interp.errors import ModelError, NumericalError
 from eah_interp.interventions.donation import donors_by_layer
 from eah_interp.interventions.intervene import attention_calls
 from eah_interp.interventions.intervention import Intervention
@@ -87,6 +87,9 @@ def find_unembedding(
     anatomy = model.anatomy
     final = final.float()
     off = (final < OFF).all(0)
+    if not bool(final[:, ~off].isfinite().all()):
+        msg = "the model's logits are NaN or infinite: expected finite numbers; load it"
+        raise NumericalError(f"{msg} in another dtype (bfloat16, not float16)")
     scale, cap = _fit_logits(model, raw[:, : final.shape[-1]].float(), final)
     norm: nn.Module = nn.Identity()
     if anatomy.final_norm is not None:

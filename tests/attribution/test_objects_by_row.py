@@ -1,5 +1,7 @@
 """Objects by row: each item its own, told apart by what is in the image."""
 
+import contextlib
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -16,11 +18,14 @@ from eah_interp.attribution import (
     logit_lens,
     patch_heads,
     pose,
+    read_patterns,
+    score_broadcast,
     trace_mediators,
 )
-from eah_interp.errors import InputError, SettingsError
+from eah_interp.errors import InputError, NumericalError, SettingsError
 from eah_interp.testing import random_image
 from eah_interp.toy import draw_scene
+from tests.fuzz.harness import find_bad
 from tests.tiny_families import PICTURES, ignore_renamed, share_model
 
 IMAGES = [random_image(seed) for seed in range(4)]
@@ -272,6 +277,40 @@ def test_items_that_cannot_be_told_apart_are_refused_with_the_remedy():
     model = share_model("qwen2_5_vl")
     with pytest.raises(InputError, match="pass one image and prompt at a time"):
         attribute_heads(model, list(PICTURES), objects=["boat"], batch_size=1)
+
+
+# -- numbers that are none -------------------------------------------------------------
+
+SPOILT = {
+    "one token's logit": lambda model: model.lm_head.weight[-1],
+    "every logit": lambda model: model.lm_head.weight,
+    "one value": lambda model: model.model.language_model.layers[
+        5
+    ].self_attn.v_proj.weight[0],
+    "one query": lambda model: model.model.language_model.layers[
+        2
+    ].self_attn.q_proj.weight[0],
+}
+
+
+@pytest.mark.parametrize("what", SPOILT)
+def test_no_attribution_holds_nan(what, as_users_run_it):
+    """One weight is enough: a gradient sums over all logits, zero times NaN too."""
+    broken = eah.load()
+    with torch.no_grad():
+        SPOILT[what](broken._module).fill_(torch.nan)
+    asked = {name: {"objects": ["boat"], **given} for name, (_, given) in CALLS.items()}
+    calls = {name: function for name, (function, _) in CALLS.items()}
+    calls |= {"read_patterns": read_patterns, "score_broadcast": score_broadcast}
+    asked |= {"read_patterns": {"mean": True}, "score_broadcast": {}}
+    named = 0
+    for name, function in calls.items():
+        with contextlib.suppress(NumericalError):
+            named += 1
+            found = function(broken, IMAGES[0], PROMPTS[0], **asked[name])
+            named -= 1
+            assert not list(find_bad(found, "", frozenset({"exact"}))), name
+    assert named >= 5
 
 
 # -- present and absent ----------------------------------------------------------------
