@@ -108,6 +108,10 @@ class JsonText:
         try:
             value, end = self._decoder.raw_decode(self.text, start)
         except json.JSONDecodeError as error:
+            # How deep a parser goes before it gives up differs between Pythons: what is
+            # out of bounds before the place is named first, on all of them.
+            for place, what in _list_unfit(self.text[: error.pos], start):
+                self.refuse(place, what)
             self.refuse(error.pos, f"not JSON: {error.msg}")
         except (_UnfitError, RecursionError):
             self._refuse_unfit(start)

@@ -5,7 +5,6 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
-import linecache
 import sys
 import textwrap
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ from typing import Any
 
 from eah_interp.arguments import by_name
 from eah_interp.errors import SettingsError, show_value
+from eah_interp.sources import read_lines, read_source
 
 PLUGIN, SHA256 = "plugin", "sha256"
 """Keys under which a file names code."""
@@ -146,13 +146,13 @@ def _read_source(value: Any) -> str:
         TypeError: If it is neither.
     """
     if isinstance(value, FunctionType):
-        return inspect.getsource(value)
+        return read_source(value)
     if not isinstance(value, type):
         raise TypeError(f"a {type(value).__name__}")
     # Not inspect.getsource: before Python 3.13 it does not find a notebook's classes.
     functions = [one for one in vars(value).values() if isinstance(one, FunctionType)]
     for method in map(inspect.unwrap, functions):
-        lines = linecache.getlines(method.__code__.co_filename)
+        lines = read_lines(method)
         for node in ast.walk(ast.parse("".join(lines))):
             if isinstance(node, ast.ClassDef) and node.name == value.__name__:
                 first = min([node.lineno, *(d.lineno for d in node.decorator_list)])

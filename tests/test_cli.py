@@ -109,7 +109,7 @@ def test_help_needs_neither_torch_nor_transformers():
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_shows_examples_whose_options_exist(command):
     listed = next(c for c in app.registered_commands if c.callback.__name__ == command)
-    examples = re.findall(r"^ +eah-interp (.+)$", listed.callback.__doc__, re.MULTILINE)
+    examples = re.findall(r"^ *eah-interp (.+)$", listed.callback.__doc__, re.MULTILINE)
     assert examples
     for example in examples:
         words = re.findall(r'"[^"]+"|\S+', example)

@@ -132,7 +132,7 @@ def test_a_missing_file_of_the_user_s_is_an_error_in_one_line(chair, option, tmp
 def test_examples_in_the_help_have_options_that_exist():
     for command in score.registered_commands:
         name, text = command.callback.__name__, command.callback.__doc__
-        examples = re.findall(r"^ +eah-interp score (.+)$", text, re.MULTILINE)
+        examples = re.findall(r"^ *eah-interp score (.+)$", text, re.MULTILINE)
         assert examples
         for example in examples:
             words = shlex.split(example)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from eah_interp._types import ColumnMask, Donors
 from eah_interp.arguments import by_name, rename_keywords
-from eah_interp.errors import ModelError, SettingsError, UnsupportedError
+from eah_interp.errors import ModelError, UnsupportedError
 from eah_interp.interventions.donation import LayerPatch
 from eah_interp.interventions.eah import EAH, EAHPatch
 from eah_interp.interventions.intervention import Intervention, Patch
@@ -125,7 +125,7 @@ def intervene(
     settings = EAH() if eah is None else eah
     memory = memory_of_worker()
     sites = check_settings(model, settings)
-    _check_fitted(settings)
+    settings.check_fitted()
     check_mode(model)
     promise(model.interleaver, memory, settings)
     whole = prompt_of_worker(model, image_mask=image_mask).limit(prompt_mask)
@@ -147,21 +147,6 @@ def intervene(
 
 
 _ARGUMENTS = ("eah", "image_mask", "prompt_mask")
-
-
-def _check_fitted(settings: Intervention) -> None:
-    """Check that what has to be found on the very items was found.
-
-    Raises:
-        SettingsError: If not.
-    """
-    if not settings.is_fitted:
-        msg = (
-            f"{type(settings).__name__} was not fitted: what it needs is found on the "
-            "very items that it is used on; call .fit(model, images, prompts), and use "
-            "the settings that it returns"
-        )
-        raise SettingsError(msg)
 
 
 def _patch_call(
@@ -213,10 +198,13 @@ def _patch_stream(
         settings.check_late_start(step)
     if not is_first and settings.steps == "prefill":
         return
-    first = _first_row(model, step, width=width)
-    point = StreamPoint.at(model, site, whole, first=first)
+
+    def find_first() -> int:
+        return _first_row(model, step, width=width)
+
+    point = StreamPoint.at(model, site, whole, find_first=find_first)
     if is_first:
-        end = first + point.output.shape[1]
+        end = point.first + point.output.shape[1]
         _check_start(settings, point, step=step, end=end)
         memory.learned[key] = None
     settings.apply_to_stream(point)
@@ -307,7 +295,7 @@ def attention_calls(
     patched = {site.layer for site in found if isinstance(site, AttentionSite)}
     streams = {site.layer: site for site in found if isinstance(site, StreamSite)}
     if settings is not None:
-        _check_fitted(settings)
+        settings.check_fitted()
         _check_followed(settings, streams, follows_streams=follows_streams)
     for layer in range(model.anatomy.n_layers):
         if layers is not None and layer > max(layers, default=-1):
@@ -323,7 +311,7 @@ def attention_calls(
                 detached=detached,
             )
         if settings is not None and layer in streams:
-            point = StreamPoint.at(model, streams[layer], whole, first=0)
+            point = StreamPoint.at(model, streams[layer], whole, find_first=lambda: 0)
             _check_start(settings, point, step=0, end=point.output.shape[1])
             settings.apply_to_stream(point)
 
@@ -415,7 +403,7 @@ def edit(model: Model, eah: EAH | Intervention | None = None) -> Model:
     """
     eah = EAH() if eah is None else eah
     check_settings(model, eah)
-    _check_fitted(eah)
+    eah.check_fitted()
     whole: Any = model
     if eah.steps == "prefill":
         with whole.edit() as (_, edited):

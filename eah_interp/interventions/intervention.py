@@ -105,6 +105,25 @@ class Intervention(metaclass=Named):
         del model, images, prompts
         return self
 
+    @property
+    def fits_itself(self) -> bool:
+        """Whether `fit` finds what is found on the items; it does nothing here."""
+        return type(self).fit is not Intervention.fit
+
+    def check_fitted(self) -> None:
+        """Check that what has to be found on the very items was found.
+
+        Raises:
+            SettingsError: If not.
+        """
+        if not self.is_fitted:
+            msg = (
+                f"{type(self).__name__} was not fitted: what it needs is found on the "
+                "very items that it is used on; call .fit(model, images, prompts), and "
+                "use the settings that it returns"
+            )
+            raise SettingsError(msg)
+
     def check_fits(self, *, n_heads: int, d_model: int) -> None:
         """Check that what the settings name exists in a model.
 

@@ -1,5 +1,6 @@
 """What a layer, or its MLP, returns while an intervention is at it."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,7 +43,12 @@ class StreamPoint:
 
     @classmethod
     def at(
-        cls, model: Any, site: StreamSite, whole: Prompt, *, first: int
+        cls,
+        model: Any,
+        site: StreamSite,
+        whole: Prompt,
+        *,
+        find_first: Callable[[], int],
     ) -> "StreamPoint":
         """Stand where a layer returns something.
 
@@ -50,10 +56,12 @@ class StreamPoint:
             model: The traced model.
             site: The layer and the place in it.
             whole: The tokens of the run's prompt.
-            first: Position of the pass's first row.
+            find_first: Finds the position of the pass's first row, once the pass has
+                come to the layer; before that, it would be of the pass before.
         """
         values = getattr(model, _VALUES[site.place])
         output: Tensor = values[site.layer]
+        first = find_first()
         n_batch, n_rows, _ = output.shape
         width = whole.image_mask.shape[1]
         beyond = max(0, first + n_rows - width)

@@ -22,6 +22,7 @@ from eah_interp.indices import to_int
 from eah_interp.lvlm.adapters import is_adapted
 from eah_interp.lvlm.spans import image_token_id
 from eah_interp.lvlm.writers import Writers, find_writers
+from eah_interp.sources import read_source
 
 # ---- Finding the attention call in a forward's source, by what it is.
 
@@ -59,7 +60,7 @@ def attention_call_of(kind: type[nn.Module]) -> CallSite | None:
 def _read_call(kind: type[nn.Module]) -> CallSite | None:
     forward = inspect.unwrap(kind.forward)
     try:
-        source = textwrap.dedent(inspect.getsource(forward))
+        source = textwrap.dedent(read_source(forward))
     except (OSError, TypeError):
         return None
     return find_attention_call(source)

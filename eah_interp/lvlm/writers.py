@@ -15,6 +15,8 @@ from typing import Any
 
 from torch import nn
 
+from eah_interp.sources import read_source
+
 
 @dataclass(frozen=True)
 class Writers:
@@ -133,8 +135,9 @@ class _Follower:
     def run(self) -> _Flow | None:
         """Follow the forward to its return, and say what comes out."""
         forward = inspect.unwrap(type(self.layer).forward)
-        tree = ast.parse(textwrap.dedent(inspect.getsource(forward))).body[0]
-        assert isinstance(tree, ast.FunctionDef)
+        tree = ast.parse(textwrap.dedent(read_source(forward))).body[0]
+        if not isinstance(tree, ast.FunctionDef):
+            raise OSError("its source is no function")
         parameters = list(inspect.signature(forward).parameters.values())
         defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
         self.scope = {**forward.__globals__, **defaults, "self": self.layer}

@@ -193,8 +193,8 @@ class Condition(metaclass=Named):
         if self.patch is None:
             return
         model.check(self.patch)
-        if type(self.patch).fit is Intervention.fit:  # nothing is found later
-            _check_found(self.patch)
+        if not self.patch.fits_itself:  # nothing is found later
+            self.patch.check_fitted()
         if self.random is not None and self.random.can_draw(self.patch):
             self.random.replace(self.patch, n_heads=model.n_heads, items=[0])
 
@@ -225,20 +225,6 @@ class Condition(metaclass=Named):
         if isinstance(patch, EAH):
             patch = seed_items(patch, list(seeds))
         return edit(model, patch)
-
-
-def _check_found(patch: Any) -> None:
-    """Check that settings that no `fit` completes lack nothing.
-
-    Raises:
-        SettingsError: If they do, such as heads that a finder has to find.
-    """
-    check = getattr(patch, "check_fitted", None)
-    if check is not None:
-        check()
-    elif not patch.is_fitted:
-        msg = f"{show_value(patch)} lacks what has to be found in the model first"
-        raise SettingsError(msg)
 
 
 def _check_decoding(decoding: object) -> dict[str, dict[str, Any]]:

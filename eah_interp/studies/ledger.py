@@ -692,6 +692,12 @@ def _read_conditions(
         except (ValueError, EAHError) as error:
             said = str(error).partition(" For further")[0]
             return (), f"not a method of this version: {' '.join(said.split()):.120}"
+    for condition in found:
+        if condition.patch is not None and not condition.patch.fits_itself:
+            try:
+                condition.patch.check_fitted()
+            except SettingsError as error:
+                return (), f"what the method needs is not found yet: {error}"
     return tuple(found), ""
 
 

@@ -66,7 +66,8 @@ CALLS = {
 
 def assert_equal(found, expected):
     if isinstance(found, pd.DataFrame):
-        pd.testing.assert_frame_equal(found, expected)
+        # A column says what is left over: rounding, which hangs on where weights lie.
+        pd.testing.assert_frame_equal(found, expected, atol=1e-5)
     elif isinstance(found, torch.Tensor):
         assert torch.equal(found, expected)
     else:

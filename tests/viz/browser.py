@@ -35,11 +35,12 @@ class Browser:
         return self.driver.execute_script(script)
 
     def wait(self, condition: str, *, seconds: float = 15.0) -> None:
-        """Wait until a JavaScript expression is true."""
+        """Wait until a JavaScript expression is true; until then it may fail."""
         from selenium.webdriver.support.ui import WebDriverWait
 
         wait = WebDriverWait(self.driver, seconds, poll_frequency=0.1)
-        wait.until(lambda driver: driver.execute_script(f"return Boolean({condition})"))
+        tried = f"try {{ return Boolean({condition}) }} catch {{ return false }}"
+        wait.until(lambda driver: driver.execute_script(tried))
 
     @property
     def errors(self) -> list[str]:

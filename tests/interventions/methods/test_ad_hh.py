@@ -28,6 +28,8 @@ from tests.tiny_families import ignore_renamed, measure_gap
 
 pytestmark = ignore_renamed
 
+EXAMPLE = ADHH(heads=("L1H0", "L1H2"), tau=0.1)
+
 
 @dataclass
 class OracleADHH(Oracle):

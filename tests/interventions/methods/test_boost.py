@@ -25,6 +25,8 @@ from tests.tiny_families import PICTURES, QUESTIONS, encode, ignore_renamed, mea
 
 pytestmark = ignore_renamed
 
+EXAMPLE = ColumnBoost(layers=(1,), amount=3.0, on="weights")
+
 
 @dataclass
 class OracleBoost(Oracle):

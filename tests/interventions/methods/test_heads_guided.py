@@ -19,6 +19,8 @@ from tests.tiny_families import ignore_renamed
 
 pytestmark = ignore_renamed
 
+EXAMPLE = HeadsGuided(alpha=3.0, layers=(1,))
+
 
 @dataclass
 class OracleHeadsGuided(Oracle):

@@ -22,6 +22,8 @@ from tests.tiny_families import ignore_renamed
 
 pytestmark = ignore_renamed
 
+EXAMPLE = ScaleHeads(heads=("L1H0", "L1H2"), factor=0.2, gate="image", at_least=0.1)
+
 HEADS = (0, 1, 3)
 
 

@@ -21,6 +21,8 @@ from tests.tiny_families import ignore_renamed
 
 pytestmark = ignore_renamed
 
+EXAMPLE = SPIN(keep=0.5, factor=0.1, layers=(1,), rows="text")
+
 
 @dataclass
 class OracleSPIN(Oracle):

@@ -27,6 +27,8 @@ from tests.tiny_families import ignore_renamed
 
 pytestmark = ignore_renamed
 
+EXAMPLE = VHR(heads=("L1H0", "L1H2"))
+
 
 @dataclass
 class OracleVHR(Oracle):
