@@ -16,7 +16,7 @@ from eah_interp.studies import StudyFile
 from tests.studies.made import caption, make_run, question
 
 BENCH = Path(__file__).parents[1] / "docs" / "bench"
-FOUND = {"ad_hh": [[0, 1]], "ablation": [[1, 2], [3, 4]], "var": [5]}
+FOUND = {"ad_hh": [[0, 1]], "pih": [[1, 2], [3, 4]], "var": [5]}
 
 
 @pytest.fixture(scope="module")

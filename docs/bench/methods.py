@@ -120,8 +120,8 @@ def find_values(model: Any, *, n_searched: int, n_used: int) -> dict[str, Any]:
     return {
         "ad_hh": [list(pair) for pair in blamed.top(K_HEADS).heads],
         "ad_hh_items": len(wrong),
-        "ablation": [list(pair) for pair in led.top(K_HEADS).heads],
-        "ablation_items": len(followed),
+        "pih": [list(pair) for pair in led.top(K_HEADS).heads],
+        "pih_items": len(followed),
         # A toy without massive activations has its largest dimension taken.
         "var": massive or [int(dims.dim.iloc[0])],
         "var_massive": len(massive),
@@ -702,13 +702,13 @@ def _tabulate_facts(record: Mapping[str, Any]) -> str:
     for toy, found in record["found"].items():
         heads = {
             key: " ".join(f"L{layer}H{head}" for layer, head in found[key])
-            for key in ("ad_hh", "ablation")
+            for key in ("ad_hh", "pih")
         }
         lines.append(
             f"- found in {toy}: AD-HH {heads['ad_hh']} (on {found['ad_hh_items']} "
-            f"scenes with an absent object in the caption), PIH {heads['ablation']} "
-            f"(on {found['ablation_items']} false yeses), VAR dimensions "
-            f"{found['var']} ({found['var_massive']} massive)"
+            f"scenes with an absent object in the caption), PIH {heads['pih']} (on "
+            f"{found['pih_items']} false yeses), VAR dimensions {found['var']} "
+            f"({found['var_massive']} massive)"
         )
     return "\n".join(lines)
 

@@ -48,7 +48,7 @@ ABLATION = eah.Ablation(heads=("L1H0", "L1H3", "L4H2"))
 
 @pytest.fixture(scope="module")
 def items():
-    return toy_items(4, samplings=("adversarial",))
+    return toy_items(3, samplings=("adversarial",))
 
 
 def answers(model, items, condition, *, size=5, seed=0):
@@ -147,7 +147,7 @@ def by_hand(model, item, *, mass, gap):
     return ("Yes" if near else said), near
 
 
-@pytest.mark.parametrize(("mass", "gap"), [(0.2, 0.5), (0.2, 0.999), (0.9999, 0.999)])
+@pytest.mark.parametrize(("mass", "gap"), [(0.2, 0.5), (0.9999, 0.999)])
 def test_near_ties_are_turned_to_yes_and_no_others(toy, items, mass, gap):
     condition = Condition("it", near_tie=NearTie(mass=mass, gap=gap))
     found, plain = answers(toy, items, condition), answers(toy, items, BASELINE)
@@ -395,7 +395,7 @@ def test_what_is_found_on_each_item_is_drawn_for_each_item(toy, items, what):
     """In batches of any size, as by hand: fitted, drawn and described one by one."""
     patch = FOUND_IN_ITEMS[what]
     _, plain, drawn = control_conditions(patch, draws=1, seed=5)[:3]
-    captions = [item for item in items if item.task == "caption"]
+    captions = [item for item in items if item.task == "caption"][:2]
     rows = [
         answers(toy, captions, one, size=size).answer
         for one, size in ((drawn, 4), (drawn, 1), (plain, 4), (BASELINE, 4))
