@@ -1,5 +1,6 @@
 """Heads ranked over many items: how sure the ranking is, and what chance would give."""
 
+import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -87,7 +88,9 @@ class HeadScores(ModelResult):
 
     @property
     def mean(self) -> Float[Tensor, "layer head"]:
-        """Each head's score."""
+        """Each head's score; NaN where nothing was measured."""
+        if not len(self.scores):
+            return torch.full(self.scores.shape[1:], math.nan)
         return self._score(self._weights()[None])[0].view(self.scores.shape[1:])
 
     def frame(
@@ -135,8 +138,10 @@ class HeadScores(ModelResult):
         p = self._p_values(resamples=resamples, seed=seed)
         numbers = {"score": own, "low": low, "high": high}
         numbers |= {"rank_first": _rank(first), "rank_second": _rank(second), "p": p}
+        nothing = torch.full_like(own, math.nan)
         for name, value in numbers.items():
-            table[name] = value[order].double().numpy()
+            known = value if len(self.scores) else nothing
+            table[name] = known[order].double().numpy()
         if self.before is not None:
             table["cured"] = self._cured()[order].double().numpy()
         stable = self._stability(resamples=resamples, seed=seed, level=level)
@@ -255,8 +260,13 @@ class HeadScores(ModelResult):
         )
 
     def _first(self, k: int) -> "pd.DataFrame":
-        table = self.frame(resamples=200)
-        return table[["name", "score", "low", "high", "p"]].head(k)
+        import pandas as pd
+
+        # Without intervals: to draw them takes longer than to look.
+        own, n_heads = self.mean.flatten(), self.scores.shape[2]
+        found = own.argsort(descending=True, stable=True)[:k].tolist()
+        names = [f"L{self.layers[i // n_heads]}H{i % n_heads}" for i in found]
+        return pd.DataFrame({"name": names, "score": own[found].double().tolist()})
 
     def plot(self, *, ax: "Axes | None" = None) -> "Figure":
         """Draw the heads' scores by layer and head.
