@@ -2,12 +2,13 @@
 
     python docs/bench/claims.py --outputs DIR [--annotations FILE --synonyms FILE]
     python docs/bench/claims.py --words
+    python docs/bench/claims.py --toy spin vhr
 
 DIR holds released outputs, found by their hash (`eah-interp claims show NAME` says
 which); without it their column says that they were not measured. Calibration is of 200
 simulated pairs of outputs in each of eight worlds; `tests/claims` runs the same. With
 `--words` nothing is measured: what the claims' files say is written anew, and what was
-measured stays.
+measured stays. With `--toy` these claims are put to the toy anew, and the rest stays.
 """
 
 import argparse
@@ -76,6 +77,41 @@ def write_words(name: str, claim: LedgerClaim) -> list[str]:
     return [f"`eah-interp claims show {name}`\n", *listed]
 
 
+def write_answer(answer: ClaimAnswer) -> list[str]:
+    """Write what evidence of one kind says."""
+    measured = [one for one in answer.findings if one.effect or one.decides]
+    if any(one.effect for one in measured):
+        told = f"\nBy {answer.evidence}: **{answer.verdict}**\n"
+        return [told, *write_effects(answer)]
+    why = measured[0].why if measured else "nothing to measure"
+    return [f"\nBy {answer.evidence}: **not measured** ({why})."]
+
+
+def rewrite_toy(names: list[str], *, n_scenes: int) -> None:
+    """Put some claims to the toy, and write what it says in the place of before."""
+    claims = list_claims()
+    for name in names:
+        claim = claims[name]
+        print(name)
+        with tempfile.TemporaryDirectory() as folder:
+            toy = examine_toy(
+                claim, Path(folder) / "toy", n_scenes=n_scenes, progress=False
+            )
+        page = PAGE.read_text()
+        start = page.index(f"\n## {claim.title}\n")
+        end = page.find("\n## ", start + 1)
+        end = len(page) if end < 0 else end
+        before = page.index("\nBy the toy", start, end)
+        page = page[:before] + "\n".join(write_answer(toy)) + "\n" + page[end:]
+        link = f"| [{claim.title}](#{slug(claim.title)}) |"
+        lines = page.split("\n")
+        row = next(i for i, line in enumerate(lines) if line.startswith(link))
+        released = lines[row].split(" | ")[1]
+        lines[row] = f"{link} {released} | {toy.verdict} |"
+        PAGE.write_text("\n".join(lines))
+    rewrite_words()
+
+
 def rewrite_words() -> None:
     """Write what the files say into the page that there is."""
     first, *sections = PAGE.read_text().split("\n## ")
@@ -108,13 +144,7 @@ def write_page(options: argparse.Namespace) -> None:
         rows.append(f"| {link} | {released.verdict} | {toy.verdict} |")
         details += [f"\n## {claim.title}\n", *write_words(name, claim)]
         for answer in (released, toy):
-            measured = [one for one in answer.findings if one.effect or one.decides]
-            if any(one.effect for one in measured):
-                details += [f"\nBy {answer.evidence}: **{answer.verdict}**\n"]
-                details += write_effects(answer)
-            else:
-                why = measured[0].why if measured else "nothing to measure"
-                details += [f"\nBy {answer.evidence}: **not measured** ({why})."]
+            details += write_answer(answer)
     table = calibrate(options.simulations)
     PAGE.write_text("\n".join([HEAD, *rows, *table, *details]) + "\n")
 
@@ -152,8 +182,11 @@ if __name__ == "__main__":
     parser.add_argument("--scenes", type=int, default=100)
     parser.add_argument("--simulations", type=int, default=200)
     parser.add_argument("--words", action="store_true")
+    parser.add_argument("--toy", nargs="+", metavar="NAME")
     given = parser.parse_args()
     if given.words:
         rewrite_words()
+    elif given.toy:
+        rewrite_toy(given.toy, n_scenes=given.scenes)
     else:
         write_page(given)
