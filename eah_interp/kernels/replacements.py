@@ -22,19 +22,17 @@ PatternRows = Float[Tensor, "batch head rows key"]
 VisibleRows = Bool[Tensor, "batch #head rows key"]
 
 
-def _check_rows(
-    pattern: Tensor, *, visible: Tensor | None = None, columns: Tensor | None = None
-) -> None:
+_AXES = "batch head rows key"
+
+
+def _check_rows(pattern: Tensor, *, visible: Tensor, columns: Tensor) -> None:
     """Check that rows of a pattern, and what goes with them, fit each other."""
-    axes = "batch head rows key"
-    check_tensor("pattern", pattern, axes=axes)
+    check_tensor("pattern", pattern, axes=_AXES)
     n_batch, n_heads, n_rows, n_keys = pattern.shape
-    if visible is not None:
-        check_tensor("visible", visible, axes=axes, kind="bool")
-        check_sizes("visible", visible, n_batch, (1, n_heads), n_rows, n_keys)
-    if columns is not None:
-        check_tensor("the mask of columns", columns, axes="batch key", kind="bool")
-        check_sizes("the mask of columns", columns, n_batch, n_keys)
+    check_tensor("visible", visible, axes=_AXES, kind="bool")
+    check_sizes("visible", visible, n_batch, (1, n_heads), n_rows, n_keys)
+    check_tensor("the mask of columns", columns, axes="batch key", kind="bool")
+    check_sizes("the mask of columns", columns, n_batch, n_keys)
     check_place(pattern=pattern, visible=visible, columns=columns)
 
 
@@ -58,7 +56,7 @@ def mean_pattern(pattern: PatternRows) -> PatternRows:
         >>> mean_pattern(pattern)[0, 0].tolist()
         [[0.5, 0.5]]
     """
-    _check_rows(pattern)
+    check_tensor("pattern", pattern, axes=_AXES)
     return pattern.mean(1, keepdim=True).expand_as(pattern)
 
 

@@ -149,8 +149,7 @@ def dense_heads(density: Densities, *, gamma: float) -> HeadMask:
         tensor([[False,  True]])
     """
     _check_density(density)
-    _check_gamma(gamma)
-    return density >= gamma
+    return density >= _check_gamma(gamma)
 
 
 def score_columns(
@@ -412,12 +411,13 @@ def _check_density(density: Tensor) -> None:
         raise NumericalError(msg)
 
 
-def _check_gamma(gamma: object) -> None:
+def _check_gamma(gamma: object) -> float:
     share = to_float(gamma)
     if share is None or not 0 < share <= 1:
         got = show_value(gamma)
         msg = f"gamma is a share of the image columns in (0, 1], got {got}"
         raise SettingsError(msg)
+    return share
 
 
 def _check_mask_sizes(
@@ -505,15 +505,15 @@ def choose_donors(
     """
     _check_density(density)
     check_choice("head_0", head_0, HeadZero)
-    if gamma is not None:
-        _check_gamma(gamma)
+    gamma = None if gamma is None else _check_gamma(gamma)
     n_batch, n_heads = density.shape
     head = to_int(rule)
     if head is None:
         check_choice("donor", rule, _RULES, more=" or a head index here")
     if head is not None:
         if not 0 <= head < n_heads:
-            msg = f"donor head {head} does not exist: expected 0 to {n_heads - 1}"
+            got = show_value(head)
+            msg = f"donor head {got} does not exist: expected 0 to {n_heads - 1}"
             raise SettingsError(msg)
         donors = torch.full((n_batch,), head, device=density.device)
     elif rule == "densest":
