@@ -35,7 +35,7 @@ from eah_interp.attribution.unembedding import (
     find_unembedding,
     trace_streams,
 )
-from eah_interp.errors import SettingsError, show_value
+from eah_interp.errors import NumericalError, SettingsError, show_value
 from eah_interp.indices import check_choice, to_ints
 from eah_interp.interventions.intervention import Intervention
 from eah_interp.lvlm.anatomy import name_model
@@ -406,7 +406,8 @@ def logit_lens(
             patch=patch,
             patched=join_parts(patcheds) if patcheds else None,
             donors=join_donors(donors, n_items=case.n_items),
-        )
+        ),
+        but=("logit", "probability"),  # `_read_run` checks them where there are places
     )
 
 
@@ -498,6 +499,13 @@ def _read_run(
         for name, values in found.items():
             picked = torch.stack([values[t, where[t]] for t in range(shape[0])])
             getattr(reading, name)[:, point][there] = picked[there]
+    known = there[:, None].expand(shape)
+    if reading.logit[known].isnan().any() or reading.probability[known].isnan().any():
+        msg = (
+            "the residual stream reads as NaN: expected finite activations; load the "
+            "model in another dtype (bfloat16, not float16)"
+        )
+        raise NumericalError(msg)
     return reading, run.donors
 
 

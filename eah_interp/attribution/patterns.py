@@ -794,7 +794,9 @@ def read_patterns(
             donors={} if patched is None else patched.donors,
             sinks_by=settings,
             words=said,
-        )
+        ),
+        # An item that said fewer words than another has NaN for the others.
+        but=() if said is None else ("rows",),
     )
 
 

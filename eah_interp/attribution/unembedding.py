@@ -7,6 +7,8 @@ of these is found by comparing what the unembedding returned with the model's lo
 
 import contextlib
 import math
+import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -167,6 +169,17 @@ class StreamRun:
     donors: dict[int, Tensor] = field(default_factory=dict)
 
 
+def _own(hook: Callable[..., None]) -> Callable[..., None]:
+    """Call a hook in this thread alone: another may read with these modules meanwhile."""
+    ours = threading.get_ident()
+
+    def call(*given: Any) -> None:
+        if threading.get_ident() == ours:
+            hook(*given)
+
+    return call
+
+
 @torch.no_grad()
 def trace_streams(
     model: Any,
@@ -221,9 +234,9 @@ def trace_streams(
     learned: dict[int, Any] = {}
     with model.alone(), contextlib.ExitStack() as hooks:
         for handle in (
-            layers[0].register_forward_pre_hook(enter, with_kwargs=True),
-            head.register_forward_hook(unembed),
-            *(layer.register_forward_hook(leave) for layer in layers),
+            layers[0].register_forward_pre_hook(_own(enter), with_kwargs=True),
+            head.register_forward_hook(_own(unembed)),
+            *(layer.register_forward_hook(_own(leave)) for layer in layers),
         ):
             hooks.callback(handle.remove)
         with model.trace(**case.inputs, **kept, use_cache=False):

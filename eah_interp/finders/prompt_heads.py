@@ -64,8 +64,8 @@ def find_prompt_heads(
         ...     eah.load(),
         ...     [random_image(0), random_image(1)],
         ...     "Is there a boat in the image?",
-        ...     told=["yes", "yes"],
-        ...     true=["no", "no"],
+        ...     told=["Yes", "Yes"],
+        ...     true=["No", "No"],
         ... )
         >>> found.before.shape, found.labels
         (torch.Size([2]), 'signs')

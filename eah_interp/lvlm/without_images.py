@@ -37,7 +37,7 @@ def drop_images(model: Any, encoding: Mapping[str, Any]) -> Encoding:
         >>> encoding = model.encode(random_image(), "what ?")
         >>> text = drop_images(model, encoding)["input_ids"]
         >>> encoding["input_ids"].shape[1] - text.shape[1]
-        9
+        16
     """
     ids = encoding.get("input_ids")
     token = model.anatomy.image_token_id

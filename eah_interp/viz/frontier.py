@@ -130,7 +130,7 @@ def plot_line(
     Example:
         >>> spot = Spot(at=(1.0, 2.0), covariance=((4.0, 0.0), (0.0, 1.0)))
         >>> names = {"label": "b", "across": "x", "up": "y"}
-        >>> figure = plot_line({"a": spot}, line=[(0, 0)], **names)
+        >>> figure = plot_line({"a": spot}, line=[(0.0, 0.0)], **names)
         >>> len(figure.axes[0].lines)
         3
     """

@@ -10,6 +10,7 @@ import pytest
 import typer
 
 from eah_interp.cli import app
+from eah_interp.interventions.methods import METHODS
 from tests.browser import HAVE_BROWSER, WHY_NOT, start_chromium
 from tests.docs.pages import FENCE, ROOT, find_pages
 
@@ -54,6 +55,8 @@ def test_every_public_name_of_a_room_is_on_its_page(room, part):
     else:
         text = (ROOT / "eah_interp" / room / "__init__.py").read_text()
         names = set(re.findall(r"(\w+) as \1\b", text))
+        if room == "interventions":  # a method's file is all that names it
+            names |= set(METHODS)
     assert names, room
     page = (ROOT / "docs" / "api" / f"{room}.md").read_text()
     assert f"<!-- api: {room} -->" in page

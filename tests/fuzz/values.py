@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from eah_interp.arguments import is_dense
+from eah_interp.indices import is_dense
 from tests.fuzz.harness import Input
 
 Rng = np.random.Generator
