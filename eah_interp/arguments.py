@@ -81,11 +81,16 @@ def check_unicode(name: str, text: str) -> str:
     return str(text)
 
 
+MOST_NAME, MOST_PATH = 255, 4000
+"""How long, in bytes, a file's name and a whole path can be on most systems."""
+
+
 def check_path(name: str, value: object, *, error: type[EAHError] = InputError) -> Path:
     """Check that an argument is a path.
 
     Raises:
-        EAHError: As `error`, if it is something else, or holds a sign that no path has.
+        EAHError: As `error`, if it is something else, holds a sign that no path has,
+            or is longer than one can be.
 
     Example:
         >>> check_path("path", b"a.json")
@@ -100,7 +105,17 @@ got b'a.json'
     if not isinstance(given, str) or "\0" in given:
         msg = f"{name} must be a path, as text or pathlib's, got {show_value(value)}"
         raise error(msg)
-    return Path(given)
+    path = Path(given)
+    # Asked of such a name whether it is there, a system may raise and not say no.
+    names = [part.encode(errors="surrogatepass") for part in (*path.parts, given)]
+    longest = max(map(len, names[:-1]), default=0)
+    if longest > MOST_NAME or len(names[-1]) > MOST_PATH:
+        got = show_value(given)
+        msg = (
+            f"{name} is too long for a path: expected names of up to {MOST_NAME} bytes"
+        )
+        raise error(f"{msg}, got {got}")
+    return path
 
 
 def check_mapping(

@@ -14,14 +14,14 @@ import pandas as pd
 import pytest
 
 import eah_interp as eah
-from eah_interp.benchmarks import amber, hallusionbench, mmvp
+from eah_interp.benchmarks import amber, hallusionbench, mme, mmvp
 from eah_interp.benchmarks.chair_files import read_captions, read_ground_truth
 from eah_interp.benchmarks.mentions import make_vocabulary, read_synonyms
 from eah_interp.benchmarks.pope_files import read_pope_answers, read_pope_questions
 from eah_interp.errors import EAHError, InputError
 from eah_interp.foreign_files import read_json, read_parquet
 from eah_interp.results import Result
-from eah_interp.studies import StudyFile, StudyRun, table_items
+from eah_interp.studies import StudyFile, StudyRun, mme_items, table_items
 from eah_interp.studies.conditions import Condition
 from eah_interp.studies.progress import measure_progress
 from tests.fuzz import evidence, outputs, readers
@@ -177,6 +177,28 @@ def test_entries_of_coco_are_named_by_their_place(tmp_path):
     ):
         with pytest.raises(InputError, match=message):
             read_coco(tmp_path, {**INSTANCES, **changes})
+
+
+# ---- Names that no file has.
+
+
+@pytest.mark.parametrize("name", ["x" * 256, "é" * 200, "a/" * 3000], ids=len)
+def test_a_path_that_is_too_long_is_refused_at_every_door(name):
+    """Asked whether such a file is there, a system may raise and not say no."""
+    for read in (
+        read_captions,
+        read_pope_questions,
+        read_synonyms,
+        lambda path: read_ground_truth(path, vocabulary=VOCABULARY),
+        mme.read_mme,
+        table_items,
+        lambda path: mme_items(SAVED / "mme", images=path),
+        Result.load,
+        StudyRun.load,
+        StudyFile.load,
+    ):
+        with pytest.raises(EAHError, match=r"too long|cannot read"):
+            read(name)
 
 
 # ---- Numbers that are none: Python's JSON has them, and 1e999 is one.
