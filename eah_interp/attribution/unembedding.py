@@ -170,7 +170,7 @@ class StreamRun:
 
 
 def _own(hook: Callable[..., None]) -> Callable[..., None]:
-    """Call a hook in this thread alone: another may read with these modules meanwhile."""
+    """Call a hook in this thread alone: another may read with its module meanwhile."""
     ours = threading.get_ident()
 
     def call(*given: Any) -> None:
