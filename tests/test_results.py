@@ -39,9 +39,11 @@ NO_RESULTS = {
     *("EAH", "Ablation", "PAI", "VAR", "Steer", "Intervention", "Condition", "Item"),
     *("ModelSource", "Study", "World", "Family", "Question"),
     # where an intervention acts, and which items go together
-    *("AttentionSite", "Batch"),
+    *("AttentionSite", "StreamSite", "Batch"),
     # part of a setting: which heads
     "HeadList",
+    # a number with its interval, which is one line by itself
+    "Effect",
     # where an image is: hashable, compared by its numbers, and short by itself
     *("ImageSpan", "ImagePart"),
 }

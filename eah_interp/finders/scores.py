@@ -251,12 +251,16 @@ class HeadScores(ModelResult):
         n_lines = len(self.scores)
         return (
             f"{self.finder} heads by {self.measure}: {self.n_items} items, {n_lines} "
-            f"lines, {self.scores[0].numel() if n_lines else 0} heads"
+            f"lines, {self.mean.numel()} heads"
         )
 
     def _first(self, k: int) -> "pd.DataFrame":
-        table = self.frame(resamples=200)
-        return table[["name", "score", "low", "high", "p"]].head(k)
+        import pandas as pd
+
+        own, n_heads = self.mean.flatten(), self.scores.shape[2]
+        order = own.argsort(descending=True, stable=True)[:k].tolist()
+        names = [f"L{self.layers[i // n_heads]}H{i % n_heads}" for i in order]
+        return pd.DataFrame({"name": names, "score": own[order].double().numpy()})
 
     def plot(self, *, ax: "Axes | None" = None) -> "Figure":
         """Draw the heads' scores by layer and head.
@@ -294,7 +298,7 @@ class HeadScores(ModelResult):
     ) -> tuple[Tensor, Tensor]:
         n = self.n_items
         generator = torch.Generator().manual_seed(seed)
-        nothing = torch.full((self.scores[0].numel() if n else 0,), torch.nan)
+        nothing = torch.full_like(self.mean.flatten(), torch.nan)
         if n < 2:
             return nothing, nothing
         times = _draw_times(torch.ones(resamples, n, dtype=torch.bool), generator)
@@ -307,6 +311,9 @@ class HeadScores(ModelResult):
         return low, high
 
     def _halves(self, seed: int) -> tuple[Tensor, Tensor]:
+        if self.n_items < 2:
+            nothing = torch.full_like(self.mean.flatten(), torch.nan)
+            return nothing, nothing
         generator = torch.Generator().manual_seed(seed)
         half = _draw_halves(self.n_items, 1, generator)
         first, second = self._of_items(half.float()), self._of_items((~half).float())
@@ -316,7 +323,7 @@ class HeadScores(ModelResult):
         self, *, resamples: int, seed: int, level: float
     ) -> tuple[float, float, float]:
         n = self.n_items
-        if n < 4 or self.scores[0].numel() < 3:
+        if n < 4 or self.mean.numel() < 3:
             return (float("nan"),) * 3
         generator = torch.Generator().manual_seed(seed)
         halves = _draw_halves(n, resamples, generator)
