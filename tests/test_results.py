@@ -40,10 +40,10 @@ NO_RESULTS = {
     *("ModelSource", "Study", "World", "Family", "Question", "NearTie", "RandomDraw"),
     # where an intervention acts, and which items go together
     *("AttentionSite", "StreamSite", "Batch"),
-    # an estimate with its interval, which is written in one way by itself
-    "Effect",
     # part of a setting: which heads
     "HeadList",
+    # a number with its interval, which is one line by itself
+    "Effect",
     # where an image is: hashable, compared by its numbers, and short by itself
     *("ImageSpan", "ImagePart"),
 }

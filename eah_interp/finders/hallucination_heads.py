@@ -1,5 +1,6 @@
 """Heads that speak for objects that are not there, by ablating each."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from eah_interp.attribution.patching import AblationMode, ablate_heads
 from eah_interp.errors import InputError
 from eah_interp.finders.scores import HeadScores
 from eah_interp.interventions.directions import encode_plain
+from eah_interp.interventions.intervention import list_layers
 from eah_interp.lvlm.anatomy import name_model
 from eah_interp.lvlm.fingerprint import hash_weights
 
@@ -24,6 +26,7 @@ def find_hallucination_heads(
     truth: Truth,
     caption: Caption | None = None,
     how: AblationMode = "zero",
+    layers: Iterable[int] | None = None,
     batch_size: int = 64,
     progress: bool = False,
 ) -> HeadScores:
@@ -48,6 +51,7 @@ def find_hallucination_heads(
         truth: What is in the images, a list for each item.
         caption: An answer for each item; objects are read wherever it names them.
         how: What an ablated head returns: `"zero"` or `"mean"`.
+        layers: Decoder layers whose heads are ablated; all that have heads when None.
         batch_size: Most ablations in one forward pass.
         progress: Whether to show a bar.
 
@@ -57,7 +61,9 @@ def find_hallucination_heads(
     Raises:
         InputError: If images, prompts or objects do not fit, or all objects, or none,
             are present.
-        SettingsError: If a word cannot be spelled, or the batch size is below 1.
+        SettingsError: If a word cannot be spelled, a layer does not exist, or the batch
+            size is below 1.
+        ModelError: If a named layer has no heads.
         UnsupportedError: If the model is a patched twin.
 
     Example:
@@ -68,15 +74,18 @@ def find_hallucination_heads(
         ...     [random_image(0), random_image(1)],
         ...     objects=["boat", "fish"],
         ...     truth=[["boat"], ["fish"]],
+        ...     layers=(9,),
         ... )
         >>> found.scores.shape[0], found.group.tolist()
         (4, [False, True, True, False])
     """
     encoding = encode_plain(model, images, prompts)
+    chosen = list_layers(sorted(model.anatomy.sites) if layers is None else layers)
     done = ablate_heads(
         model,
         encoding,
         how=how,
+        heads=[(layer, head) for layer in chosen for head in range(model.n_heads)],
         objects=objects,
         truth=truth,
         caption=caption,
@@ -103,7 +112,7 @@ def find_hallucination_heads(
         finder="hallucination",
         measure=f"fall of absent minus present objects, {how} ablation",
         scores=-grids.float(),
-        layers=tuple(sorted(model.anatomy.sites)),
+        layers=tuple(chosen),
         items=torch.tensor(items),
         labels="groups",
         group=absent,

@@ -1,6 +1,6 @@
 """Heads that make a model follow a false prompt: prompt-induced hallucination."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from eah_interp.errors import InputError, show_value
 from eah_interp.finders.scores import HeadScores
 from eah_interp.indices import to_list
 from eah_interp.interventions.directions import encode_plain
+from eah_interp.interventions.intervention import list_layers
 from eah_interp.lvlm.anatomy import name_model
 from eah_interp.lvlm.fingerprint import hash_weights
 
@@ -24,6 +25,7 @@ def find_prompt_heads(
     told: Sequence[str],
     true: Sequence[str],
     how: AblationMode = "mean",
+    layers: Iterable[int] | None = None,
     batch_size: int = 64,
     progress: bool = False,
 ) -> HeadScores:
@@ -46,6 +48,7 @@ def find_prompt_heads(
         told: The false word, one for each item: `["four", "boat"]`.
         true: What the image shows instead, one for each item.
         how: What an ablated head returns: `"mean"` or `"zero"`.
+        layers: Decoder layers whose heads are ablated; all that have heads when None.
         batch_size: Most ablations in one forward pass.
         progress: Whether to show a bar.
 
@@ -54,7 +57,9 @@ def find_prompt_heads(
 
     Raises:
         InputError: If images, prompts or words do not fit.
-        SettingsError: If a word cannot be spelled, or the batch size is below 1.
+        SettingsError: If a word cannot be spelled, a layer does not exist, or the batch
+            size is below 1.
+        ModelError: If a named layer has no heads.
         UnsupportedError: If the model is a patched twin.
 
     Example:
@@ -66,17 +71,20 @@ def find_prompt_heads(
         ...     "Is there a boat in the image?",
         ...     told=["Yes", "Yes"],
         ...     true=["No", "No"],
+        ...     layers=(0,),
         ... )
         >>> found.before.shape, found.labels
         (torch.Size([2]), 'signs')
     """
     encoding = encode_plain(model, images, prompts)
+    chosen = list_layers(sorted(model.anatomy.sites) if layers is None else layers)
     n_items = len(encoding["input_ids"])
     pairs = _pair_words(told, true, n_items=n_items)
     done = ablate_heads(
         model,
         encoding,
         how=how,
+        heads=[(layer, head) for layer in chosen for head in range(model.n_heads)],
         objects=pairs,
         metric="logit_diff",
         batch_size=batch_size,
@@ -87,7 +95,7 @@ def find_prompt_heads(
         finder="prompt",
         measure=f"fall of the told word's margin, {how} ablation",
         scores=-grids.float(),
-        layers=tuple(sorted(model.anatomy.sites)),
+        layers=tuple(chosen),
         items=torch.arange(n_items),
         labels="signs",
         before=done.values.float().cpu(),

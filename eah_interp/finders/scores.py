@@ -256,7 +256,7 @@ class HeadScores(ModelResult):
         n_lines = len(self.scores)
         return (
             f"{self.finder} heads by {self.measure}: {self.n_items} items, {n_lines} "
-            f"lines, {self.scores[0].numel() if n_lines else 0} heads"
+            f"lines, {self.mean.numel()} heads"
         )
 
     def _first(self, k: int) -> "pd.DataFrame":
@@ -304,7 +304,7 @@ class HeadScores(ModelResult):
     ) -> tuple[Tensor, Tensor]:
         n = self.n_items
         generator = torch.Generator().manual_seed(seed)
-        nothing = torch.full((self.scores[0].numel() if n else 0,), torch.nan)
+        nothing = torch.full_like(self.mean.flatten(), torch.nan)
         if n < 2:
             return nothing, nothing
         times = _draw_times(torch.ones(resamples, n, dtype=torch.bool), generator)
@@ -317,6 +317,9 @@ class HeadScores(ModelResult):
         return low, high
 
     def _halves(self, seed: int) -> tuple[Tensor, Tensor]:
+        if self.n_items < 2:
+            nothing = torch.full_like(self.mean.flatten(), torch.nan)
+            return nothing, nothing
         generator = torch.Generator().manual_seed(seed)
         half = _draw_halves(self.n_items, 1, generator)
         first, second = self._of_items(half.float()), self._of_items((~half).float())
@@ -326,7 +329,7 @@ class HeadScores(ModelResult):
         self, *, resamples: int, seed: int, level: float
     ) -> tuple[float, float, float]:
         n = self.n_items
-        if n < 4 or self.scores[0].numel() < 3:
+        if n < 4 or self.mean.numel() < 3:
             return (float("nan"),) * 3
         generator = torch.Generator().manual_seed(seed)
         halves = _draw_halves(n, resamples, generator)

@@ -193,6 +193,16 @@ def test_a_head_that_speaks_for_absent_objects_is_named(follower):
     assert present.significant() == ()
 
 
+def test_layers_may_be_chosen(follower, followed):
+    words = {"told": TOLD[:2], "true": TRUE[:2]}
+    some = find_prompt_heads(follower, IMAGES[:2], PROMPTS[:2], **words, layers=(1, 2))
+    assert some.layers == (1, 2)
+    expected = followed.scores[:2, 1:]
+    torch.testing.assert_close(some.scores, expected, rtol=1e-4, atol=1e-4)
+    with pytest.raises(SettingsError, match="layer"):
+        find_prompt_heads(follower, IMAGES[:2], PROMPTS[:2], **words, layers=(7,))
+
+
 def test_objects_of_one_kind_are_refused(follower):
     with pytest.raises(InputError, match="of 2 objects 0 are absent"):
         find_hallucination_heads(
