@@ -69,8 +69,8 @@ def find_prompt_heads(
         ...     eah.load(),
         ...     [random_image(0), random_image(1)],
         ...     "Is there a boat in the image?",
-        ...     told=["yes", "yes"],
-        ...     true=["no", "no"],
+        ...     told=["boat", "boat"],
+        ...     true=["fish", "fish"],
         ...     layers=(0,),
         ... )
         >>> found.before.shape, found.labels

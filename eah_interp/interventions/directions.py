@@ -339,7 +339,7 @@ def join_directions(
     """Join items' differences: their mean, plus their first principal component.
 
     Example:
-        >>> join_directions(torch.tensor([[[1.0, 0.0]], [[3.0, 0.0]]])).abs()
+        >>> join_directions(torch.tensor([[[1.0, 0.0]], [[1.0, 0.0]], [[4.0, 0.0]]]))
         tensor([[3., 0.]])
     """
     flat = differences.flatten(1).float()
