@@ -74,7 +74,7 @@ def find_hallucination_heads(
         ...     [random_image(0), random_image(1)],
         ...     objects=["boat", "fish"],
         ...     truth=[["boat"], ["fish"]],
-        ...     layers=(9,),
+        ...     layers=(7,),
         ... )
         >>> found.scores.shape[0], found.group.tolist()
         (4, [False, True, True, False])
