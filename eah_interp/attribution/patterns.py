@@ -796,7 +796,7 @@ def read_patterns(
             words=said,
         ),
         # An item that said fewer words than another has NaN for the others.
-        but=() if said is None else ("rows",),
+        but=("rows",) if said else (),
     )
 
 
