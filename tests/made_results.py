@@ -42,8 +42,8 @@ from eah_interp.benchmarks.readouts import (
     YesNoToken,
 )
 from eah_interp.benchmarks.toy import ToyBenchmark
-from eah_interp.finders import Directions, HeadScores
-from eah_interp.interventions import EAHPatch, LayerPatch, Patch, SinkMap
+from eah_interp.finders import HeadScores
+from eah_interp.interventions import Directions, EAHPatch, LayerPatch, Patch, SinkMap
 from eah_interp.kernels import ColumnScores
 from eah_interp.lvlm import ImagePart, ImageSpan
 from eah_interp.report.inspection import Asked, Caption, Inspection, ObjectLogit

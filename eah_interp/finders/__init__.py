@@ -9,7 +9,5 @@ from eah_interp.finders.localisation_heads import (
 )
 from eah_interp.finders.prompt_heads import find_prompt_heads as find_prompt_heads
 from eah_interp.finders.scores import HeadScores as HeadScores
-from eah_interp.interventions.directions import Directions as Directions
 from eah_interp.interventions.directions import find_directions as find_directions
-from eah_interp.interventions.head_lists import HeadList as HeadList
 from eah_interp.interventions.var import find_sink_dims as find_sink_dims

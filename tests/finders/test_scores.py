@@ -7,8 +7,9 @@ import torch
 from scipy import stats
 
 from eah_interp.errors import InputError, SettingsError
-from eah_interp.finders import HeadList, HeadScores
+from eah_interp.finders import HeadScores
 from eah_interp.finders.scores import _correlate, _draw_groups, _draw_times
+from eah_interp.interventions import HeadList
 
 
 def make(labels="signs", n_items=12, seed=0, effect=0.0, lines=1):
