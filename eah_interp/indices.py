@@ -1,4 +1,4 @@
-"""Integers and numbers of any kind, as plain ones, and choices among words."""
+"""Integers and numbers of any kind as plain ones, plain tensors, choices of words."""
 
 import math
 import numbers
@@ -104,6 +104,22 @@ def to_list(values: object) -> list[Any] | None:
         return list(values)
     listed = _as_python(values)
     return listed if isinstance(listed, list) else None
+
+
+def is_dense(tensor: Any) -> bool:
+    """Return whether a tensor is laid out as one plain array of its numbers.
+
+    Sparse tensors, nested ones and those of quantised numbers know few operations, and
+    raise errors of their own in the middle of a run.
+
+    Example:
+        >>> import torch
+        >>> is_dense(torch.ones(2)), is_dense(torch.ones(2).to_sparse())
+        (True, False)
+    """
+    # By name: who checks arguments does not wait for torch.
+    plain = str(tensor.layout) == "torch.strided"
+    return plain and not (tensor.is_quantized or tensor.is_nested)
 
 
 def check_columns(name: str, values: object) -> frozenset[int]:

@@ -26,7 +26,7 @@ from eah_interp._types import (
     Queries,
 )
 from eah_interp.errors import InputError, NumericalError, SettingsError, show_value
-from eah_interp.indices import check_choice, to_float, to_int, to_ints
+from eah_interp.indices import check_choice, check_integer, to_float, to_int, to_ints
 from eah_interp.kernels.patterns import (
     PatternBlock,
     check_attention_shapes,
@@ -489,8 +489,8 @@ def choose_donors(
         Index of each item's donor; -1 where there is none.
 
     Raises:
-        SettingsError: If the rule is unknown, the head does not exist, or gamma is
-            outside (0, 1].
+        SettingsError: If the rule is unknown, the head does not exist, gamma is
+            outside (0, 1], or a seed is no integer of 0 or more.
         InputError: If there is not one seed for each item, or the density is no tensor
             `[batch, head]`.
         NumericalError: If it holds NaN.
@@ -548,6 +548,8 @@ def _lowest_index(
 
 def _seed_per_item(seed: int | Sequence[int], n_batch: int) -> Sequence[int]:
     one, seeds = to_int(seed), to_ints(seed)
+    for number in seeds or ():
+        check_integer("seed", number)
     if one is not None:
         return [one] * n_batch
     if seeds is None or len(seeds) != n_batch:
