@@ -69,7 +69,8 @@ class Directions(ModelResult):
         # Asked of it at every step of a generation.
         object.__setattr__(self, "_placed", {})
 
-    def at(self, layer: int, device: torch.device) -> Float[Tensor, "row d_model"]:
+    # Not public: methods of results that are do not travel to servers.
+    def _at(self, layer: int, device: torch.device) -> Float[Tensor, "row d_model"]:
         """Look up a layer's direction, on a device."""
         key = (layer, device)
         if key not in self._placed:  # type: ignore[attr-defined]
@@ -90,7 +91,7 @@ class Directions(ModelResult):
             model=self.model,
         )
 
-    def check_belongs(self, model: Any) -> None:
+    def _check_belongs(self, model: Any) -> None:
         """Check that a model is the one that the directions were found in.
 
         Raises:

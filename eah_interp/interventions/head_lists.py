@@ -100,6 +100,10 @@ class HeadList:
             remedy="find them in this model, or pass heads.free(), the pairs alone",
         )
 
+    # How a value says that it belongs to a model: under this name in every class. A
+    # public method of a result is wrapped, and does not travel to servers.
+    _check_belongs = check_belongs
+
     def to_dict(self) -> dict[str, Any]:
         """Write it as a mapping that JSON can hold; `from_dict` reads it."""
         return {

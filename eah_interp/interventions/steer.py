@@ -189,7 +189,7 @@ class Steer(Intervention):
         """Steer what one layer, or its MLP, returns."""
         assert self.vectors is not None
         output = point.output
-        vectors = self.vectors.at(point.layer, output.device)
+        vectors = self.vectors._at(point.layer, output.device)
         if self.vectors.per_item:
             copies = _count_copies(len(output), self.vectors)
             vectors = vectors.repeat_interleave(copies, 0)

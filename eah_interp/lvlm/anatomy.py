@@ -419,8 +419,8 @@ def check_settings(model: Any, settings: Any) -> list[Site]:
     config = model.config.get_text_config(decoder=True)
     settings.check_fits(n_heads=anatomy.n_heads, d_model=config.hidden_size)
     for value in vars(settings).values():
-        if hasattr(value, "check_belongs"):  # found in a model, and only true of it
-            value.check_belongs(model)
+        if hasattr(value, "_check_belongs"):  # found in a model, and only true of it
+            value._check_belongs(model)
     found: list[Site] = settings.find_sites(anatomy)
     if settings.acts_on_streams:
         # Stable: within a layer the attention comes before what follows it.

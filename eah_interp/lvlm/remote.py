@@ -23,7 +23,7 @@ PACKAGE = "eah_interp"
 
 SHIPPED = (
     *("EAH", "EAHError", "EAHPatch", "LayerPatch", "intervene"),
-    *("Ablation", "PAI", "VAR"),
+    *("Ablation", "PAI", "Steer", "VAR"),
 )
 """What of the package's own namespace a server gets."""
 

@@ -124,7 +124,24 @@ def test_a_server_without_the_package_knows_hook_points_by_name(tmp_path, pytest
     check_server(tmp_path, pytestconfig, BY_NAME, "patch.clone()")
 
 
-def check_server(tmp_path, pytestconfig, body, reported):
+STEER = """
+from eah_interp.interventions import Directions
+
+values = torch.randn(1, 3, 32, generator=torch.Generator().manual_seed(0))
+steer = eah.Steer(vectors=Directions(values, (0, 1, 2)), scale=0.5)
+"""
+
+
+@pytest.mark.slow
+def test_a_server_without_the_package_steers_along_the_same_vectors(
+    tmp_path, pytestconfig
+):
+    body = "    patch = eah.intervene(model, steer)"
+    reported = "torch.tensor(patch.layers)"
+    check_server(tmp_path, pytestconfig, body, reported, setup=STEER)
+
+
+def check_server(tmp_path, pytestconfig, body, reported, *, setup=""):
     """Run a trace's body on a client and on a server, and compare."""
     folder = tiny_folder(tmp_path / "model", "llava", n_kv_heads=2)
     request = tmp_path / "request.bin"
@@ -132,6 +149,9 @@ def check_server(tmp_path, pytestconfig, body, reported):
     for name, text in (("client", CLIENT), ("server", SERVER)):
         script = tmp_path / f"{name}.py"
         program = text.replace("    patch = eah.intervene(model, SETTINGS)", body)
+        if name == "client":
+            begin = "folder, blob_file, out_file = sys.argv[1:]"
+            program = program.replace(begin, begin + setup, 1)
         script.write_text(program.replace("REPORTED", reported))
         outputs.append(tmp_path / f"{name}.safetensors")
         env = {**os.environ, "OMP_NUM_THREADS": "1"}
