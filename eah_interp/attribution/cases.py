@@ -343,7 +343,7 @@ def pose(
     synonyms = check_synonyms(synonyms)
     there = check_truth(truth, metric)
     if is_encoding(images):
-        check_encoding(images)
+        check_encoding(images, ids_needed=True)
         # it may know how large the images were
         encoding = images if isinstance(images, Encoding) else Encoding(images)
         keys = name_lines(model, encoding)

@@ -21,7 +21,7 @@ from eah_interp.kernels.patterns import pattern_blocks
 from eah_interp.kernels.sinks import ColumnScores, stream_column_scores
 from eah_interp.lvlm.anatomy import block_paths, check_model
 from eah_interp.lvlm.attention import AttentionCall
-from eah_interp.lvlm.inputs import Encoding, is_encoding
+from eah_interp.lvlm.inputs import Encoding, check_encoding, is_encoding
 from eah_interp.lvlm.prompt import Prompt, prompt_of_worker
 
 
@@ -291,10 +291,9 @@ def open_question(
     """
     if isinstance(images, Case):
         return images.encoding, images.prompt_mask
-    if isinstance(images, Encoding):
-        return images, None
     if is_encoding(images):
-        return Encoding(images), None
+        check_encoding(images, ids_needed=True)
+        return images if isinstance(images, Encoding) else Encoding(images), None
     return model.encode(images, prompts), None
 
 

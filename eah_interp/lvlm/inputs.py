@@ -737,10 +737,15 @@ def repeat_rows(encoding: Encoding, rows: Sequence[int]) -> Encoding:
 # ---- Encodings that were made elsewhere.
 
 
-def check_encoding(encoding: Mapping[Any, Any]) -> None:
+def check_encoding(encoding: Mapping[Any, Any], *, ids_needed: bool = False) -> None:
     """Check that a ready-made encoding has token ids, and masks and images that fit.
 
     What only some families take is theirs to check.
+
+    Args:
+        encoding: The encoding.
+        ids_needed: Whether embeddings in the place of ids will not do: what is read
+            at tokens, and by their text, needs the tokens.
 
     Raises:
         InputError: If a key is no text, a tensor is not dense or holds no numbers,
@@ -760,7 +765,7 @@ def check_encoding(encoding: Mapping[Any, Any]) -> None:
     ids = encoding.get("input_ids")
     if ids is None:
         embedded = encoding.get("inputs_embeds")
-        if embedded is None:
+        if embedded is None or ids_needed:
             named = ", ".join(encoding) or "nothing"
             msg = f"an encoding has input_ids: expected token ids, got {named}"
             raise InputError(msg)

@@ -441,9 +441,11 @@ class LVLM(HookedModel):
         try:
             tracer.capture()
         except WithBlockNotFoundError:
+            _check_there(inputs, kwargs)
             return self.interleave(plain, *inputs, **kwargs)
         if opens_block(tracer.node, sys._getframe(1)):
             return tracer
+        _check_there(inputs, kwargs)
         return self.interleave(plain, *inputs, **kwargs)
 
     def _say_what_it_knows(self, encoding: Encoding) -> None:
@@ -586,6 +588,15 @@ _TAKES = {
     "trace": "It takes images, prompts, and what the model's forward takes",
     "generate": "It takes images, prompts, and what transformers' generate takes",
 }
+
+
+def _check_there(inputs: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    """Check that a generation outside of a trace, which has no invokes, has inputs."""
+    given, rest = join_images(inputs, kwargs)
+    if not given and not rest.keys() & {"input_ids", "inputs_embeds", "inputs"}:
+        named = ", ".join(kwargs) or "nothing"
+        msg = f"expected (images, prompts), text, token ids or an encoding, got {named}"
+        raise InputError(msg)
 
 
 def _is_taken(value: object) -> bool:

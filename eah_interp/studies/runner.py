@@ -46,8 +46,9 @@ class Shard:
             Shard(index=2, count=8)
         """
         # No more digits: Python refuses to read them.
-        found = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", str(text))
-        if not isinstance(text, str) or found is None:
+        given = text if isinstance(text, str) else ""
+        found = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", given)
+        if found is None:
             msg = f"expected a shard such as 2/8, got {show_value(text)}"
             raise SettingsError(msg)
         return cls(int(found[1]), int(found[2]))

@@ -1,6 +1,5 @@
 """A causal ablation study: items x conditions, run once, believed afterwards."""
 
-import math
 import shutil
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,7 +23,7 @@ from eah_interp.errors import (
     show_value,
 )
 from eah_interp.files import make_folder
-from eah_interp.indices import check_choice, check_integer, to_int
+from eah_interp.indices import check_choice, check_integer, to_float, to_int, to_list
 from eah_interp.lvlm.anatomy import name_model
 from eah_interp.results import Result
 from eah_interp.studies.conditions import (
@@ -452,11 +451,13 @@ def complete_decoding(
         >>> complete_decoding({"caption": {"num_beams": 5}})["caption"]
         {'max_new_tokens': 64, 'do_sample': False, 'num_beams': 5}
     """
-    for task, settings in check_mapping("decoding", decoding).items():
-        for name, value in check_mapping(f"decoding of {task}", settings).items():
-            if isinstance(value, float) and not math.isfinite(value):
-                msg = f"decoding of {task}: {name} must be finite, got {value}"
-                raise SettingsError(msg)
+    decoding = {
+        task: {
+            name: _make_plain(value, name=f"decoding of {task}: {name}")
+            for name, value in check_mapping(f"decoding of {task}", settings).items()
+        }
+        for task, settings in check_mapping("decoding", decoding).items()
+    }
     defaults = {**DECODING, **(CHOICE if "choice" in {*tasks, *decoding} else {})}
     unknown = set(decoding) - set(defaults)
     if unknown:
@@ -475,6 +476,26 @@ def _merge(
     return {
         task: {**given, **own[task]} for task, given in decoding.items() if task in own
     }
+
+
+def _make_plain(value: object, *, name: str) -> Any:
+    """Make a setting what a manifest holds: a number, a text, or a list of them.
+
+    Raises:
+        SettingsError: If it is something else.
+    """
+    if value is None or isinstance(value, bool | str):
+        return value
+    whole, number = to_int(value), to_float(value)
+    if whole is not None and abs(whole) < 2**63:
+        return whole
+    if whole is None and number is not None:
+        return number
+    listed = to_list(value)
+    if listed is None:
+        kind = "finite" if isinstance(value, float) else "a number, a text or a list"
+        raise SettingsError(f"{name} must be {kind}, got {show_value(value)}")
+    return [_make_plain(one, name=name) for one in listed]
 
 
 def check_decoding(model: Any, decoding: Mapping[str, Mapping[str, Any]]) -> None:

@@ -328,6 +328,26 @@ def test_a_tensor_that_is_not_plain_is_refused_whatever_it_is_called(
             call()
 
 
+@pytest.mark.parametrize("given", [{}, {"attention_mask": torch.ones(1, 3)}])
+def test_a_generation_of_nothing_is_refused(model, given):
+    with pytest.raises(InputError, match=r"expected .*an encoding, got"):
+        model.generate(**given, max_new_tokens=2)
+
+
+@pytest.mark.usefixtures("no_forward")
+def test_what_is_read_at_tokens_needs_the_tokens(model):
+    encoding = model.encode(random_image(), "what ?")
+    ids = encoding.pop("input_ids")
+    encoding["inputs_embeds"] = model._module.get_input_embeddings()(ids).detach()
+    for read in (
+        lambda: eah.read_patterns(model, encoding, mean=True),
+        lambda: eah.attribute_heads(model, encoding, objects=["cat"]),
+        lambda: eah.logit_lens(model, encoding, objects=["cat"]),
+    ):
+        with pytest.raises(InputError, match="has input_ids: expected token ids, got"):
+            read()
+
+
 @pytest.mark.usefixtures("no_forward")
 def test_token_ids_alone_that_are_not_plain_are_refused(model):
     ids = model.encode(random_image(), "what ?")["input_ids"]

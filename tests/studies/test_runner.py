@@ -2,6 +2,7 @@
 
 import errno
 import functools
+import json
 import os
 import random
 import signal
@@ -9,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -299,11 +301,23 @@ def test_sampled_answers_are_the_same_after_going_on(toy, tmp_path):
         ({"caption": {"max_tokens": 3}}, "got max_tokens"),
         ({"caption": {"num_return_sequences": 3}}, "got num_return_sequences"),
         ({"caption": {"max_new_tokens": -1}}, "decoding of caption is impossible"),
+        ({"caption": {"top_p": float("nan")}}, "caption: top_p must be finite"),
+        ({"caption": {"top_p": object()}}, "top_p must be a number, a text or a list"),
+        ({"caption": {"top_k": torch.eye(2).to_sparse()}}, "top_k must be a number"),
+        ({"caption": {"top_k": 10**5000}}, "top_k must be a number"),
     ],
+    ids=lambda one: str(one)[:40] if isinstance(one, str) else "",
 )
 def test_decoding_that_would_fail_every_item_is_refused(toy, decoding, message):
     with pytest.raises(SettingsError, match=message):
         toy_study(toy, 1, decoding=decoding)
+
+
+def test_decoding_holds_plain_numbers_whatever_was_given(toy):
+    given = {"max_new_tokens": np.int64(3), "eos_token_id": torch.tensor([5, 6])}
+    made = toy_study(toy, 1, decoding={"caption": given}).settings["caption"]
+    assert (made["max_new_tokens"], made["eos_token_id"]) == (3, [5, 6])
+    assert json.loads(json.dumps(made)) == made
 
 
 def test_an_engine_that_does_not_exist_is_refused(toy, tmp_path, as_users_run_it):
