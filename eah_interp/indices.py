@@ -170,19 +170,3 @@ def _as_python(value: object) -> Any:
         return value.tolist() if hasattr(value, "tolist") else None
     except RuntimeError:  # a tensor without numbers
         return None
-
-
-def is_dense(tensor: Any) -> bool:
-    """Return whether a tensor is laid out as one plain array of its numbers.
-
-    Sparse tensors, nested ones and those of quantised numbers know few operations, and
-    raise errors of their own in the middle of a run.
-
-    Example:
-        >>> import torch
-        >>> is_dense(torch.ones(2)), is_dense(torch.ones(2).to_sparse())
-        (True, False)
-    """
-    # By name: who checks arguments does not wait for torch.
-    plain = str(tensor.layout) == "torch.strided"
-    return plain and not (tensor.is_quantized or tensor.is_nested)
