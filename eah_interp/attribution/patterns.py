@@ -129,7 +129,8 @@ class HeadPatterns(ModelResult):
             names=["item", "which", "query", "read_at"],
         ).to_frame(index=False)
         self._name_heads(table, table.pop("which").tolist())
-        at = table["item"].to_numpy(), table["read_at"].to_numpy()
+        # Columns without rows are of objects in pandas 2.
+        at = table["item"].to_numpy(int), table["read_at"].to_numpy(int)
         words = [list(row) for row in self.tokens]
         table["token"] = [words[i][k] for i, k in zip(*at, strict=True)]
         table["place"] = "text"

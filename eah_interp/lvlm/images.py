@@ -136,6 +136,7 @@ def _decode(image: Image.Image, what: str) -> Image.Image:
     if 0 in image.size:
         msg = f"{what} has no pixels: expected at least 1 x 1, got {image.size}"
         raise InputError(msg)
+    form = image.format  # a turned image is a copy, which has none
     try:
         image = ImageOps.exif_transpose(image)
         wide = image.mode in ("I", "F") or image.mode.startswith("I;16")
@@ -145,7 +146,7 @@ def _decode(image: Image.Image, what: str) -> Image.Image:
     except Exception as error:  # Pillow's decoders raise whatever their bytes provoke
         raise _undecoded(what, error) from error
     # Before Pillow 11, PNG of 16 bits came as 32-bit integers.
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
+    if image.mode.startswith("I;16") or (image.mode == "I" and form == "PNG"):
         array = np.round(array.astype(np.float64) / 257).astype(np.uint8)
     return _from_array(array)
 

@@ -7,11 +7,13 @@ stand in one, and how an entry of its conditions becomes conditions.
 import dataclasses
 import functools
 import math
+import operator
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from eah_interp.arguments import check_path
 from eah_interp.benchmarks.metrics import Task
@@ -635,10 +637,20 @@ def make_kind_schema(settings: type[Intervention]) -> Any:
     for field in dataclasses.fields(settings):
         needed = field.default is dataclasses.MISSING
         needed = needed and field.default_factory is dataclasses.MISSING
-        kind_of: Any = field.type
+        kind_of: Any = _as_it_is(field.type)
         several = Annotated[kind_of, BeforeValidator(_taken(field.name))]
         fields[field.name] = (several, ... if needed else None)
     return create_model(settings.__name__, __base__=base, **fields)
+
+
+def _as_it_is(kind: Any) -> Any:
+    """Take a dataclass, such as directions, as it is: a file's mapping is none."""
+    from pydantic import InstanceOf
+
+    if get_origin(kind) in (Union, UnionType):
+        return functools.reduce(operator.or_, map(_as_it_is, get_args(kind)))
+    instance: Any = InstanceOf
+    return instance[kind] if dataclasses.is_dataclass(kind) else kind
 
 
 def _taken(name: str) -> Any:

@@ -70,6 +70,11 @@ WRONG = {
     "a kind": ("kind: eah", "kind: hae", r":8: conditions.1.kind: kind must be one of"),
     "a setting": ("beta: 1e-3", "bta: 1", r":11: conditions.1.bta: expected one of"),
     "no number": ("1e-3", "much", r":11: conditions.1.beta: expected .*got 'much'"),
+    "a found value": (
+        "- baseline",
+        "- {kind: steer, vectors: {values: [[[1.0]]], layers: [0]}}",
+        r":7: conditions.0.vectors: expected an instance of Directions, got \{'values'",
+    ),
     "our refusal": ("1e-3", "-1", r":11: conditions.1.beta: beta must be a number"),
     "a key twice": ("seed: 5", "items: 5", r":12: expected every key once, .*line 3"),
     "no YAML": ("seed: 5", "seed: [5", r":13: expected YAML, got"),
