@@ -22,7 +22,7 @@ from eah_interp.attribution.nodes import (
     list_nodes,
 )
 from eah_interp.attribution.readouts import MetricName, Target, TargetValues
-from eah_interp.attribution.replay import check_batch_size, given_by, measure_variants
+from eah_interp.attribution.replay import check_batch_size
 from eah_interp.attribution.results import (
     check_finite_result,
     check_target,
@@ -32,6 +32,7 @@ from eah_interp.attribution.results import (
 )
 from eah_interp.attribution.runs import record
 from eah_interp.attribution.sides import check_broadcast, gather, split_items, take_item
+from eah_interp.attribution.variants import given_by, measure_variants
 from eah_interp.errors import SettingsError
 from eah_interp.interventions.eah import EAH
 from eah_interp.lvlm.anatomy import name_model

@@ -15,12 +15,7 @@ from eah_interp.attribution.cases import Ask, as_case, asks
 from eah_interp.attribution.chunks import show_items
 from eah_interp.attribution.nodes import NodeName, find_nodes, grid_of_heads, list_nodes
 from eah_interp.attribution.readouts import MetricName, Target, TargetValues
-from eah_interp.attribution.replay import (
-    Given,
-    check_batch_size,
-    given_by,
-    measure_variants,
-)
+from eah_interp.attribution.replay import check_batch_size
 from eah_interp.attribution.results import (
     check_finite_result,
     check_target,
@@ -38,6 +33,7 @@ from eah_interp.attribution.sides import (
     split_items,
     take_item,
 )
+from eah_interp.attribution.variants import Given, given_by, measure_variants
 from eah_interp.errors import SettingsError
 from eah_interp.indices import check_choice
 from eah_interp.interventions.intervention import Intervention
@@ -256,7 +252,8 @@ def patch_heads(
         into = taken = record(model, take_item(case, item), of_target)
         if other is not case or of_source != of_target:
             taken = record(model, take_item(other, item), of_source)
-        given = Given(_head_source(taken, into, what), taken.blocks)
+        heads_of = _head_source(taken, into, what)
+        given = Given(heads_of, taken.blocks, reads_call=what != "output")
         found = measure_variants(
             model,
             into,
