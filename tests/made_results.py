@@ -16,6 +16,7 @@ from eah_interp.attribution import (
     HeadPatterns,
     LogitLens,
     Mediation,
+    PathPatching,
     PictureAttribution,
     RecipientAttribution,
 )
@@ -333,6 +334,23 @@ def head_patching(size):
         values=random(size, size.targets),
         source_values=None,
         effects=random(size, size.targets, len(nodes_of(size))),
+        model=MODEL,
+    )
+
+
+def path_patching(size):
+    senders = nodes_of(size)
+    return PathPatching(
+        metric="logit",
+        targets=targets_of(size),
+        source="EAH",
+        source_patch=eah.EAH(),
+        final_norm="recomputed",
+        senders=senders,
+        receivers=("L9H0.q", *("logit",) * (len(senders) - 1)),
+        values=random(size, size.targets),
+        source_values=random(size, size.targets),
+        effects=random(size, size.targets, len(senders)),
         model=MODEL,
     )
 
@@ -736,6 +754,7 @@ MAKERS = {
     LogitLens: lens,
     Mediation: mediation,
     HeadPatching: head_patching,
+    PathPatching: path_patching,
     RecipientAttribution: recipients,
     PictureAttribution: pictures,
     HeadPatterns: patterns,

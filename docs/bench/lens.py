@@ -1,6 +1,6 @@
 """Time the lens of the last position against the same by hand in plain transformers.
 
-    python docs/bench/lens.py            # LLaVA's length; prints the table
+    python docs/bench/lens.py            # LLaVA's length; docs/performance.md
     python docs/bench/lens.py --smoke    # one repeat on a narrow model
 
 By hand: forward hooks keep the last token's stream of each layer, which goes through
@@ -9,13 +9,17 @@ repeat runs all ways in turn, and ratios are medians of the repeats' own, in pro
 time. What both say is compared first.
 """
 
+import datetime
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated
 
 import torch
 import typer
+from bench_report import replace_section
+from prefill import name_device
 from shaped_models import Shape, build_inputs, build_model, twin
 from torch import Tensor, nn
 
@@ -25,6 +29,7 @@ from eah_interp.attribution.readouts import read_tokens
 from eah_interp.lvlm.inputs import Encoding
 from eah_interp.testing import tiny_processor
 
+PAGE = Path(__file__).parents[1] / "performance.md"
 N_TOKENS = 624
 TOKEN = 1234
 MOST_APART = 1e-3
@@ -87,7 +92,7 @@ def main(
         bool, typer.Option("--smoke", help="One repeat on a narrow model.")
     ] = False,
 ) -> None:
-    """Time all ways in turn, and compare their numbers."""
+    """Time all ways in turn, compare their numbers, and write the table."""
     torch.set_num_threads(threads)
     ways = make_ways(NARROW if smoke else SHAPE, layers)
     found = {name: run() for name, run in ways.items()}
@@ -102,14 +107,29 @@ def main(
             start = time.process_time()
             run()
             times[name].append(time.process_time() - start)
+    rows = []
     for name, seconds in times.items():
         ratios = [one / hand for one, hand in zip(seconds, times[first], strict=True)]
-        print(
-            f"{name}: {statistics.median(seconds):.3f} s, "
-            f"{statistics.median(ratios):.3f} x by hand "
-            f"[{min(ratios):.3f}, {max(ratios):.3f}]"
-        )
-    print(f"largest difference {apart:.1g}")
+        spread = f"{min(ratios):.3f} to {max(ratios):.3f}"
+        cells = [name, f"{statistics.median(seconds):.3f}"]
+        rows.append([*cells, f"{statistics.median(ratios):.3f}", spread])
+    day = datetime.datetime.now(datetime.UTC).date()
+    table = "\n".join(
+        [
+            f"`python docs/bench/lens.py` on {day}: {name_device('cpu')}, "
+            f"{threads} threads; {layers} layers, {N_TOKENS} tokens; "
+            f"{len(times[first])} repeats.",
+            "",
+            "| | process seconds | x by hand | range |",
+            "|---|---:|---:|---:|",
+            *("| " + " | ".join(row) + " |" for row in rows),
+            "",
+            f"Logits differ by at most {apart:.1g}.",
+        ]
+    )
+    print(table)
+    if not smoke:
+        replace_section(PAGE, "lens", table)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,8 @@ from eah_interp.attribution.patches import attribute_patches as attribute_patche
 from eah_interp.attribution.patching import HeadPatching as HeadPatching
 from eah_interp.attribution.patching import ablate_heads as ablate_heads
 from eah_interp.attribution.patching import patch_heads as patch_heads
+from eah_interp.attribution.paths import PathPatching as PathPatching
+from eah_interp.attribution.paths import patch_paths as patch_paths
 from eah_interp.attribution.patterns import HeadPatterns as HeadPatterns
 from eah_interp.attribution.patterns import read_patterns as read_patterns
 from eah_interp.attribution.recipients import (

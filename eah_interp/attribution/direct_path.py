@@ -5,10 +5,13 @@ additions, norms and the unembedding. With every norm's scale frozen at its valu
 every other component's input cut off, the logits are an affine function of what the
 components wrote, and autograd gives its slope: no architecture has to be known beyond
 which modules are norms. What is a norm is checked by recomputing it.
+
+All of it acts on one position at a time, so graphs are grown at the places that are
+read and nowhere else: what a component wrote there is a leaf, put into its output.
 """
 
 import contextlib
-import functools
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -43,30 +46,87 @@ _LOOSE = {torch.float16: 2e-2, torch.bfloat16: 5e-2}
 class DirectPath:
     """What a run wrote into the residual stream, filled in while it runs.
 
+    Everything is kept at the places that are read, `[place ...]`, and there alone.
+
     Attributes:
-        heads: Each layer's head outputs, `[batch query head d_value]`: leaves.
+        places: The places.
+        shape: Items and positions of the run.
+        heads: Each layer's head outputs, `[place head d_value]`: leaves.
         blocks: The output of every other component, by path: leaves.
-        entering: The residual stream that enters each layer.
-        leaving: The residual stream that leaves each layer.
-        biases: Outputs that hold a constant, each with that constant.
+        embedding: The residual stream that enters the first layer: a leaf.
+        between: What was added to the stream between layers, each with a leaf that is
+            zero and stands there.
+        leaving: The residual stream that left the latest layer, at all positions.
+        biases: Outputs that hold a constant, each with that constant, and whether they
+            are those of the positions that are read, instead of the places.
         unembedded: The unembedding's output, before any scaling or capping.
+        errors: How far off each norm is that was written as an affine map, in units of
+            what is allowed, with its name and kind.
         quantised: Whether an output projection or the unembedding has quantised
             weights, and rounds what it is given or computes.
     """
 
+    places: Places
+    shape: tuple[int, int]
     heads: dict[int, Tensor] = field(default_factory=dict)
     blocks: dict[str, Tensor] = field(default_factory=dict)
-    entering: list[Tensor] = field(default_factory=list)
-    leaving: list[Tensor] = field(default_factory=list)
-    biases: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    embedding: Tensor | None = None
+    between: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    leaving: Tensor | None = None
+    biases: list[tuple[Tensor, Tensor, bool]] = field(default_factory=list)
     unembedded: Tensor | None = None
+    errors: list[tuple[Tensor, str, nn.Module]] = field(default_factory=list)
     quantised: bool = False
+
+    def fits(self, tensor: Tensor) -> bool:
+        """Tell whether a tensor has a line for each position."""
+        n_lines = self.shape[0] * self.shape[1]
+        return tuple(tensor.shape[:2]) == self.shape or (
+            tensor.numel() == n_lines * tensor.shape[-1]
+        )
+
+    def take(self, tensor: Tensor) -> Tensor:
+        """Pick the places out of `[batch position ...]` or `[batch * position d]`."""
+        if tuple(tensor.shape[:2]) == self.shape:
+            return self.places.take(tensor)
+        return self.places.take(tensor.reshape(*self.shape, tensor.shape[-1]))
+
+    def put(self, tensor: Tensor, rows: Tensor) -> Tensor:
+        """Put `[place ...]` where it belongs in a tensor, which keeps its numbers."""
+        whole = tensor.detach()
+        if tuple(tensor.shape[:2]) != self.shape:
+            whole = whole.reshape(*self.shape, tensor.shape[-1])
+        items, positions = self.places.items, self.places.positions
+        where = (items.to(whole.device), positions.to(whole.device))
+        return whole.index_put(where, rows.to(whole.dtype)).view(tensor.shape)
+
+    def begin(self, tensor: Tensor) -> tuple[Tensor, Tensor]:
+        """Begin a graph at the places: a leaf, and the tensor that holds it."""
+        leaf = self.take(tensor.detach()).requires_grad_()
+        return leaf, self.put(tensor, leaf)
 
     def cut(self, layer: int, output: Tensor) -> Tensor:
         """Make a layer's head outputs a leaf, to be put back into the run."""
-        leaf = output.detach().requires_grad_()
-        self.heads[layer] = leaf
-        return leaf
+        self.heads[layer], held = self.begin(output)
+        return held
+
+    def check_norms(self) -> None:
+        """Check that every norm of the run was one, asking the device once.
+
+        Raises:
+            ModelError: If one is neither an RMS norm nor a layer norm.
+            NumericalError: If what goes through one is NaN or infinite.
+        """
+        if not self.errors:
+            return
+        errors, names, norms = zip(*self.errors, strict=True)
+        for error, name, norm in zip(
+            torch.stack([one.to(errors[0].device) for one in errors]).tolist(),
+            names,
+            norms,
+            strict=True,
+        ):
+            _check_norm(norm, error, name)
 
     def logits(self, final: Tensor) -> Tensor:
         """Return the final logits as a linear function of the unembedding's output.
@@ -82,24 +142,25 @@ class DirectPath:
 
 
 @contextlib.contextmanager
-def open_direct_path(model: Any) -> Iterator[DirectPath]:
+def open_direct_path(
+    model: Any, places: Places, shape: tuple[int, int]
+) -> Iterator[DirectPath]:
     """Hook a model so that only direct paths to the logits carry gradients.
 
     The run's numbers stay as they are. Heads are cut by the caller, who calls `cut`
-    at each attention call.
+    at each attention call, and `check_norms` after the run.
 
     Args:
         model: An LVLM.
+        places: Where logits are read.
+        shape: Items and positions of the run.
 
     Yields:
         What is written, filled in by the next forward pass.
-
-    Raises:
-        ModelError: In the forward pass, if a norm is not what it seems.
     """
     anatomy: Anatomy = model.anatomy
     root: nn.Module = model._module
-    path = DirectPath()
+    path = DirectPath(places, shape)
     handles: list[Any] = []
     for name in norm_paths(root, anatomy):
         norm = root.get_submodule(name)
@@ -124,7 +185,7 @@ def open_direct_path(model: Any) -> Iterator[DirectPath]:
             proj = root.get_submodule(site.out_proj)
             handles += _hook_projection(path, proj, model._module.dtype)
     unembedding = root.get_submodule(str(anatomy.unembedding))
-    handles += _hook_projection(path, unembedding, model._module.dtype)
+    handles += _hook_projection(path, unembedding, model._module.dtype, whole=True)
     handles.append(unembedding.register_forward_hook(_note_logits(path)))
     try:
         yield path
@@ -153,9 +214,11 @@ def _leaf(path: DirectPath, name: str) -> Any:
     def hook(module: nn.Module, args: Any, output: Any) -> Any:
         del module, args
         first = output[0] if isinstance(output, tuple) else output
-        leaf = first.detach().requires_grad_()
-        path.blocks[name] = leaf
-        return (leaf, *output[1:]) if isinstance(output, tuple) else leaf
+        if path.fits(first):
+            path.blocks[name], held = path.begin(first)
+        else:
+            path.blocks[name] = held = first.detach().requires_grad_()
+        return (held, *output[1:]) if isinstance(output, tuple) else held
 
     return hook
 
@@ -165,8 +228,13 @@ def _enter(path: DirectPath, index: int) -> Any:
         del module
         stream = args[0] if args else kwargs["hidden_states"]
         if index == 0:
-            stream = stream.detach().requires_grad_()
-        path.entering.append(stream)
+            path.embedding, stream = path.begin(stream)
+        elif path.leaving is not None and stream is not path.leaving:
+            own = path.take(stream)
+            added = (own - path.take(path.leaving)).detach()
+            zero = torch.zeros_like(added).requires_grad_()
+            path.between.append((zero, added))
+            stream = path.put(stream, own + zero)
         if args:
             return (stream, *args[1:]), kwargs
         return args, {**kwargs, "hidden_states": stream}
@@ -177,25 +245,42 @@ def _enter(path: DirectPath, index: int) -> Any:
 def _leave(path: DirectPath) -> Any:
     def hook(module: nn.Module, args: Any, output: Any) -> None:
         del module, args
-        path.leaving.append(output[0] if isinstance(output, tuple) else output)
+        path.leaving = output[0] if isinstance(output, tuple) else output
 
     return hook
 
 
 def _hook_projection(
-    path: DirectPath, module: nn.Module, dtype: torch.dtype
+    path: DirectPath, module: nn.Module, dtype: torch.dtype, *, whole: bool = False
 ) -> list[Any]:
-    """Note a linear module's constant, and give it a gradient where it has none."""
+    """Note a linear module's constant, and give it a gradient where it has none.
+
+    Args:
+        path: What is filled in.
+        module: The module.
+        dtype: The model's.
+        whole: Whether it is given positions that are read only.
+    """
     # Both before the run, in which nobody else may call the module.
     constant = read_constant(module, dtype=dtype)
     quantised = find_quantised(module) is not None
 
     def hook(module: nn.Module, args: Any, output: Tensor) -> Tensor:
-        if quantised:
-            path.quantised = True
-            output = with_slope(module, args[0], output)
+        path.quantised |= quantised
+        if not whole:
+            rows = path.take(output)
+            given = path.take(args[0])
+            if quantised:
+                rows = with_slope(module, given, rows)
+            elif type(module) is nn.Linear:
+                # Going back through all positions would cost a product of all of them.
+                found = nn.functional.linear(given, module.weight)
+                rows = rows.detach() + (found - found.detach())
+            output = path.put(output, rows)
+        else:
+            rows = output = with_slope(module, args[0], output) if quantised else output
         if constant is not None:
-            path.biases.append((output, constant.to(output.device)))
+            path.biases.append((rows, constant.to(output.device), whole))
         return output
 
     return [module.register_forward_hook(hook)]
@@ -211,10 +296,13 @@ def _note_logits(path: DirectPath) -> Any:
 
 def _freeze_norm(path: DirectPath, name: str) -> Any:
     def hook(module: nn.Module, args: Any, output: Tensor) -> Tensor:
-        frozen, bias = linearise_norm(module, args[0], output, name=name)
+        whole = not path.fits(output)  # of positions that are read only
+        given, made = (one if whole else path.take(one) for one in (args[0], output))
+        rows, bias, error = _linearise(module, given, made)
+        path.errors.append((error, name, module))
         if bias is not None:
-            path.biases.append((frozen, bias))
-        return frozen
+            path.biases.append((rows, bias, whole))
+        return rows if whole else path.put(output, rows)
 
     return hook
 
@@ -247,10 +335,25 @@ def linearise_norm(
         >>> bool((frozen == norm(x)).all()), bias.tolist()
         (True, [0.0, 0.0, 0.0, 0.0])
     """
+    frozen, bias, error = _linearise(norm, stream, output)
+    _check_norm(norm, float(error), name)
+    return frozen, bias
+
+
+def _linearise(
+    norm: nn.Module, stream: Tensor, output: Tensor
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Write a norm as its likeliest affine map.
+
+    Returns:
+        The same output with that map's gradients; its constant; and how far off it is,
+        in units of what is allowed (NaN where its input or output is none).
+    """
     wide = stream.float()
     centred = wide - wide.mean(-1, keepdim=True)
     actual = output.detach().float()
-    candidates: list[tuple[float, Tensor, Tensor | None]] = []
+    maps: list[Tensor] = []
+    biases: list[Tensor | None] = []
     # Of an adapted norm, which of its parts it uses: the model's own, or a trained one.
     for part in norm.modules():
         eps = float(getattr(part, "variance_epsilon", getattr(part, "eps", 0.0)) or 0.0)
@@ -258,22 +361,41 @@ def linearise_norm(
         weight, bias = own.get("weight"), own.get("bias")
         if weight is not None and weight.shape != stream.shape[-1:]:
             continue
-        bias = None if bias is None else bias.float()
         gains: list[Any] = [1.0]
         if weight is not None:
             gains = [weight.float(), 1 + weight.float()]
         for direction in (wide, centred):
             scale = (direction.detach().square().mean(-1, keepdim=True) + eps).rsqrt()
-            for gain in gains:
-                frozen = direction * (scale * gain)
-                value = frozen.detach() if bias is None else frozen.detach() + bias
-                error = float((value - actual).abs().max())
-                candidates.append((error, frozen, bias))
-    error, frozen, bias = min(candidates, key=lambda candidate: candidate[0])
-    size = float(actual.abs().max().clamp(min=1e-6))
-    if error <= _LOOSE.get(output.dtype, 1e-3) * size:
-        return (actual + (frozen - frozen.detach())).to(output.dtype), bias
-    if not (bool(wide.isfinite().all()) and bool(actual.isfinite().all())):
+            maps += [direction * (scale * gain) for gain in gains]
+        biases += [None if bias is None else bias.float()] * 2 * len(gains)
+    # Which of them it is stays on the device: asking would stop a run at every norm.
+    stacked = torch.stack(maps)
+    constants = torch.stack(
+        [wide.new_zeros(wide.shape[-1]) if b is None else b for b in biases]
+    )
+    axes = tuple(range(1, stacked.ndim))
+    spread = constants.view(len(maps), *(1,) * (wide.ndim - 1), wide.shape[-1])
+    errors = (stacked.detach() + spread - actual).abs().amax(axes)
+    best = errors.argmin()[None]
+    frozen = stacked.index_select(0, best)[0]
+    size = actual.abs().max().clamp(min=1e-6)
+    error = errors.index_select(0, best)[0] / (_LOOSE.get(output.dtype, 1e-3) * size)
+    constant = None
+    if any(bias is not None for bias in biases):
+        constant = constants.index_select(0, best)[0]
+    return (actual + (frozen - frozen.detach())).to(output.dtype), constant, error
+
+
+def _check_norm(norm: nn.Module, error: float, name: str) -> None:
+    """Check that a norm was explained.
+
+    Raises:
+        ModelError: If it was not.
+        NumericalError: If what goes through it is NaN or infinite.
+    """
+    if error <= 1:
+        return
+    if not math.isfinite(error):
         msg = f"what goes through {name} is NaN or infinite: expected finite numbers"
         raise NumericalError(f"{msg}; load the model in another dtype")
     msg = (
@@ -372,12 +494,13 @@ def run_direct(
     """
     places = Places.of(case.readout)
     kept, read_at = keep_logits(model, case.readout.positions)
+    shape = (case.n_items, int(case.encoding["input_ids"].shape[1]))
     rows: dict[int, Tensor] = {}
     head_values: dict[int, Tensor] = {}
     learned: dict[int, Any] = {}
     with (
         model.alone(),
-        open_direct_path(model) as path,
+        open_direct_path(model, places, shape) as path,
         model.trace(**case.inputs, **kept, use_cache=False),
     ):
         for point in attention_calls(
@@ -394,6 +517,7 @@ def run_direct(
             output = operation.output
             operation.output = (path.cut(layer, output[0]), *output[1:])
         final = model.output.logits.save()
+    path.check_norms()
     values = case.readout.values(path.logits(final), places=read_at)
     run = DirectRun(
         values=values.detach(),
@@ -403,7 +527,7 @@ def run_direct(
         between=torch.zeros_like(values.detach()),
         bias=torch.zeros_like(values.detach()),
         slopes={},
-        outputs={layer: places.take(z.detach()) for layer, z in path.heads.items()},
+        outputs={layer: z.detach() for layer, z in path.heads.items()},
         rows=rows,
         head_values=head_values,
         places=places,
@@ -426,14 +550,14 @@ def _read_slopes(
     for layer, output in run.outputs.items():
         shape = (n_targets, *output.shape)
         run.slopes[layer] = torch.zeros(shape, device=output.device)
+    assert path.embedding is not None
     tensors = [
         *path.heads.values(),
         *path.blocks.values(),
-        *path.entering,
-        *(output for output, _ in path.biases),
+        path.embedding,
+        *(zero for zero, _ in path.between),
+        *(output for output, _, _ in path.biases),
     ]
-    shape = tuple(path.entering[0].shape[:2])
-    effect = functools.partial(_effect, places, shape=shape)
     for targets in readout.passes():
         slopes = torch.autograd.grad(
             values[targets].sum(), tensors, retain_graph=True, allow_unused=True
@@ -442,17 +566,15 @@ def _read_slopes(
         for layer in path.heads:
             _keep_slope(run, layer, next(given), targets)
         for name, leaf in path.blocks.items():
-            run.blocks[name][targets] = effect(targets, leaf, next(given))
-        for index, stream in enumerate(path.entering):
+            run.blocks[name][targets] = _effect(places, targets, leaf, next(given))
+        run.embedding[targets] = _effect(places, targets, path.embedding, next(given))
+        for _, added in path.between:
+            run.between[targets] += _effect(places, targets, added, next(given))
+        for _, bias, whole in path.biases:
             slope = next(given)
-            if index == 0:
-                run.embedding[targets] = effect(targets, stream, slope)
-            elif (added := stream.detach() - path.leaving[index - 1].detach()).any():
-                run.between[targets] += effect(targets, added, slope)
-        for output, bias in path.biases:
-            of_logits = read_at if output is path.unembedded else None
-            pair = _spread(bias, next(given), of_logits, shape)
-            run.bias[targets] += effect(targets, *pair)
+            if whole and slope is not None:
+                slope = _at_places(places, slope, read_at)
+            run.bias[targets] += _effect(places, targets, bias, slope)
     run.heads = {layer: run.credit(layer, z) for layer, z in run.outputs.items()}
 
 
@@ -467,35 +589,26 @@ def _keep_slope(
             "not defined; use exact patching"
         )
         raise ModelError(msg)
-    taken = run.places.take(slope).float()
+    taken = slope.float()
     for t in targets:
         own = run.places.of_targets[t]
         run.slopes[layer][t, own] = taken[own]
 
 
-def _spread(
-    bias: Tensor, slope: Tensor | None, read_at: Tensor | None, shape: tuple[int, int]
-) -> tuple[Tensor, Tensor | None]:
-    """Put logits of some positions where they belong among all, bias multiplied in."""
-    if slope is None or read_at is None:
-        return bias, slope
-    full = slope.new_zeros(*shape, 1)
-    full[:, read_at] = (slope * bias).sum(-1, keepdim=True)
-    return torch.ones_like(full), full
+def _at_places(places: Places, slope: Tensor, read_at: Tensor | None) -> Tensor:
+    """Pick the places out of the slopes of logits, of all positions or of some."""
+    positions = places.positions
+    if read_at is not None:
+        positions = torch.searchsorted(read_at.cpu(), positions.cpu())
+    device = slope.device
+    return slope[places.items.to(device), positions.to(device)]
 
 
 def _effect(
-    places: Places,
-    targets: list[int],
-    written: Tensor,
-    slope: Tensor | None,
-    *,
-    shape: tuple[int, int],
+    places: Places, targets: list[int], written: Tensor, slope: Tensor | None
 ) -> Tensor:
-    """Compute what something written does to targets; it may be a constant."""
+    """Compute what something written does to targets, `[place ...]` or a constant."""
     if slope is None:
         return torch.zeros(len(targets), device=written.device)
     effect = written.detach().float() * slope.float()
-    # Experts and OPT's layers work on `[batch * position d_model]`.
-    per_place = places.take(effect.view(*shape, effect.shape[-1])).sum(-1)
-    return places.sum(per_place, targets)
+    return places.sum(effect.flatten(1).sum(-1), targets)

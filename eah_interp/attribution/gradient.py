@@ -27,13 +27,7 @@ from eah_interp.attribution.gradient_runs import (
 from eah_interp.attribution.nodes import Node, list_head_nodes
 from eah_interp.attribution.patching import What
 from eah_interp.attribution.readouts import MetricName, Target, TargetValues
-from eah_interp.attribution.replay import (
-    Given,
-    Replay,
-    check_batch_size,
-    measure_variants,
-    prepare_replay,
-)
+from eah_interp.attribution.replay import Replay, check_batch_size, prepare_replay
 from eah_interp.attribution.results import (
     check_finite_result,
     check_target,
@@ -53,6 +47,7 @@ from eah_interp.attribution.sides import (
     split_items,
     take_item,
 )
+from eah_interp.attribution.variants import Given, measure_variants
 from eah_interp.errors import SettingsError, show_value
 from eah_interp.indices import check_integer
 from eah_interp.interventions.intervention import Intervention

@@ -22,7 +22,7 @@ from eah_interp.attribution.nodes import (
     list_nodes,
 )
 from eah_interp.attribution.readouts import MetricName, Target, TargetValues
-from eah_interp.attribution.replay import check_batch_size, given_by, measure_variants
+from eah_interp.attribution.replay import check_batch_size
 from eah_interp.attribution.results import (
     check_finite_result,
     check_target,
@@ -32,6 +32,7 @@ from eah_interp.attribution.results import (
 )
 from eah_interp.attribution.runs import record
 from eah_interp.attribution.sides import check_broadcast, gather, split_items, take_item
+from eah_interp.attribution.variants import given_by, measure_variants
 from eah_interp.errors import SettingsError
 from eah_interp.interventions.eah import EAH
 from eah_interp.lvlm.anatomy import name_model
@@ -157,7 +158,7 @@ def trace_mediators(
     *,
     eah: EAH | None = None,
     nodes: Sequence[NodeName] | Literal["all"] = "all",
-    batch_size: int = 64,
+    batch_size: int | None = None,
     progress: bool = False,
     **asked: Unpack[Ask],
 ) -> Mediation:
@@ -180,8 +181,8 @@ def trace_mediators(
         prompts: A prompt or prompts; "Describe the image." when None.
         eah: The broadcast; `EAH()` when None.
         nodes: The nodes that are set back: `(layer, head)`, `"L3H7"`, `"L3.mlp"`.
-        batch_size: Most copies in one forward pass; halved, with a warning, when
-            memory runs out.
+        batch_size: Most copies in one forward pass; by device and memory when None.
+            Halved, with a warning, when memory runs out.
         progress: Whether to show a bar.
         **asked: What is read: `objects`, `metric`, `caption`, `synonyms` and `truth`,
             as for `pose`.
@@ -206,7 +207,8 @@ def trace_mediators(
         (torch.Size([1, 2]), torch.Size([1, 2]))
     """
     eah = EAH() if eah is None else eah
-    check_batch_size(batch_size)
+    if batch_size is not None:
+        check_batch_size(batch_size)
     progress = check_flag("progress", progress)
     check_broadcast(model, eah)
     chosen = find_mediators(model, eah, nodes)

@@ -1,7 +1,7 @@
 """Exact patching: a head of one run put into another, and what it does to an object."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 import pandas as pd
@@ -14,13 +14,9 @@ from eah_interp.attribution.averages import ObjectResult
 from eah_interp.attribution.cases import Ask, as_case, asks
 from eah_interp.attribution.chunks import show_items
 from eah_interp.attribution.nodes import NodeName, find_nodes, grid_of_heads, list_nodes
+from eah_interp.attribution.places import PlacesWanted, find_places, name_places
 from eah_interp.attribution.readouts import MetricName, Target, TargetValues
-from eah_interp.attribution.replay import (
-    Given,
-    check_batch_size,
-    given_by,
-    measure_variants,
-)
+from eah_interp.attribution.replay import check_batch_size
 from eah_interp.attribution.results import (
     check_finite_result,
     check_target,
@@ -38,6 +34,7 @@ from eah_interp.attribution.sides import (
     split_items,
     take_item,
 )
+from eah_interp.attribution.variants import Given, given_by, measure_variants
 from eah_interp.errors import SettingsError
 from eah_interp.indices import check_choice
 from eah_interp.interventions.intervention import Intervention
@@ -72,6 +69,7 @@ class HeadPatching(ObjectResult):
         values: The targets in the target run, before any patch.
         source_values: The targets in the source run; None for ablations.
         effects: Change of each target by each patch: patched minus `values`.
+        positions: Where nodes were patched: `"all"`, a name, or a list of numbers.
     """
 
     metric: MetricName
@@ -85,6 +83,7 @@ class HeadPatching(ObjectResult):
     values: TargetValues
     source_values: TargetValues | None
     effects: Float[Tensor, "target patch"]
+    positions: str = "all"
 
     def frame(self) -> pd.DataFrame:
         """List every patch of every target.
@@ -100,8 +99,9 @@ class HeadPatching(ObjectResult):
         return table
 
     def _about(self) -> str:
+        where = "" if self.positions == "all" else f" at {self.positions}"
         return (
-            f"{self.what} of {self.source} into {self.target}, "
+            f"{self.what} of {self.source} into {self.target}{where}, "
             f"{name_targets(self.targets)}, {len(self.patches)} patched, metric "
             f"{self.metric}; largest effect first"
         )
@@ -166,8 +166,9 @@ def patch_heads(
     source_prompts: object = None,
     heads: Sequence[NodeName] | None = None,
     what: What = "output",
+    positions: PlacesWanted | None = None,
     together: bool = False,
-    batch_size: int = 64,
+    batch_size: int | None = None,
     progress: bool = False,
     **asked: Unpack[Ask],
 ) -> HeadPatching:
@@ -180,8 +181,13 @@ def patch_heads(
     `source="plain", target=EAH()` takes it back out, and `source_images` puts another
     image's head in.
 
-    Many heads share a forward pass, which starts at the first layer that changes; the
-    vision tower does not run again. Donors of an EAH run are those it chose by itself,
+    A patched copy runs from the changed heads' output projection on, and the vision
+    tower does not run again. Where only later positions change (`positions=`, or
+    another image behind a prompt's beginning), keys and values before the first of
+    them are those of the run without a patch; of the last layer only the positions
+    that are read are computed. That is exact, and is checked on a copy that is left
+    alone; decoders that mix positions outside attention, or make masks or biases
+    within it, run all positions. Donors of an EAH run are those it chose by itself,
     and stay the same whatever is patched before its layer.
 
     Args:
@@ -199,9 +205,13 @@ def patch_heads(
         what: `"output"`: what the head returns. `"pattern"`: the source's attention
             pattern over the target's values. `"values"`: the target's pattern over
             the source's values.
+        positions: Where heads are patched: `"last"`, the prompt's last token;
+            `"image"`, `"text"`, or `"question"`, its text after the last image token;
+            `"object"`, where it names what is read; positions by number; or a mask,
+            `[position]` or `[item position]`. Everywhere when None.
         together: Patch all of them at once, instead of one at a time.
-        batch_size: Most patched copies in one forward pass; halved, with a warning,
-            when memory runs out.
+        batch_size: Most copies in one forward pass; by device and memory when None.
+            Halved, with a warning, when memory runs out.
         progress: Whether to show a bar.
         **asked: What is read: `objects`, `metric`, `caption`, `synonyms` and `truth`,
             as for `pose`.
@@ -210,10 +220,11 @@ def patch_heads(
         Effects by target and patch, on the CPU.
 
     Raises:
-        InputError: If images or prompts do not fit, the caption names no object, or
-            positions of source and target do not correspond.
-        SettingsError: If a word cannot be spelled, or a head, mode or run does not
-            exist.
+        InputError: If images or prompts do not fit, the caption names no object,
+            positions of source and target do not correspond, or an item has none of
+            the positions.
+        SettingsError: If a word cannot be spelled, or a head, position, mode or run
+            does not exist.
         ModelError: If a layer has no heads.
         UnsupportedError: If items of a batch are not independent in this model.
 
@@ -228,7 +239,8 @@ def patch_heads(
         (('L1H0', 'L1H1'), torch.Size([1, 2]))
     """
     check_choice("what", what, What)
-    check_batch_size(batch_size)
+    if batch_size is not None:
+        check_batch_size(batch_size)
     together = check_flag("together", together)
     progress = check_flag("progress", progress)
     check_side(model, source, name="source")
@@ -248,6 +260,7 @@ def patch_heads(
         source_prompts=source_prompts,
         **asked,
     )
+    places = None if positions is None else find_places(model, case, positions)
     variants = [nodes] if together else [(node,) for node in nodes]
     effects, values, theirs = [], [], []
     for item, indices, (of_target, of_source) in show_items(
@@ -256,12 +269,13 @@ def patch_heads(
         into = taken = record(model, take_item(case, item), of_target)
         if other is not case or of_source != of_target:
             taken = record(model, take_item(other, item), of_source)
-        given = Given(_head_source(taken, into, what), taken.blocks)
+        heads_of = _head_source(taken, into, what)
+        given = Given(heads_of, taken.blocks, reads_call=what != "output")
         found = measure_variants(
             model,
             into,
             variants,
-            given,
+            given if places is None else replace(given, positions=places[item]),
             batch_size=batch_size,
             progress=progress and case.n_items == 1,
             label="patches",
@@ -284,6 +298,7 @@ def patch_heads(
             values=gather(values, n_targets),
             source_values=gather(theirs, n_targets),
             effects=gather(effects, n_targets),
+            positions=name_places(positions),
         )
     )
 
@@ -323,8 +338,9 @@ def ablate_heads(
     how: AblationMode = "zero",
     target: Side = "plain",
     heads: Sequence[NodeName] | None = None,
+    positions: PlacesWanted | None = None,
     together: bool = False,
-    batch_size: int = 64,
+    batch_size: int | None = None,
     progress: bool = False,
     **asked: Unpack[Ask],
 ) -> HeadPatching:
@@ -344,9 +360,13 @@ def ablate_heads(
             intervention's settings.
         heads: `(layer, head)`, `"L3H7"`, or another component, `"L3.mlp"`; every
             head of every layer when None.
+        positions: Where heads are ablated: `"last"`, the prompt's last token;
+            `"image"`, `"text"`, or `"question"`, its text after the last image token;
+            `"object"`, where it names what is read; positions by number; or a mask,
+            `[position]` or `[item position]`. Everywhere when None.
         together: Ablate all of them at once, instead of one at a time.
-        batch_size: Most copies in one forward pass; halved, with a warning, when
-            memory runs out.
+        batch_size: Most copies in one forward pass; by device and memory when None.
+            Halved, with a warning, when memory runs out.
         progress: Whether to show a bar.
         **asked: What is read: `objects`, `metric`, `caption`, `synonyms` and `truth`,
             as for `pose`.
@@ -355,9 +375,10 @@ def ablate_heads(
         Effects by target and ablation (ablated minus not), on the CPU.
 
     Raises:
-        InputError: If images or prompts do not fit, or the caption names no object.
-        SettingsError: If a word cannot be spelled, or a head, mode or run does not
-            exist.
+        InputError: If images or prompts do not fit, the caption names no object, or
+            an item has none of the positions.
+        SettingsError: If a word cannot be spelled, or a head, position, mode or run
+            does not exist.
         ModelError: If a layer has no heads.
         UnsupportedError: If items of a batch are not independent in this model.
 
@@ -371,23 +392,26 @@ def ablate_heads(
         ('zero', torch.Size([1, 2]))
     """
     check_choice("how", how, AblationMode)
-    check_batch_size(batch_size)
+    if batch_size is not None:
+        check_batch_size(batch_size)
     together = check_flag("together", together)
     progress = check_flag("progress", progress)
     check_side(model, target, name="target")
     nodes = find_nodes(model, heads)
     case = as_case(model, images, prompts, **asked)
+    places = None if positions is None else find_places(model, case, positions)
     variants = [nodes] if together else [(node,) for node in nodes]
     effects, values = [], []
     for item, indices, (settings,) in show_items(
         split_items(case, target), progress=progress and case.n_items > 1
     ):
         run = record(model, take_item(case, item), settings)
+        given = _average(run, how)
         found = measure_variants(
             model,
             run,
             variants,
-            _average(run, how),
+            given if places is None else replace(given, positions=places[item]),
             batch_size=batch_size,
             progress=progress and case.n_items == 1,
             label="ablations",
@@ -409,6 +433,7 @@ def ablate_heads(
             values=gather(values, n_targets),
             source_values=None,
             effects=gather(effects, n_targets),
+            positions=name_places(positions),
         )
     )
 

@@ -19,6 +19,7 @@ from eah_interp.attribution.replay import (
     Patching,
     Replay,
     check_batch_size,
+    choose_batch_size,
     in_batches,
     prepare_replay,
 )
@@ -179,12 +180,15 @@ class BroadcastGame:
         run: Recording,
         recipients: Sequence[Player],
         *,
-        batch_size: int,
+        batch_size: int | None,
         progress: bool,
     ) -> "BroadcastGame":
         """Make the game of a recorded broadcast."""
         players = [player for player in recipients if _changes(run, *player)]
-        return cls(model, prepare_replay(model, run), players, batch_size, progress)
+        replay = prepare_replay(model, run)
+        if batch_size is None:
+            batch_size = choose_batch_size(model, replay.n_tokens)
+        return cls(model, replay, players, batch_size, progress)
 
     @property
     def everyone(self) -> Coalition:
@@ -250,7 +254,7 @@ def attribute_recipients(
     method: Method = "alone",
     n_permutations: int = 64,
     seed: int = 0,
-    batch_size: int = 64,
+    batch_size: int | None = None,
     progress: bool = False,
     **asked: Unpack[Ask],
 ) -> RecipientAttribution:
@@ -274,8 +278,8 @@ def attribute_recipients(
         n_permutations: Orders that are sampled for Shapley values of more than 8
             heads, half of them the others' reverses: even, at least 4.
         seed: Of the orders.
-        batch_size: Most copies in one forward pass; halved, with a warning, when
-            memory runs out.
+        batch_size: Most copies in one forward pass; by device and memory when None.
+            Halved, with a warning, when memory runs out.
         progress: Whether to show a bar.
         **asked: What is read: `objects`, `metric`, `caption`, `synonyms` and `truth`,
             as for `pose`.
@@ -301,7 +305,8 @@ def attribute_recipients(
     """
     eah = EAH() if eah is None else eah
     check_choice("method", method, Method)
-    check_batch_size(batch_size)
+    if batch_size is not None:
+        check_batch_size(batch_size)
     check_orders(n_permutations)
     seed = check_integer("seed", seed)
     progress = check_flag("progress", progress)

@@ -2,10 +2,11 @@
 
 import contextlib
 import gc
+import inspect
 import itertools
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import torch
@@ -14,11 +15,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from eah_interp._types import HeadMask
-from eah_interp.attribution.nodes import Node
 from eah_interp.attribution.readouts import keep_logits
-from eah_interp.attribution.runs import Recording, widen, widen_prompt
+from eah_interp.attribution.runs import Recording, cut, share, widen, widen_prompt
 from eah_interp.errors import (
-    ModelError,
     SettingsError,
     UnsupportedError,
     is_out_of_memory,
@@ -28,7 +27,12 @@ from eah_interp.indices import to_int
 from eah_interp.interventions.eah import EAH
 from eah_interp.interventions.intervention import Intervention
 from eah_interp.interventions.point import PatchPoint
-from eah_interp.lvlm.anatomy import attention_operation, envoy_at, walk_sites
+from eah_interp.lvlm.anatomy import (
+    attention_operation,
+    block_paths,
+    envoy_at,
+    walk_sites,
+)
 from eah_interp.lvlm.attention import AttentionCall
 from eah_interp.lvlm.inputs import repeat_rows
 from eah_interp.lvlm.prompt import Prompt
@@ -52,11 +56,28 @@ class Replay:
         reuses_images: Whether the vision tower is left out: the decoder is called
             with what it was called with.
         skips_layers: Whether layers before the first change are left out.
+        cuts_rows: Whether positions are left out: those before the first change, whose
+            keys and values are the recorded ones, and in the last layer those before
+            the first that is read.
+        ways: How variants from a layer on can be run, by layer, where that was found
+            not to be the cheapest way.
     """
 
     recording: Recording
     reuses_images: bool
     skips_layers: bool
+    cuts_rows: bool = False
+    ways: dict[int, int] = field(default_factory=dict)
+
+    @property
+    def n_tokens(self) -> int:
+        """Positions of the item."""
+        return int(self.recording.case.encoding["input_ids"].shape[1])
+
+    @property
+    def first_read(self) -> int:
+        """The first position that a target is read at."""
+        return int(self.recording.case.readout.positions.min())
 
     def run(
         self,
@@ -64,18 +85,26 @@ class Replay:
         n_rows: int,
         *,
         start: int = 0,
+        first: int = 0,
         at_calls: dict[int, AtCall] | None = None,
+        attended: dict[int, Any] | None = None,
         patching: "Patching | None" = None,
         blocks: dict[str, Callable[[Tensor], Tensor]] | None = None,
     ) -> RowValues:
         """Run copies of the item, with changes from layer `start` on.
 
+        What is given to it and got from it at layers has the positions from `first`
+        on only; keys, values and masks of `at_calls` are whole.
+
         Args:
             model: The LVLM.
             n_rows: How many copies.
             start: No layer before this one is changed.
+            first: No position before this one is changed; 0 unless `cuts_rows`.
             at_calls: What is done at the attention calls of layers, by layer, after
                 the patch.
+            attended: What attention modules return, by layer, instead of being run;
+                their layers' patches and `at_calls` are left out with them.
             patching: How rows are patched; as the recorded run was, when None.
             blocks: What becomes of other components' outputs, by path.
 
@@ -85,56 +114,163 @@ class Replay:
         recording = self.recording
         case = recording.case
         readout = case.readout.of_copies([0] * n_rows)
-        kept, read_at = keep_logits(model, readout.positions)
+        kept, read_at = _keep_logits(model, readout.positions, first, self.n_tokens)
         start = start if self.skips_layers else 0
-        at_calls = at_calls or {}
+        at_calls, attended, blocks = at_calls or {}, attended or {}, blocks or {}
         patching = Patching.of(recording) if patching is None else patching
+        rows = self._list_rows(
+            model, start, first, {*at_calls, *attended, *patching.learned}, blocks
+        )
+        last = model.anatomy.n_layers - 1
         with (
             model.alone(),
-            _replaced(model, recording, n_rows, decoder=self.reuses_images),
-            _changed_blocks(model, blocks or {}),
-            model.trace(**self._inputs(n_rows), **kept, use_cache=False),
+            _replaced(model, recording, n_rows, first, decoder=self.reuses_images),
+            _changed_blocks(model, blocks),
+            _cut_modules(model, last, rows.get(last, first) - first),
+            model.trace(**self._inputs(n_rows, first), **kept, use_cache=False),
         ):
+            assert recording.prompt is not None
             for layer in range(start):
                 envoy = envoy_at(model, f"{model.anatomy.layers}.{layer}")
-                envoy.skip(widen(recording.leaving[layer], n_rows))
+                left = cut(recording.leaving[layer], first, recording.prompt)
+                envoy.skip(share(left, n_rows))
             for site in walk_sites(model.anatomy):
                 layer = site.layer
-                patched = layer >= start and layer in patching.learned
-                if not patched and layer not in at_calls:
+                if layer < start:
+                    continue
+                if layer in attended:
+                    envoy_at(model, site.path).skip(attended[layer])
+                    continue
+                patched = layer in patching.learned
+                if not patched and layer not in at_calls and layer not in rows:
                     continue
                 operation = attention_operation(model, site)
                 call = AttentionCall.parse(operation.inputs)
+                if layer in rows:
+                    whole = recording.calls[layer]
+                    call = call.resume(whole, first, row=rows[layer])
+                    operation.inputs = call.inputs
                 if patched:
-                    patching.apply(operation, call, layer)
+                    patching.apply(operation, call, layer, first=first)
                 if layer in at_calls:
                     at_calls[layer](layer, operation, call)
+                if rows.get(layer, first) > first:
+                    operation.output = _pad(operation.output, rows[layer] - first)
             final = model.output.logits.save()
         values = readout.values(final, places=read_at)
         return values.view(n_rows, -1)
 
-    def _inputs(self, n_rows: int) -> dict[str, Any]:
+    def _list_rows(
+        self, model: Any, start: int, first: int, changed: set[int], blocks: Any
+    ) -> dict[int, int]:
+        """List the first position that attends in each layer that is cut, by layer."""
+        layers = [layer for layer in model.anatomy.sites if layer >= start]
+        rows = dict.fromkeys(layers if first else [], first)
+        last = model.anatomy.n_layers - 1
+        own = f"{model.anatomy.layers}.{last}."
+        free = last not in changed and not any(path.startswith(own) for path in blocks)
+        wanted = worth_cutting(self.first_read, self.n_tokens)
+        if self.cuts_rows and free and wanted > first:
+            rows[last] = wanted
+        return rows
+
+    def _inputs(self, n_rows: int, first: int) -> dict[str, Any]:
         if not self.reuses_images:
             copies = repeat_rows(self.recording.case.encoding, [0] * n_rows)
             return {k: v for k, v in copies.items() if k != "labels"}
         ids = self.recording.case.encoding["input_ids"]
         return {
-            name: widen(value, n_rows)
+            name: widen(value[:, first:], n_rows)
             for name, value in self.recording.case.inputs.items()
             if isinstance(value, Tensor) and value.shape == ids.shape
         }
 
 
+def worth_cutting(first: int, n_tokens: int) -> int:
+    """Return the position that a run is best cut at: a first one, or 0.
+
+    Rows that are cut off attend with a mask, which costs what a few rows save.
+    """
+    return first if 4 * first >= n_tokens else 0
+
+
+def _pad(output: Any, n_missing: int) -> Any:
+    """Put zeros, `[batch query ...]`, where an output's first rows were left out."""
+    if isinstance(output, tuple):
+        return (_pad(output[0], n_missing), *output[1:])
+    blank = output.new_zeros(output.shape[0], n_missing, *output.shape[2:])
+    return torch.cat([blank, output], 1)
+
+
+def _keep_logits(
+    model: Any, positions: Tensor, first: int, n_tokens: int
+) -> tuple[dict[str, Any], Tensor | None]:
+    """Ask for logits at some positions, where a run has those from `first` on."""
+    kept, read_at = keep_logits(model, positions)
+    if first == 0:
+        return kept, read_at
+    if read_at is None:
+        return {}, torch.arange(first, n_tokens)
+    return {name: places - first for name, places in kept.items()}, read_at
+
+
+@contextlib.contextmanager
+def _cut_modules(model: Any, layer: int, n_missing: int) -> Iterator[None]:
+    """Leave a layer's first rows out of its output projection and its other components.
+
+    What these would return there is zero: nothing that is read depends on it.
+    """
+    if not n_missing:
+        yield
+        return
+    site, own = model.anatomy.sites[layer], f"{model.anatomy.layers}.{layer}."
+    blocks = block_paths(model._module, model.anatomy)
+    paths = [path for path in blocks if path.startswith(own)]
+    if site.out_proj is not None:
+        paths.append(site.out_proj)
+    cut_now: set[str] = set()
+    handles = []
+    for path in paths:
+
+        def enter(
+            module: nn.Module, args: Any, kwargs: Any, path: str = path
+        ) -> tuple[Any, Any] | None:
+            del module
+            # Others are called with more than a stream, as experts with their choice.
+            if len(args) != 1 or kwargs or args[0].ndim != 3:
+                return None
+            cut_now.add(path)
+            return (args[0][:, n_missing:],), kwargs
+
+        def leave(module: nn.Module, args: Any, output: Any, path: str = path) -> Any:
+            del module, args
+            if path not in cut_now:
+                return None
+            cut_now.discard(path)
+            return _pad(output, n_missing)
+
+        module = model._module.get_submodule(path)
+        handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
+        handles.append(module.register_forward_hook(leave))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 @torch.no_grad()
-def prepare_replay(model: Any, recording: Recording) -> Replay:
+def prepare_replay(model: Any, recording: Recording, *, first: int = 0) -> Replay:
     """Find the least that has to be run again, by trying it out.
 
     The vision tower and the layers before a change are left out where two copies of
-    the item, run so, have the targets that were recorded.
+    the item, run so, have the targets that were recorded; positions are left out where
+    later layers' keys and values are the recorded ones too.
 
     Args:
         model: The LVLM.
         recording: What `record` returned, of a plain or patched run.
+        first: The first position that will be changed.
 
     Returns:
         The replay.
@@ -147,25 +283,21 @@ def prepare_replay(model: Any, recording: Recording) -> Replay:
     # also from the last layer alone: late layers may need what earlier ones computed
     last = model.anatomy.n_layers - 1
     starts = sorted({(last + 1) // 2, last})
-    allowed = _TOLERANCE.get(model._module.dtype, _COARSE)
-    allowed *= float(recording.values.abs().max().clamp(min=1.0))
-    for images, layers in _WAYS:
-        replay = Replay(recording, reuses_images=images, skips_layers=layers)
+    ways = _WAYS if _may_cut(model, recording) else [way for way in _WAYS if not way[2]]
+    for images, layers, rows in ways:
+        replay = Replay(recording, images, layers, rows)
+        from_here = worth_cutting(first, replay.n_tokens) if rows else 0
         try:
-            found = max(
-                float(
-                    (replay.run(model, 2, start=start) - recording.values).abs().max()
-                )
-                for start in (starts if layers else [0])
-            )
-        except _BREAKS as error:
+            for start in starts if layers else [0]:
+                _try_out(model, replay, start=start, first=from_here)
+        except BREAKS as error:
             if is_out_of_memory(error):
                 raise  # running more would need even more
             continue
-        if found <= allowed:
-            return replay
+        return replay
     # not even whole runs: say what is wrong, or by how much
-    values = replay.run(model, 2)
+    values = Replay(recording, reuses_images=False, skips_layers=False).run(model, 2)
+    allowed = _allow(model, recording)
     msg = (
         f"two copies of an item in one batch move its targets by "
         f"{float((values - recording.values).abs().max()):.2g}: expected at most "
@@ -175,10 +307,68 @@ def prepare_replay(model: Any, recording: Recording) -> Replay:
     raise UnsupportedError(msg)
 
 
-_WAYS = ((True, True), (True, False), (False, True), (False, False))
-"""Whether images are reused and layers skipped, the cheapest way first."""
+def _allow(model: Any, recording: Recording) -> float:
+    """Say how far copies of an item may be from its recorded targets."""
+    allowed = _TOLERANCE.get(model._module.dtype, _COARSE)
+    return allowed * float(recording.values.abs().max().clamp(min=1.0))
 
-_BREAKS = (RuntimeError, ValueError, TypeError, LookupError, AttributeError)
+
+class _ApartError(RuntimeError):
+    """Copies of an item are not what was recorded."""
+
+
+def check_copy(model: Any, recording: Recording, values: Tensor) -> None:
+    """Check that copies of an item that were left alone have its recorded targets."""
+    if not float((values - recording.values).abs().max()) <= _allow(model, recording):
+        raise _ApartError
+
+
+def _try_out(model: Any, replay: Replay, *, start: int, first: int) -> None:
+    """Check that two copies of an item, run from a layer on, are what was recorded."""
+    recording = replay.recording
+    allowed = _TOLERANCE.get(model._module.dtype, _COARSE)
+    gaps: list[Tensor] = []
+
+    def compare(layer: int, operation: Any, call: AttentionCall) -> None:
+        del operation
+        own = recording.calls[layer]
+        for found, kept in ((call.keys, own.keys), (call.values, own.values)):
+            size = kept.abs().max().clamp(min=1.0)
+            gaps.append((found - kept).abs().max() / size)
+
+    # Of rows that go on from others, those that read nothing may be wrong unseen.
+    last = model.anatomy.n_layers - 1
+    later = [layer for layer in model.anatomy.sites if start <= layer < last]
+    looks: dict[int, AtCall] = dict.fromkeys(later if first else [], compare)
+    values = replay.run(model, 2, start=start, first=first, at_calls=looks)
+    check_copy(model, recording, values)
+    if gaps and not float(torch.stack(gaps).max()) <= allowed:
+        raise _ApartError
+
+
+def _may_cut(model: Any, recording: Recording) -> bool:
+    """Tell whether positions only see each other at attention calls, whose rows cut."""
+    layers = model._module.get_submodule(model.anatomy.layers)
+    if model.anatomy.unfit or any(
+        "conv" in type(module).__name__.lower() for module in layers.modules()
+    ):
+        return False
+    return all(
+        layer in recording.masked and not recording.calls[layer].why_not_resumed()
+        for layer in model.anatomy.sites
+    )
+
+
+_WAYS = (
+    (True, True, True),
+    (True, True, False),
+    (True, False, False),
+    (False, True, False),
+    (False, False, False),
+)
+"""Whether images are reused, layers skipped and rows cut, the cheapest way first."""
+
+BREAKS = (RuntimeError, ValueError, TypeError, LookupError, AttributeError)
 """How models fail that need what was left out; then more is run again."""
 
 
@@ -205,8 +395,10 @@ class Patching:
         """Patch every row as a recorded run was patched."""
         return cls(recording.patch, recording.learned, {}, recording.prompt)
 
-    def apply(self, operation: Any, call: AttentionCall, layer: int) -> None:
-        """Patch one layer's attention call."""
+    def apply(
+        self, operation: Any, call: AttentionCall, layer: int, *, first: int = 0
+    ) -> None:
+        """Patch one layer's attention call, whose rows begin at position `first`."""
         assert self.patch is not None
         assert self.prompt is not None
         n_rows = call.queries.shape[0]
@@ -215,6 +407,7 @@ class Patching:
             call,
             widen_prompt(self.prompt, n_rows),
             layer=layer,
+            first=first,
             kept=self.patch.repeat(self.learned[layer], n_rows),
         )
         if isinstance(self.patch, EAH) and layer in self.recipients:
@@ -225,20 +418,32 @@ class Patching:
 
 @contextlib.contextmanager
 def _replaced(
-    model: Any, recording: Recording, n_rows: int, *, decoder: bool
+    model: Any, recording: Recording, n_rows: int, first: int, *, decoder: bool
 ) -> Iterator[None]:
-    """Call the decoder with what it was called with, once for every row."""
+    """Call the decoder with what it was called with, once for every row.
+
+    Positions before `first` are left out.
+    """
     if not decoder:
         yield
         return
+    path = model.anatomy.layers.rpartition(".")[0]
+    module = model._module.get_submodule(path)
+    counts = "position_ids" in inspect.signature(type(module).forward).parameters
 
     def enter(module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
         del module, args, kwargs
-        old_args, old_kwargs = recording.decoder
+        assert recording.prompt is not None
+        old_args, old_kwargs = cut(recording.decoder, first, recording.prompt)
+        if first and counts and old_kwargs.get("position_ids") is None:
+            # Left to itself, it would count from 0.
+            width = recording.prompt.image_mask.shape[1]
+            places = torch.arange(
+                first, width, device=recording.prompt.image_mask.device
+            )
+            old_kwargs = old_kwargs | {"position_ids": places[None]}
         return widen(old_args, n_rows), widen(old_kwargs, n_rows)
 
-    path = model.anatomy.layers.rpartition(".")[0]
-    module = model._module.get_submodule(path)
     handle = module.register_forward_pre_hook(enter, with_kwargs=True)
     try:
         yield
@@ -348,6 +553,34 @@ def check_batch_size(batch_size: int) -> None:
         raise SettingsError(msg)
 
 
+_ROWS = {"cpu": 1024, "cuda": 65536}
+"""Positions that one batch has at most, by type of device: more is no faster there."""
+
+
+def choose_batch_size(model: Any, n_positions: int) -> int:
+    """Choose how many copies of an item share a forward pass: 64 at most.
+
+    On a CPU as many as make one long prompt: more need memory, and are slower. On a
+    GPU as many as fit into half of the memory that is free.
+
+    Args:
+        model: The LVLM.
+        n_positions: Positions that each copy runs.
+    """
+    device = model.device
+    rows = min(64, _ROWS.get(device.type, 8192) // n_positions)
+    if device.type == "cuda":
+        text = model.config.get_text_config(decoder=True)
+        width = int(getattr(text, "intermediate_size", 0) or 4 * text.hidden_size)
+        # What a layer holds at once: its stream several times, and the MLP's insides.
+        held = n_positions * (16 * text.hidden_size + 4 * width)
+        free = torch.cuda.mem_get_info(device)[0] + (
+            torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        )
+        rows = min(rows, int(free / 2 / (held * model._module.dtype.itemsize)))
+    return max(rows, 1)
+
+
 def _attempt(run: Callable[[list[Job]], Tensor], batch: list[Job]) -> Tensor | None:
     """Run a batch; None, with a warning, if it does not fit and a smaller one may."""
     try:
@@ -367,162 +600,3 @@ def _attempt(run: Callable[[list[Job]], Tensor], batch: list[Job]) -> Tensor | N
         stacklevel=3,
     )
     return None
-
-
-# ---- Many variants of one run in one batch: in each row other nodes are set.
-
-
-Variant = Sequence[Node]
-"""The nodes that are set in a row; none for the run as it was."""
-
-
-@dataclass(frozen=True)
-class Given:
-    """What nodes are set to.
-
-    Attributes:
-        heads: From layer and attention call (as the model makes it in that batch) to
-            head outputs, `[1 query head d_value]` or what broadcasts to it.
-        blocks: Outputs of other components for one item, by path.
-    """
-
-    heads: Callable[[int, AttentionCall], Tensor]
-    blocks: dict[str, Tensor]
-
-
-def given_by(run: Recording) -> Given:
-    """Set nodes to what they returned in a recorded run."""
-
-    def heads(layer: int, call: AttentionCall) -> Tensor:
-        del call
-        return run.heads[layer]
-
-    return Given(heads, run.blocks)
-
-
-def measure_variants(
-    model: Any,
-    run: Recording,
-    variants: Sequence[Variant],
-    given: Given,
-    *,
-    batch_size: int,
-    progress: bool = False,
-    label: str = "patches",
-) -> Tensor:
-    """Measure how each variant of a run changes its targets, `[variant target]`.
-
-    Nodes that are given what they return anyway change nothing, and are not run.
-    """
-    changes = torch.zeros(len(variants), len(run.values), device=run.values.device)
-    moved = find_moved(run, {node for nodes in variants for node in nodes}, given)
-    chosen = [i for i, nodes in enumerate(variants) if moved & set(nodes)]
-    if not chosen:
-        return changes
-    replay = prepare_replay(model, run)
-
-    def measure(batch: list[Variant]) -> Tensor:
-        if len(batch) == 1:
-            return run_variants(model, replay, batch, given) - run.values
-        # beside a copy that is left alone: what a batch does to rounding cancels out
-        values = run_variants(model, replay, [(), *batch], given)
-        return values[1:] - values[:1]
-
-    changes[chosen] = in_batches(
-        [variants[i] for i in chosen],
-        measure,
-        batch_size=batch_size,
-        key=lambda nodes: min(node.layer for node in nodes),
-        progress=progress,
-        label=label,
-    )
-    return changes
-
-
-@torch.no_grad()
-def find_moved(run: Recording, nodes: set[Node], given: Given) -> set[Node]:
-    """Find the nodes that are given something else than they returned in a run."""
-    moved = {
-        node
-        for node in nodes
-        if node.path and not torch.equal(run.blocks[node.path], given.blocks[node.path])
-    }
-    for layer in {node.layer for node in nodes if node.head is not None}:
-        own = run.heads[layer]
-        new = given.heads(layer, run.calls[layer]).to(own).expand_as(own)
-        same = (new == own).all(1).all(-1)[0].tolist()
-        moved |= {
-            node
-            for node in nodes
-            if node.head is not None and node.layer == layer and not same[node.head]
-        }
-    return moved
-
-
-@torch.no_grad()
-def run_variants(
-    model: Any, replay: Replay, variants: Sequence[Variant], given: Given
-) -> RowValues:
-    """Run a batch of variants of a recorded run, from the first layer that changes.
-
-    Args:
-        model: The LVLM.
-        replay: The run.
-        variants: The nodes that are set, for each row.
-        given: What they are set to.
-
-    Returns:
-        Every target in every row.
-    """
-    n_rows = len(variants)
-    heads: dict[int, Tensor] = {}
-    rows_of: dict[str, list[int]] = {}
-    for row, variant in enumerate(variants):
-        for node in variant:
-            if node.path is not None:
-                rows_of.setdefault(node.path, []).append(row)
-                continue
-            blank = torch.zeros(n_rows, model.n_heads, dtype=torch.bool)
-            heads.setdefault(node.layer, blank)[row, node.head] = True
-    layers = [node.layer for variant in variants for node in variant]
-    return replay.run(
-        model,
-        n_rows,
-        start=min(layers, default=0),
-        at_calls={layer: _set_heads(given, mask) for layer, mask in heads.items()},
-        blocks={
-            path: _set_rows(path, given.blocks[path], rows, n_rows)
-            for path, rows in rows_of.items()
-        },
-    )
-
-
-def _set_heads(given: Given, mask: Tensor) -> AtCall:
-    """Set the marked heads, `[row head]`, at a layer's attention call."""
-
-    def change(layer: int, operation: Any, call: AttentionCall) -> None:
-        output = operation.output
-        new = given.heads(layer, call).to(output[0])
-        where = mask.to(new.device)[:, None, :, None]
-        operation.output = (torch.where(where, new, output[0]), *output[1:])
-
-    return change
-
-
-def _set_rows(
-    path: str, given: Tensor, rows: list[int], n_rows: int
-) -> Callable[[Tensor], Tensor]:
-    """Set a component's output in some rows, whatever axes it has for positions."""
-
-    def change(output: Tensor) -> Tensor:
-        if output.numel() != n_rows * given.numel():
-            msg = (
-                f"{path} returned {tuple(output.shape)} for {n_rows} rows: expected "
-                f"{n_rows} times {tuple(given.shape)}; leave this component out"
-            )
-            raise ModelError(msg)
-        lines = output.reshape(n_rows, -1).clone()
-        lines[rows] = given.reshape(1, -1).to(lines)
-        return lines.view(output.shape)
-
-    return change

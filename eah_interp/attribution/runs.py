@@ -19,7 +19,7 @@ from eah_interp.interventions.intervention import Intervention
 from eah_interp.interventions.point import PatchPoint, change_block, find_changes
 from eah_interp.kernels.patterns import pattern_blocks
 from eah_interp.kernels.sinks import ColumnScores, stream_column_scores
-from eah_interp.lvlm.anatomy import block_paths, check_model
+from eah_interp.lvlm.anatomy import AttentionSite, block_paths, check_model
 from eah_interp.lvlm.attention import AttentionCall
 from eah_interp.lvlm.inputs import Encoding, check_encoding, is_encoding
 from eah_interp.lvlm.prompt import Prompt, prompt_of_worker
@@ -40,6 +40,10 @@ class Recording:
         calls: Each layer's attention call as the model made it, before any patch.
         blocks: Output of every other component, by path.
         leaving: What each layer returned.
+        attended: What each layer's attention module returned, where its output
+            projection makes that of the head outputs, and nothing stands between.
+        masked: Layers whose attention mask was made before them, from the prompt's
+            tokens alone.
         decoder: Arguments that the decoder was called with.
     """
 
@@ -52,6 +56,8 @@ class Recording:
     calls: dict[int, AttentionCall] = field(default_factory=dict)
     blocks: dict[str, Tensor] = field(default_factory=dict)
     leaving: list[Any] = field(default_factory=list)
+    attended: dict[int, Any] = field(default_factory=dict)
+    masked: set[int] = field(default_factory=set)
     decoder: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
 
     def keep(self, point: PatchPoint, heads: Tensor) -> None:
@@ -112,6 +118,8 @@ def _hooked(model: Any, done: Recording) -> Iterator[None]:
 
     decoder = root.get_submodule(anatomy.layers.rpartition(".")[0])
     handles = [decoder.register_forward_pre_hook(enter, with_kwargs=True)]
+    for site in anatomy.sites.values():
+        handles += _watch_attention(root, site, done)
     for layer in root.get_submodule(anatomy.layers).children():
         handles.append(layer.register_forward_hook(leave))
     for name in block_paths(root, anatomy):
@@ -123,9 +131,105 @@ def _hooked(model: Any, done: Recording) -> Iterator[None]:
             handle.remove()
 
 
+def _watch_attention(
+    root: nn.Module, site: AttentionSite, done: Recording
+) -> list[Any]:
+    """Keep what an attention module returns, where its heads alone make it."""
+    attention, layer = root.get_submodule(site.path), site.layer
+    projected: list[Tensor] = []
+    given: set[int] = set()
+
+    def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
+        del module
+        given.clear()
+        given.update(
+            value.untyped_storage().data_ptr()
+            for value in (*args, *kwargs.values())
+            if isinstance(value, Tensor)
+        )
+
+    def project(module: nn.Module, args: Any, output: Any) -> None:
+        del module
+        own = done.heads.get(layer)
+        projected.clear()
+        if own is not None and torch.equal(own.reshape(args[0].shape), args[0]):
+            projected.append(output)
+
+    def leave(module: nn.Module, args: Any, output: Any) -> None:
+        del module, args
+        first, *others = output if isinstance(output, tuple) else (output,)
+        if projected and first is projected[0]:
+            # A map of the weights beside it is nothing that a layer goes on with.
+            rest = [None if isinstance(other, Tensor) else other for other in others]
+            kept = (first, *rest) if isinstance(output, tuple) else first
+            done.attended[layer] = kept
+        projected.clear()
+        mask = done.calls[layer].mask if layer in done.calls else None
+        made_before = (
+            isinstance(mask, Tensor) and mask.untyped_storage().data_ptr() in given
+        )
+        if layer in done.calls and (mask is None or made_before):
+            done.masked.add(layer)
+
+    handles = [
+        attention.register_forward_pre_hook(enter, with_kwargs=True),
+        attention.register_forward_hook(leave),
+    ]
+    if site.out_proj is not None:
+        module = root.get_submodule(site.out_proj)
+        handles.append(module.register_forward_hook(project))
+    return handles
+
+
 def _snapshot(value: Any) -> Any:
     """Copy what a run may fill in: states that layers share by way of a dict."""
     return dict(value) if isinstance(value, dict) else value
+
+
+def cut(value: Any, first: int, prompt: Prompt) -> Any:
+    """Take the positions from `first` on out of what one item is run with.
+
+    Rows come first and positions second; before both may stand the axes of multimodal
+    rotary positions. Masks have two axes of positions, and features of image tokens lie
+    in one line. That it is right is seen by running it.
+
+    Args:
+        value: A tensor, or tensors in dicts, lists and tuples.
+        first: The first position that is kept.
+        prompt: Where the item's image tokens are.
+    """
+    if isinstance(value, Tensor):
+        return _cut_tensor(value, first, prompt.image_mask[0]) if first else value
+    if isinstance(value, dict):
+        return {key: cut(item, first, prompt) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(cut(item, first, prompt) for item in value)
+    return value
+
+
+def _cut_tensor(value: Tensor, first: int, images: Tensor) -> Tensor:
+    width, n_images = len(images), int(images.sum())
+    sizes = tuple(value.shape)
+    if sizes == (width,):
+        return value[first:]
+    if len(sizes) == 4 and sizes[2:] == (width, width):
+        return value[:, :, first:, first:]
+    if len(sizes) > 1 and sizes[:2] == (1, width):
+        return value[:, first:]
+    if len(sizes) > 2 and sizes[0] in (3, 4) and sizes[1:3] == (1, width):
+        return value[:, :, first:]
+    if len(sizes) > 1 and sizes[0] == n_images:
+        return value[int(images[:first].sum()) :]
+    return value
+
+
+def share(value: Any, n_rows: int) -> Any:
+    """Show one item's tensors, rows first, as `n_rows` rows that share their memory."""
+    if isinstance(value, Tensor) and value.ndim > 1 and value.shape[0] == 1:
+        return value.expand(n_rows, *value.shape[1:])
+    if isinstance(value, tuple):
+        return tuple(share(item, n_rows) for item in value)
+    return widen(value, n_rows)
 
 
 def widen(value: Any, n_rows: int) -> Any:

@@ -242,6 +242,66 @@ class AttentionCall:
         mask: Tensor = ((behind >= 0) & (behind < window))[None, None]
         return mask if tokens is None else mask & tokens[:, None, None, :n_rows]
 
+    def why_not_resumed(self) -> str:
+        """Say why no run of this call's last rows alone can take its other keys.
+
+        Returns:
+            A sentence; empty where `resume` works. It does not ask who made the mask:
+            that must not be the attention module itself, from what it reads.
+        """
+        backend = self.module.config._attn_implementation  # type: ignore[union-attr]
+        if backend not in ("sdpa", "eager"):
+            return f"rows of {backend} attention's masks are not cut here"
+        if any(
+            self.options.get(name) is not None for name in ("position_bias", "sinks")
+        ):
+            return "its rows have biases or sinks of their own"
+        mask, n_rows = self.mask, self.queries.shape[2]
+        if mask is None or (
+            isinstance(mask, Tensor) and mask.ndim == 4 and mask.shape[2] == n_rows
+        ):
+            return ""
+        return "its mask has no rows that can be cut"
+
+    def resume(
+        self, whole: "AttentionCall", first: int, *, row: int
+    ) -> "AttentionCall":
+        """Attend as the last rows of a whole call, whose first keys were kept.
+
+        Args:
+            whole: The call of one item with all its rows: where the keys and values
+                of positions before `first` are taken from, and the mask.
+            first: Position of the first row here.
+            row: Position of the first row that is wanted; not before `first`.
+
+        Returns:
+            The call of the rows from `row` on, of every item here, with all keys.
+
+        Raises:
+            UnsupportedError: If it cannot be; see `why_not_resumed`.
+        """
+        own, n_keys = self.queries.shape[2], whole.keys.shape[2]
+        why = whole.why_not_resumed()
+        if not why and (own, self.keys.shape[2]) != (n_keys - first,) * 2:
+            why = f"it has {own} rows and {self.keys.shape[2]} keys"
+        if why:
+            msg = f"{type(self.module).__name__} cannot go on from position {first}: "
+            raise UnsupportedError(msg + why)
+        mask = whole.mask
+        if mask is not None:
+            mask = mask[:, :, row:]
+        elif n_keys - row > 1 and whole._is_causal():
+            # A last row sees every key, and attention without a mask is faster.
+            place = torch.arange(n_keys, device=self.keys.device)
+            mask = (place <= place[row:, None])[None, None]
+        return replace(
+            self,
+            queries=self.queries[:, :, row - first :],
+            keys=_go_on(whole.keys, self.keys, first),
+            values=_go_on(whole.values, self.values, first),
+            mask=mask,
+        )
+
     def broadcast(
         self, donors: Donors, recipients: HeadMask | None = None
     ) -> "AttentionCall":
@@ -348,6 +408,13 @@ class AttentionCall:
     def _scale(self) -> float | None:
         scale = self.options.get("scaling")
         return None if scale is None else float(scale)
+
+
+def _go_on(kept: Tensor, own: Tensor, first: int) -> Tensor:
+    """Put one item's keys or values before `first` in front of every item's own."""
+    if first == 0:
+        return own
+    return torch.cat([kept[:, :, :first].expand(own.shape[0], -1, -1, -1), own], 2)
 
 
 def _take_rows(parts: dict[str, Any], rows: slice | Tensor) -> dict[str, Any]:

@@ -29,12 +29,15 @@ class Writers:
         instead: Of what the layer has instead of attention (linear attention, a
             convolution); None where it attends.
         adds_up: Whether the layer returns its input plus these two, and nothing else.
+        side_by_side: Whether the MLP reads what enters the layer (Cohere), and not the
+            sum of that and what attention adds.
     """
 
     attention: str | None = None
     mlp: str | None = None
     instead: str | None = None
     adds_up: bool = False
+    side_by_side: bool = False
 
 
 UNKNOWN = Writers()
@@ -83,6 +86,9 @@ def find_writers(layer: nn.Module, *, attention: str | None) -> Writers:
         and not result.changed
         and len(summands) == 2
         and all(follower.name_of(part) for part in summands),
+        side_by_side=mlp is not None
+        and follower.name_of(mlp) is not None
+        and mixer not in follower.reads[mlp.through[0]],
     )
 
 
@@ -128,6 +134,7 @@ class _Follower:
         self.layer = layer
         self.known: dict[str, _Flow] = {}
         self.calls: list[str] = []
+        self.reads: dict[str, tuple[_Summand, ...]] = {}
         self.scope: dict[str, Any] = {}
         self.returned: _Flow | None = None
         self.ended = False
@@ -245,6 +252,7 @@ class _Follower:
         name = self.child(node.func)
         if name is not None:
             self.calls.append(name)
+            self.reads[name] = flows[0].summands if flows else ()
             module = self.layer.get_submodule(name)
             if isinstance(module, nn.Dropout | nn.Identity):
                 return flows[0] if flows else None

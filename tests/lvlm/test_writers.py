@@ -29,9 +29,9 @@ DECODERS = {
     # dropout between
     "Phi3": (Writers("self_attn", "mlp", None, True), {}),
     # attention and MLP side by side
-    "Cohere": (Writers("self_attn", "mlp", None, True), {}),
+    "Cohere": (Writers("self_attn", "mlp", None, True, side_by_side=True), {}),
     "StableLm": (
-        Writers("self_attn", "mlp", None, True),
+        Writers("self_attn", "mlp", None, True, side_by_side=True),
         {"use_parallel_residual": True},
     ),
     # experts: a tuple, or a module beside another

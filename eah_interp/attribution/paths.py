@@ -1,0 +1,773 @@
+"""Exact path patching: what one component does to an object through one reader of it.
+
+Path patching (Wang et al., "Interpretability in the Wild", arXiv:2211.00593;
+Goldowsky-Dill et al., "Localizing Model Behavior with Path Patching",
+arXiv:2304.05969) of single edges: the receiver reads the stream as if the sender had
+written what it writes in another run; everything else that writes is frozen.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Unpack, get_args
+
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm import tqdm
+
+from eah_interp.arguments import by_name, check_flag
+from eah_interp.attribution.averages import ObjectResult
+from eah_interp.attribution.cases import Ask, Case, as_case, asks
+from eah_interp.attribution.edge_runs import (
+    Exchange,
+    Given,
+    Reading,
+    read_changed,
+    record_streams,
+    run_given,
+    run_to_logit,
+)
+from eah_interp.attribution.edges import (
+    Names,
+    Receivers,
+    Senders,
+    check_stream,
+    find_receivers,
+    find_senders,
+    is_edge,
+    name_set,
+)
+from eah_interp.attribution.nodes import grid_of_heads
+from eah_interp.attribution.readouts import MetricName, Target, TargetValues
+from eah_interp.attribution.replay import check_batch_size, in_batches, prepare_replay
+from eah_interp.attribution.results import (
+    check_finite_result,
+    check_target,
+    label_cell,
+    label_targets,
+    largest,
+    name_targets,
+)
+from eah_interp.attribution.runs import Recording
+from eah_interp.attribution.sides import (
+    Side,
+    check_same_places,
+    check_side,
+    gather,
+    name_side,
+    pose_source,
+    split_items,
+    take_item,
+)
+from eah_interp.errors import InputError, SettingsError, show_value
+from eah_interp.indices import check_choice, check_integer
+from eah_interp.interventions.intervention import Intervention
+from eah_interp.lvlm.anatomy import name_model
+from eah_interp.lvlm.inputs import repeat_rows
+from eah_interp.shown_results import list_largest
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# ---- Effects of edges, labelled: the result of `patch_paths`.
+
+
+Stand = Literal["zero", "mean", "resampled"]
+"""What a sender writes instead, where it is no run of the same item: nothing; its mean
+over the item's positions; what it writes in another item of the batch."""
+
+FinalNorm = Literal["recomputed", "frozen"]
+"""Whether the last norm is computed anew for what reaches the logit directly, or keeps
+its scale (and a soft cap its slope from zero), so that effects add up."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class PathPatching(ObjectResult):
+    """How targets change when a receiver sees another run's sender.
+
+    Attributes:
+        metric: What was read.
+        targets: What each number is about.
+        source: Where senders' outputs were taken from: a run, `"zero"`, `"mean"` or
+            `"resampled"`.
+        source_patch: Settings of the source; None where it is no patched run.
+        final_norm: How the last norm took what reached the logit.
+        senders: Who sent, for each edge: `L3H7`, or `L3H7+L3.mlp` together.
+        receivers: Who received, for each edge: `L5H2.q`, `L5.mlp`, `logit`.
+        values: The targets in the run as it is.
+        source_values: The targets in the source run; None where it is no run of an
+            item's own.
+        effects: Change of each target by each edge.
+    """
+
+    metric: MetricName
+    targets: tuple[Target, ...]
+    source: str
+    source_patch: Intervention | None
+    final_norm: FinalNorm
+    senders: tuple[str, ...]
+    receivers: tuple[str, ...]
+    values: TargetValues
+    source_values: TargetValues | None
+    effects: Float[Tensor, "target edge"]
+
+    def frame(self) -> pd.DataFrame:
+        """List every edge of every target.
+
+        Returns:
+            Columns `object present row position target sender receiver input name
+            effect value`: `receiver` and `input` are `L5H2` and `q`, `L5.mlp` and
+            `stream`, `logit` and `stream`; `name` is all of it, `L3H7 -> L5H2.q`;
+            `value` is what the target was before.
+        """
+        table = list_edges(self.targets, self.senders, self.receivers)
+        table["effect"] = self.effects.double().flatten().numpy()
+        table["value"] = self.values.double().numpy()[table["target"]]
+        return table
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Name each edge: `L3H7 -> L5H2.q`."""
+        return tuple(
+            name_path(*ends) for ends in zip(self.senders, self.receivers, strict=True)
+        )
+
+    def _about(self) -> str:
+        return (
+            f"{self.source} into plain, {name_targets(self.targets)}, "
+            f"{len(self.senders)} edges, metric {self.metric}; largest effect first"
+        )
+
+    def _first(self, k: int) -> pd.DataFrame:
+        def label(cell: tuple[int, ...]) -> dict[str, Any]:
+            return label_cell(self.targets, cell[0]) | {"name": self.names[cell[1]]}
+
+        columns = {"effect": self.effects}
+        columns["value"] = self.values[:, None].expand_as(self.effects)
+        return list_largest(columns, by="effect", k=k, label=label)
+
+    def top(self, k: int = 10) -> pd.DataFrame:
+        """List each target's `k` edges with the largest effects, either sign.
+
+        Raises:
+            SettingsError: If `k` is below 1.
+        """
+        return largest(self.frame(), k, by="effect")
+
+    def grid(self, target: int = 0, *, receiver: str) -> Float[Tensor, "layer head"]:
+        """Lay out by the sender's layer and head what one receiver takes from heads.
+
+        Layers are those that have a head that sends to it, in order; NaN where a head
+        was not asked for.
+
+        Args:
+            target: Which target.
+            receiver: `L5H2.q`, as in `receivers`.
+
+        Raises:
+            SettingsError: If there is no such target or receiver, or no head sends to
+                it.
+        """
+        check_target(self.targets, target)
+        own = [i for i, name in enumerate(self.receivers) if name == receiver]
+        if not own:
+            known = ", ".join(dict.fromkeys(self.receivers))
+            msg = f"receiver={show_value(receiver)} received nothing: expected {known}"
+            raise SettingsError(msg)
+        effects = self.effects[target, own]
+        return grid_of_heads([self.senders[i] for i in own], effects)[1]
+
+    def plot(
+        self, target: int = 0, *, k: int = 12, ax: "Axes | None" = None
+    ) -> "Figure":
+        """Draw the edges with the largest effects as bars.
+
+        Args:
+            target: Which target.
+            k: How many.
+            ax: Axes of matplotlib to draw into; a figure of its own when None.
+
+        Raises:
+            ExtraMissingError: If matplotlib is not installed.
+            SettingsError: If there is no such target, or `k` is below 1.
+        """
+        from eah_interp.viz.heads import plot_bars
+
+        check_target(self.targets, target)
+        table = self.frame()
+        top = largest(table[table["target"] == target], k, by="effect")
+        return plot_bars(
+            [name.replace("->", "\N{RIGHTWARDS ARROW}") for name in top["name"]],
+            {"effect": list(top["effect"])},
+            title=f"{len(top)} edges, largest effect first",
+            axis=f"effect on {self.targets[target].label}",
+            ax=ax,
+        )
+
+
+def name_path(sender: str, receiver: str) -> str:
+    """Name an edge.
+
+    Example:
+        >>> name_path("L3H7", "L5H2.q")
+        'L3H7 -> L5H2.q'
+    """
+    return f"{sender} -> {receiver}"
+
+
+def list_edges(
+    targets: Sequence[Target], senders: Sequence[str], receivers: Sequence[str]
+) -> pd.DataFrame:
+    """List target, object, row, position, sender, receiver, input and name of edges.
+
+    Rows are in the order of a flattened `[target edge]`.
+
+    Example:
+        >>> table = list_edges([Target("boat", 0, 7, "boat")], ["L1H0"], ["L2H3.q"])
+        >>> table[["sender", "receiver", "input"]].values.tolist()
+        [['L1H0', 'L2H3', 'q']]
+    """
+    index = pd.MultiIndex.from_product(
+        [range(len(targets)), range(len(senders))], names=["target", "edge"]
+    ).to_frame(index=False)
+    which = index.pop("edge").to_numpy()
+    parts = [split_receiver(name) for name in receivers]
+    table = label_targets(index, targets)
+    table["sender"] = [senders[i] for i in which]
+    table["receiver"] = [parts[i][0] for i in which]
+    table["input"] = [parts[i][1] for i in which]
+    table["name"] = [name_path(senders[i], receivers[i]) for i in which]
+    return table
+
+
+def split_receiver(name: str) -> tuple[str, str]:
+    """Split a receiver's name into who receives and by which input.
+
+    Example:
+        >>> split_receiver("L5H2.q"), split_receiver("L5.mlp")
+        (('L5H2', 'q'), ('L5.mlp', 'stream'))
+    """
+    if "+" in name:
+        return name, "set"
+    who, _, what = name.rpartition(".")
+    return (who, what) if what in ("q", "k", "v") else (name, "stream")
+
+
+# ---- Which edges are patched, and in which order.
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Edges in the order in which they are run.
+
+    Attributes:
+        senders: Whose outputs are exchanged, each set by itself.
+        receivers: Who reads them, each set by itself.
+        edges: Which of the senders, and which of the receivers, for each edge.
+        batch_size: Most rows in a batch.
+    """
+
+    senders: tuple[Senders, ...]
+    receivers: tuple[Receivers, ...]
+    edges: tuple[tuple[int, int], ...]
+    batch_size: int
+
+    @classmethod
+    def of(
+        cls,
+        senders: Sequence[Senders],
+        receivers: Sequence[Receivers],
+        batch_size: int,
+    ) -> "Plan":
+        """List the edges between senders and receivers: whoever writes before.
+
+        Raises:
+            SettingsError: If nobody writes before somebody reads.
+        """
+        edges = tuple(
+            (i, j)
+            for i, sender in enumerate(senders)
+            for j, receiver in enumerate(receivers)
+            if is_edge(sender, receiver)
+        )
+        if not edges:
+            msg = (
+                f"there is no edge from {name_set(senders[0])} to "
+                f"{name_set(receivers[0])}, or any other sender to a receiver that was "
+                "named: expected senders in layers before their receivers (the heads "
+                "of a layer write before its MLP reads, where it stands behind them)"
+            )
+            raise SettingsError(msg)
+        return cls(tuple(senders), tuple(receivers), edges, batch_size)
+
+    def chunks(self) -> Iterator[list[int]]:
+        """Yield senders that share a batch: as many as fit."""
+        used = sorted({sender for sender, _ in self.edges})
+        for start in range(0, len(used), self.batch_size):
+            yield used[start : start + self.batch_size]
+
+    def groups(self) -> dict[tuple[int, ...], list[int]]:
+        """List receivers by the layers in which they read."""
+        groups: dict[tuple[int, ...], list[int]] = {}
+        for number, receivers in enumerate(self.receivers):
+            layers = tuple(sorted({receiver.layer for receiver in receivers}))
+            groups.setdefault(layers, []).append(number)
+        return groups
+
+    def count_passes(self) -> int:
+        """Count the forward passes of an item, most of them of its last layers only."""
+        edges = set(self.edges)
+        total = 4  # the run, its source, and two that try what can be left out
+        for chunk in self.chunks():
+            sent = [sender for i in chunk for sender in self.senders[i]]
+            total += len({one.layer for one in sent if one.kind == "head"})
+            for layers, receivers in self.groups().items():
+                rows = sum((i, j) in edges for i in chunk for j in receivers)
+                reads = [layer for layer in layers if self._reads(layer)]
+                total += (len(reads) if rows else 0) + math.ceil(rows / self.batch_size)
+        return total
+
+    def _reads(self, layer: int) -> bool:
+        return any(
+            one.input != "logit"
+            for receivers in self.receivers
+            for one in receivers
+            if one.layer == layer
+        )
+
+
+def measure_paths(
+    model: Any,
+    exchange: Exchange,
+    plan: Plan,
+    *,
+    final_norm: FinalNorm,
+    advance: Callable[[int], object] = int,
+) -> Float[Tensor, "edge target"]:
+    """Measure how each edge of a plan changes an item's targets.
+
+    Args:
+        model: The LVLM.
+        exchange: The item.
+        plan: The edges.
+        final_norm: How the last norm takes what reaches the logit.
+        advance: Told how many edges are done.
+    """
+    values = exchange.replay.recording.values
+    place = {edge: number for number, edge in enumerate(plan.edges)}
+    found = torch.zeros(len(plan.edges), len(values), device=values.device)
+    for chunk in plan.chunks():
+        senders = [plan.senders[i] for i in chunk]
+        change = exchange.changes(model, senders)
+        moved = change.flatten(1).any(1).tolist()
+        for layers, receivers in plan.groups().items():
+            edges = [
+                (row, j)
+                for row, i in enumerate(chunk)
+                for j in receivers
+                if (i, j) in place
+            ]
+            advance(sum(not moved[row] for row, _ in edges))
+            edges = [edge for edge in edges if moved[edge[0]]]
+            if not edges:
+                continue
+            measured = _measure_group(
+                model,
+                exchange,
+                change,
+                [(row, plan.receivers[j]) for row, j in edges],
+                senders=senders,
+                layers=layers,
+                final_norm=final_norm,
+                batch_size=plan.batch_size,
+            )
+            for (row, j), line in zip(edges, measured, strict=True):
+                found[place[chunk[row], j]] = line
+            advance(len(edges))
+    return found
+
+
+def _measure_group(
+    model: Any,
+    exchange: Exchange,
+    change: Tensor,
+    edges: Sequence[tuple[int, Receivers]],
+    *,
+    senders: Sequence[Senders],
+    layers: tuple[int, ...],
+    final_norm: FinalNorm,
+    batch_size: int,
+) -> Tensor:
+    """Measure edges into receivers of some layers, `[edge target]`."""
+    nothing = torch.zeros_like(change[:1])
+    if layers == (model.anatomy.n_layers,):
+        # beside a row that is left alone: what a batch does to rounding cancels out
+
+        def add(rows: list[int]) -> Tensor:
+            changes = torch.cat([nothing, change[rows]])
+            values = run_to_logit(
+                model, exchange.replay, changes, frozen=final_norm == "frozen"
+            )
+            return values[1:] - values[:1]
+
+        return in_batches([row for row, _ in edges], add, batch_size=batch_size)
+    rows = sorted({row for row, _ in edges})
+    readings: dict[int, Reading] = {}
+    for layer in layers:
+        within = exchange.changes(
+            model, [_heads_of(senders[row], layer) for row in rows]
+        )
+        before = change[rows] - within
+        readings[layer] = read_changed(
+            model,
+            exchange,
+            layer,
+            torch.cat([nothing, before]),
+            torch.cat([nothing, within]),
+        )
+    jobs: list[tuple[int, Given]] = []
+    for number, (row, receivers) in enumerate(edges):
+        given, same = {}, True
+        for one in receivers:
+            value = readings[one.layer].of(one)
+            given[one] = value[rows.index(row) + 1]
+            same = same and torch.equal(given[one], value[0])
+        if not same:
+            jobs.append((number, given))
+    found = torch.zeros(len(edges), len(exchange.replay.recording.values)).to(change)
+    if jobs:
+
+        def give(batch: list[tuple[int, Given]]) -> Tensor:
+            values = run_given(
+                model, exchange.replay, [{}, *(given for _, given in batch)]
+            )
+            return values[1:] - values[:1]
+
+        lines = in_batches(jobs, give, batch_size=batch_size)
+        found[[number for number, _ in jobs]] = lines.to(found)
+    return found
+
+
+def _heads_of(senders: Senders, layer: int) -> Senders:
+    """List those of some senders that write in the first half of a layer."""
+    return tuple(sender for sender in senders if sender.place == (layer, 0))
+
+
+# ---- What senders write instead.
+
+
+PathSource = Side | Stand
+"""Where senders' outputs are taken from."""
+
+
+def check_source(model: Any, source: object) -> None:
+    """Check that a source is a run, or says what is written instead.
+
+    Raises:
+        SettingsError: If it is something else, or settings do not fit the model.
+    """
+    if isinstance(source, Intervention):
+        check_side(model, source, name="source")
+    elif not isinstance(source, str) or source not in ("plain", *get_args(Stand)):
+        msg = (
+            'source must be "plain" (with source_images or source_prompts), '
+            f"{', '.join(repr(one) for one in get_args(Stand))} or an intervention's "
+            f"settings, such as eah.EAH(), got {show_value(source)}"
+        )
+        raise SettingsError(msg)
+
+
+def draw_items(model: Any, case: Case, *, seed: int) -> Case:
+    """Ask of every item what is asked of it, and show it another item's inputs.
+
+    Raises:
+        InputError: If there is one item only, or positions do not correspond.
+    """
+    n_items = case.n_items
+    if n_items < 2:
+        msg = (
+            'source="resampled" takes what a sender writes in another item: expected '
+            "two items at least, got 1; pass more images, or source_images="
+        )
+        raise InputError(msg)
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(n_items, generator=generator).tolist()
+    drawn = [0] * n_items
+    for place, item in enumerate(order):  # a circle: nobody gets its own
+        drawn[item] = order[(place + 1) % n_items]
+    mask = case.prompt_mask
+    other = Case(
+        repeat_rows(case.encoding, drawn),
+        None if mask is None else mask[drawn],
+        case.readout,
+    )
+    check_same_places(model, case, other)
+    return other
+
+
+def prepare_exchange(
+    model: Any,
+    case: Case,
+    other: Case,
+    source: PathSource,
+    patch: Intervention | None,
+) -> tuple[Exchange, Recording]:
+    """Run one item, and the run that its senders' outputs are taken from.
+
+    Returns:
+        What senders would write instead; and the run that it is from, which for
+        `"zero"` and `"mean"` is the item's own.
+    """
+    run, own = record_streams(model, case)
+    assert run.prompt is not None
+    taken, given = run, own
+    tokens = run.prompt.token_mask[0]
+    if source in ("zero", "mean"):
+        given = own.change(
+            average_over(tokens) if source == "mean" else torch.zeros_like
+        )
+    else:
+        taken, given = record_streams(model, other, patch)
+    exchange = Exchange(
+        prepare_replay(model, run), own, given, run.prompt.image_mask[0], tokens
+    )
+    return exchange, taken
+
+
+def average_over(tokens: Tensor) -> Callable[[Tensor], Tensor]:
+    """Make a function that writes the mean over an item's tokens at every position."""
+
+    def average(output: Tensor) -> Tensor:
+        mean = output[:, tokens].float().mean(1, keepdim=True)
+        return mean.expand_as(output).to(output.dtype)
+
+    return average
+
+
+@by_name
+@asks
+def patch_paths(
+    model: Any,
+    images: object,
+    prompts: object = None,
+    *,
+    receivers: Names,
+    senders: Names | None = None,
+    source: PathSource = "plain",
+    source_images: object = None,
+    source_prompts: object = None,
+    final_norm: FinalNorm = "recomputed",
+    batch_size: int = 32,
+    seed: int = 0,
+    progress: bool = False,
+    **asked: Unpack[Ask],
+) -> PathPatching:
+    """Patch single edges: who reads a head, by which input, on the way to an object.
+
+    The effect of an edge from a sender to a receiver is the target's value when the
+    receiver reads the recorded stream plus what the sender changes in it, minus the
+    target's value as it is. What the sender changes is its output in the source run
+    minus its own, through the output projection and, where a family has one, the norm
+    behind it. All other heads and MLPs write what they wrote, up to the receiver;
+    what comes after the receiver is run anew. This is path patching (Wang et al.,
+    arXiv:2211.00593; Goldowsky-Dill et al., arXiv:2304.05969) with one edge to a path.
+
+    A receiver is an input of a head, an MLP, or the logit. A query belongs to a head
+    (`L5H2.q`); where heads share keys and values, a key or value belongs to their
+    group (`L5G1.k`). The logit reads the stream after the last layer; with
+    `final_norm="frozen"` its norm keeps the scale of the run as it is, and effects of
+    senders add up to that of all of them (the change of direct effects).
+
+    Many edges share a forward pass, which starts at the receiver's layer; the bar says
+    how many passes there are at most before it begins.
+
+    Args:
+        model: An LVLM.
+        images: An image or images; a ready-made encoding; or a `Case` of `pose`.
+        prompts: A prompt or prompts; "Describe the image." when None.
+        receivers: `"L5H2.q"`, `"L5G1.k"`, `"L5.mlp"`, `"logit"`; `"L5H2"` for each
+            input of a head, `"L5"` for each of a layer, `"all"` for each there is.
+            Names in a list of their own get the change together.
+        senders: `"L3H7"`, `"L3.mlp"`, `"embedding"` (what enters the first layer), or
+            of it `"image"` or `"text"`: what enters at these tokens. Names in a list of
+            their own are exchanged together. Every head, MLP and the embedding, each by
+            itself, when None. Pairs in which the receiver reads first are left out.
+        source: What senders write instead: `"plain"`, in the run of `source_images` or
+            `source_prompts`; an intervention's settings, in that run of the same item;
+            `"zero"`, nothing; `"mean"`, the mean over the item's positions;
+            `"resampled"`, what they write in another item of the batch.
+        source_images: Other images for the source (or a `Case`), whose tokens stand
+            where those of `images` do.
+        source_prompts: Other prompts for the source, of the same length.
+        final_norm: `"recomputed"` or `"frozen"`; the latter changes edges to the
+            logit only.
+        batch_size: Most edges in one forward pass; halved, with a warning, when
+            memory runs out.
+        seed: Which items `"resampled"` draws.
+        progress: Whether to show a bar.
+        **asked: What is read: `objects`, `metric`, `caption`, `synonyms` and `truth`,
+            as for `pose`.
+
+    Returns:
+        Effects by target and edge, on the CPU.
+
+    Raises:
+        InputError: If images or prompts do not fit, the caption names no object, or
+            positions of source and target do not correspond.
+        SettingsError: If a word cannot be spelled, a sender, receiver or mode does not
+            exist, no sender writes before a receiver reads, or the metric is not
+            linear in the logits and the final norm is frozen.
+        ModelError: If a layer has no heads.
+        UnsupportedError: If a layer does not add to its input (Gemma 4, Granite), so
+            that edges are not defined, or items of a batch are not independent.
+
+    Example:
+        >>> import eah_interp as eah
+        >>> from eah_interp.toy import draw_scene, without_object
+        >>> scene, question = draw_scene(0), "Is there a boat in the image?"
+        >>> found = patch_paths(
+        ...     eah.load(),
+        ...     draw_scene(0, objects=["boat", "fish"]).pil(),
+        ...     "Describe the image.",
+        ...     objects=["boat"],
+        ...     source_images=draw_scene(0, objects=["fish"]).pil(),
+        ...     senders=["L1H3", "L1.mlp"],
+        ...     receivers=["L3H7", "logit"],
+        ... )
+        >>> found.names[:2], found.effects.shape
+        (('L1H3 -> L3H7.q', 'L1H3 -> L3G3.k'), torch.Size([1, 8]))
+    """
+    check_batch_size(batch_size)
+    seed = check_integer("seed", seed)
+    progress = check_flag("progress", progress)
+    check_choice("final_norm", final_norm, FinalNorm)
+    check_source(model, source)
+    check_stream(model)
+    plan = Plan.of(
+        find_senders(model, senders), find_receivers(model, receivers), batch_size
+    )
+    case = as_case(model, images, prompts, **asked)
+    check_frozen(case, final_norm)
+    other = pose_exchange(
+        model,
+        case,
+        images,
+        prompts,
+        source=source,
+        source_images=source_images,
+        source_prompts=source_prompts,
+        seed=seed,
+        **asked,
+    )
+    items = split_items(case, source if isinstance(source, Intervention) else "plain")
+    effects, values, theirs = [], [], []
+    n_edges, n_passes = len(plan.edges), plan.count_passes()
+    with tqdm(
+        total=n_edges * len(items),
+        desc=f"{n_edges} edges, at most {n_passes} passes an item",
+        disable=not progress,
+    ) as bar:
+        for item, indices, (patch,) in items:
+            exchange, taken = prepare_exchange(
+                model, take_item(case, item), take_item(other, item), source, patch
+            )
+            found = measure_paths(
+                model, exchange, plan, final_norm=final_norm, advance=bar.update
+            )
+            effects.append((indices, found.T))
+            values.append((indices, exchange.replay.recording.values))
+            theirs.append((indices, taken.values))
+    n_targets = len(case.readout.targets)
+    return check_finite_result(
+        PathPatching(
+            model=name_model(model),
+            metric=case.readout.metric,
+            targets=case.readout.targets,
+            source=name_source(source, pictured=other is not case),
+            source_patch=source if isinstance(source, Intervention) else None,
+            final_norm=final_norm,
+            senders=tuple(name_set(plan.senders[i]) for i, _ in plan.edges),
+            receivers=tuple(name_set(plan.receivers[j]) for _, j in plan.edges),
+            values=gather(values, n_targets),
+            source_values=(
+                None if source in get_args(Stand) else gather(theirs, n_targets)
+            ),
+            effects=gather(effects, n_targets),
+        )
+    )
+
+
+def check_frozen(case: Case, final_norm: FinalNorm) -> None:
+    """Check that effects add up where the final norm is frozen.
+
+    Raises:
+        SettingsError: If the metric is not linear in the logits.
+    """
+    if final_norm == "frozen" and not case.readout.is_linear:
+        msg = (
+            'final_norm="frozen" makes effects add up, and a log-probability is no '
+            'sum: expected metric="logit", "logit_diff" or "yes_no", or '
+            'final_norm="recomputed"'
+        )
+        raise SettingsError(msg)
+
+
+def pose_exchange(
+    model: Any,
+    case: Case,
+    images: object,
+    prompts: object,
+    *,
+    source: PathSource,
+    source_images: object,
+    source_prompts: object,
+    seed: int,
+    **asked: Any,
+) -> Case:
+    """Ask of the source what a case asks; the case itself where it is the same item.
+
+    Raises:
+        InputError: If positions do not correspond.
+        SettingsError: If a plain run is given nothing else to see, or what senders
+            write instead needs no other inputs.
+    """
+    others = source_images is not None or source_prompts is not None
+    if source in get_args(Stand):
+        if others:
+            msg = (
+                f"source={source!r} takes nothing from other inputs: expected no "
+                'source_images and source_prompts, or source="plain"'
+            )
+            raise SettingsError(msg)
+        return draw_items(model, case, seed=seed) if source == "resampled" else case
+    if source == "plain" and not others:
+        msg = (
+            "the source is the run itself, so nothing would change: expected "
+            'source_images or source_prompts, or source="zero", "mean", "resampled" '
+            "or settings such as eah.EAH()"
+        )
+        raise SettingsError(msg)
+    return pose_source(
+        model,
+        case,
+        images,
+        prompts,
+        source_images=source_images,
+        source_prompts=source_prompts,
+        **asked,
+    )
+
+
+def name_source(source: PathSource, *, pictured: bool) -> str:
+    """Name where senders' outputs are taken from.
+
+    Example:
+        >>> name_source("mean", pictured=False), name_source("plain", pictured=True)
+        ('mean', 'plain, another image')
+    """
+    if isinstance(source, str) and source in get_args(Stand):
+        return source
+    return name_side(source, pictured=pictured)  # type: ignore[arg-type]
