@@ -255,6 +255,13 @@ def write_prompt(row: Row, processor: Any, *, placeholder: str | None) -> str:
         owner = "tokenizer"
         template = getattr(getattr(processor, owner, None), "chat_template", None)
         if isinstance(template, Mapping):
+            if template and "default" not in template:
+                msg = (
+                    "the tokenizer has several chat templates: expected one named "
+                    f"'default', got {', '.join(map(repr, template))}; set "
+                    "processor.chat_template to the model's own"
+                )
+                raise InputError(msg)
             template = template.get("default")
         if not template and chat:
             msg = (
