@@ -1,4 +1,4 @@
-"""What a run can be given by name: for nnsight, the model, and `generate`."""
+"""Names of what a run can be given: those of nnsight, the model, and `generate`."""
 
 import ast
 import inspect
@@ -37,27 +37,6 @@ def list_run_keywords(model: Any, *, generates: bool) -> frozenset[str]:
         named |= set(inspect.signature(type(model._module).generate).parameters)
         named |= set(hf.GenerationConfig().to_dict())
     return frozenset(named - {"self", "args", "kwargs", "inputs"})
-
-
-def find_setting(model: Any, inputs: Mapping[str, Any], name: str) -> Any:
-    """Find what `generate` takes for a setting: an argument, or one of its configs.
-
-    Args:
-        model: An LVLM.
-        inputs: What its `generate` is called with.
-        name: Of the setting.
-
-    Returns:
-        Its value; None where nobody has set it.
-    """
-    if name in inputs:
-        return inputs[name]
-    own = getattr(model._module, "generation_config", None)
-    given = inputs.get("generation_config")
-    if isinstance(given, Mapping):
-        given = hf.GenerationConfig(**given)
-    found = getattr(given, name, None)
-    return getattr(own, name, None) if found is None else found
 
 
 def _names_of(kind: Any) -> frozenset[str]:

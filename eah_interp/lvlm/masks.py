@@ -1,4 +1,4 @@
-"""Attention masks that come from outside: what they may be, and whom they hide."""
+"""Attention masks that come from outside: what they may be, and where none comes."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,11 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eah_interp._types import ColumnMask
 from eah_interp.errors import InputError, show_value
 from eah_interp.indices import to_ints
 from eah_interp.kernels.patterns import find_visible, is_abstract
-from eah_interp.lvlm.keywords import find_setting
+from eah_interp.lvlm.prompt import find_setting
 
 _FAINTEST = -1000.0
 """What is added to a logit below it leaves no weight: exp(-1000) is 0 in float64."""
@@ -102,32 +101,6 @@ def check_written_mask(mask: Any, model: Any) -> None:
             f"are hidden or far from likely is not known: expected {least}, or booleans"
         )
         raise InputError(msg)
-
-
-def find_tokens(mask: Any, image_mask: ColumnMask) -> ColumnMask:
-    """Tell tokens from padding, by a mask of any kind that transformers takes.
-
-    Args:
-        mask: What the model is given; every token is one when None.
-        image_mask: Of the same tokens.
-
-    Returns:
-        False at padding: at rows that see nothing, since no row of a token is without
-        its own.
-
-    Example:
-        >>> import torch
-        >>> seen = torch.tensor([[[[False, False], [False, True]]]])
-        >>> find_tokens(seen, torch.zeros(1, 2, dtype=torch.bool))
-        tensor([[False,  True]])
-    """
-    n_rows, width = image_mask.shape
-    if isinstance(mask, Tensor) and mask.shape == image_mask.shape:
-        return mask.bool()
-    if isinstance(mask, Tensor) and mask.ndim == 4 and mask.shape[2] == width:
-        seen = find_visible(mask[..., :width]).any(1).any(-1)
-        return seen.expand(n_rows, -1).to(image_mask.device)
-    return torch.ones_like(image_mask)
 
 
 def with_padding_mask(model: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ nnsight runs each trace body (and each stored edit) in a greenlet of its own. Wh
 of them has learned about its run is kept on that greenlet, so it ends with the run.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -19,15 +19,33 @@ from eah_interp.kernels.patterns import (
     PatternBlock,
     check_place,
     check_tensor,
+    find_visible,
     is_abstract,
     mix_values,
 )
 from eah_interp.lvlm.attention import AttentionCall
-from eah_interp.lvlm.masks import find_tokens
 from eah_interp.lvlm.spans import image_mask as find_image_mask
 
 INPUTS = "eah_inputs"
 """Attribute of nnsight's interleaver that holds the assembled inputs of this run."""
+
+
+def find_setting(model: Any, inputs: Mapping[str, Any], name: str) -> Any:
+    """Find what `generate` takes for a setting: an argument, or one of its configs.
+
+    Args:
+        model: An LVLM.
+        inputs: What its `generate` is called with.
+        name: Of the setting.
+
+    Returns:
+        Its value; None where nobody has set it.
+    """
+    if name in inputs:
+        return inputs[name]
+    own = getattr(model._module, "generation_config", None)
+    found = getattr(inputs.get("generation_config"), name, None)
+    return getattr(own, name, None) if found is None else found
 
 
 @dataclass(frozen=True)
@@ -193,7 +211,19 @@ def _read_prompt(model: Any, image_mask: ColumnMask | None) -> Prompt:
         image_mask = find_image_mask(ids, image_token)
     if isinstance(ids, Tensor):
         _check_widths(ids, image_mask, mask)
-    return Prompt(image_mask, find_tokens(mask, image_mask))
+    return Prompt(image_mask, _find_tokens(mask, image_mask))
+
+
+def _find_tokens(mask: Any, image_mask: Tensor) -> Tensor:
+    """Tell tokens from padding, by a mask of any kind that transformers takes."""
+    if isinstance(mask, Tensor) and mask.shape == image_mask.shape:
+        return mask.bool()
+    n_rows, width = image_mask.shape
+    if isinstance(mask, Tensor) and mask.ndim == 4 and mask.shape[2] == width:
+        # A row that sees nothing is padding: no row of a token is without its own.
+        seen = find_visible(mask[..., :width]).any(1).any(-1)
+        return seen.expand(n_rows, -1).to(image_mask.device)
+    return torch.ones_like(image_mask)
 
 
 def _check_widths(ids: Tensor, image_mask: Tensor, mask: Any) -> None:
