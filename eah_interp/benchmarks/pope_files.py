@@ -1,6 +1,7 @@
 """POPE's files: questions with their labels, answers, and which belongs to which."""
 
 import json
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -108,7 +109,7 @@ def read_pope_answers(path: Path | str) -> pd.DataFrame:
     answers, questions = zip(*map(read_answer, records), strict=True)
     places = [record.place for record in records]
     table = pd.DataFrame({"answer": answers, _PLACE: places})
-    if None not in questions:
+    if _is_given("question", [one is not None for one in questions], table):
         table["question"] = questions
     return _with_shared(table, records)
 
@@ -232,7 +233,7 @@ def _question(record: Record) -> str:
 
 def _with_shared(table: pd.DataFrame, records: list[Record]) -> pd.DataFrame:
     for name in _SHARED:
-        if all(name in record.values for record in records):
+        if _is_given(name, [name in record.values for record in records], table):
             table.insert(0, name, [_name_of(record, name) for record in records])
     if _ID in table:
         twice = [i for i, n in Counter(table[_ID]).items() if n > 1]
@@ -244,6 +245,20 @@ def _with_shared(table: pd.DataFrame, records: list[Record]) -> pd.DataFrame:
             )
             raise InputError(msg)
     return table
+
+
+def _is_given(name: str, given: list[bool], table: pd.DataFrame) -> bool:
+    """Return whether every object has a key; refuse one that only some have.
+
+    Without it, what they are matched by would silently be their order.
+    """
+    if any(given) and not all(given):
+        msg = (
+            f"{table[_PLACE][given.index(False)]}: expected {name!r} in every object, "
+            f"or in none, got it in {sum(given)} of {len(given)}"
+        )
+        raise InputError(msg)
+    return all(given)
 
 
 def _name_of(record: Record, key: str) -> str | int:
@@ -275,10 +290,13 @@ def _check_same(questions: pd.DataFrame, answers: pd.DataFrame) -> None:
     pairs = zip(questions["text"], answers["answer"], strict=True)
     for row, (left, right) in enumerate(pairs):
         question, answer = fold_spaces(left), fold_spaces(right)
-        # A prompt goes on after the question, as in "... Answer in one word."
-        if question in answer and is_neither(answer.replace(question, " ")):
+        # A prompt goes on after the question, as in "... Answer in one word.", or in
+        # "... Answer yes or no.", which would be read as a no.
+        rest = answer.replace(question, " ")
+        both = {"yes", "no"} <= set(re.findall(r"\w+", rest))
+        if question in answer and (both or is_neither(rest)):
             msg = (
                 f"{answers.place.iloc[row]}: expected an answer, got the question, "
-                f"{right[:60]!r}; write the model's answer under 'answer'"
+                f"{right[:60]!r}; write the model's answer alone, under 'answer'"
             )
             raise InputError(msg)

@@ -36,6 +36,7 @@ from eah_interp.lvlm.prompt import (
 )
 from eah_interp.lvlm.runs import (
     PatchedCall,
+    check_alone,
     check_mode,
     passes_of,
     patches_of_run,
@@ -100,8 +101,8 @@ def intervene(
 
     Raises:
         UnsupportedError: Outside a trace; after the layer has run, or at a step that
-            comes too late for the settings; or where the layer's patches or the
-            batch's rows could not be kept apart.
+            comes too late for the settings; or where the layer's patches, the batch's
+            rows, or the passes of a second prompt could not be kept apart.
         SettingsError: If a layer or head does not exist.
         ModelError: If a layer has no attention to patch.
         InputError: If there is no image, or its tokens are not known.
@@ -128,6 +129,7 @@ def intervene(
     if not settings.is_fitted:
         settings.check_fitted()
     check_mode(model)
+    check_alone(model)
     promise(model.interleaver, memory, settings)
     whole = prompt_of_worker(model, image_mask=image_mask).limit(prompt_mask)
     done: dict[int, Any] = {}

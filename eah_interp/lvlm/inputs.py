@@ -21,6 +21,7 @@ from eah_interp.errors import InputError, show_value
 from eah_interp.indices import is_dense
 from eah_interp.kernels.patterns import check_sizes, check_tensor
 from eah_interp.lvlm.images import ImageLike, is_images, read_image
+from eah_interp.lvlm.masks import check_mask
 from eah_interp.lvlm.messages import (
     EMPTY,
     Messages,
@@ -254,6 +255,13 @@ def write_prompt(row: Row, processor: Any, *, placeholder: str | None) -> str:
         owner = "tokenizer"
         template = getattr(getattr(processor, owner, None), "chat_template", None)
         if isinstance(template, Mapping):
+            if template and "default" not in template:
+                msg = (
+                    "the tokenizer has several chat templates: expected one named "
+                    f"'default', got {', '.join(map(repr, template))}; set "
+                    "processor.chat_template to the model's own"
+                )
+                raise InputError(msg)
             template = template.get("default")
         if not template and chat:
             msg = (
@@ -785,7 +793,7 @@ def check_encoding(encoding: Mapping[Any, Any], *, ids_needed: bool = False) -> 
     if labels is not None:
         check_tensor("labels", labels, axes="batch key", kind="int")
         check_sizes("labels", labels, *ids.shape)
-    _check_mask(encoding.get("attention_mask"), ids)
+    check_mask(encoding.get("attention_mask"), ids)
     _check_pixels(encoding.get("pixel_values"))
 
 
@@ -821,22 +829,6 @@ tensor of numbers, as the model's processor makes it
         msg = (
             f"{name} is {got}: expected a dense tensor of numbers, as the model's "
             "processor makes it"
-        )
-        raise InputError(msg)
-
-
-def _check_mask(mask: Any, ids: Tensor) -> None:
-    """Check that an attention mask is none, one of the ids, or a mapping of some."""
-    if mask is None or isinstance(mask, Mapping):
-        return
-    if not isinstance(mask, Tensor):
-        got = show_value(mask)
-        raise InputError(f"attention_mask must be a tensor of flags, got {got}")
-    fits = mask.ndim == 4 or (mask.ndim == 2 and len(mask) == len(ids))
-    if not fits or mask.is_complex():
-        msg = (
-            f"the attention mask has shape {tuple(mask.shape)}: expected a flag for "
-            f"each token of input_ids, {tuple(ids.shape)}"
         )
         raise InputError(msg)
 

@@ -14,7 +14,13 @@ from torch import nn
 from transformers import AutoConfig, PreTrainedTokenizerBase, ProcessorMixin
 
 from eah_interp.arguments import by_name, check_flag, check_path, rename_keywords
-from eah_interp.errors import EAHError, InputError, ModelError, show_value
+from eah_interp.errors import (
+    EAHError,
+    ExtraMissingError,
+    InputError,
+    ModelError,
+    show_value,
+)
 from eah_interp.lvlm.adapters import find_adapter, finding_base, has_processor
 from eah_interp.lvlm.anatomy import refuse_config
 from eah_interp.lvlm.foreign_code import (
@@ -188,7 +194,8 @@ def load(
         ModelError: If there is no such model, it cannot be worked on, the checkpoint
             or adapter lacks weights, or it needs code of its own that was not asked
             for; the message says why.
-        ExtraMissingError: If an adapter is to be loaded and PEFT is not installed.
+        ExtraMissingError: If a package that the checkpoint needs is not installed, as
+            PEFT for an adapter.
         InputError: If a folder was named that does not exist, or the name is none.
         SettingsError: If a toy was named that does not exist, or `trust_remote_code`
             is no boolean.
@@ -339,11 +346,14 @@ def _refusing(
         yield
     except EAHError:
         raise
-    except (OSError, ValueError, TypeError) as error:
+    except (ImportError, OSError, ValueError, TypeError) as error:
         refuse_unexpected(error, given)
         if isinstance(error, TypeError):
             raise
         reason = " ".join(str(error).split())
+        if isinstance(error, ImportError):
+            msg = f"loading {name:.200} needs a package: {reason}"
+            raise ExtraMissingError(msg) from error
         raise ModelError(f"cannot load {name:.200}: {reason}") from error
 
 

@@ -46,6 +46,7 @@ from eah_interp.lvlm.inputs import (
     pair_rows,
 )
 from eah_interp.lvlm.keywords import list_run_keywords, refuse_unused
+from eah_interp.lvlm.masks import check_written_mask, with_padding_mask
 from eah_interp.lvlm.messages import Messages
 from eah_interp.lvlm.positions import check_positions
 from eah_interp.lvlm.prompt import INPUTS
@@ -549,6 +550,8 @@ class LVLM(HookedModel):
         generates = name == "generate"
         if generates:
             check_generation(kwargs)
+            kwargs = with_padding_mask(self, kwargs)
+        check_written_mask(kwargs.get("attention_mask"), self)
         check_vocabulary(self, kwargs)
         check_positions(self, kwargs, generates=generates)
         setattr(self.interleaver, INPUTS, kwargs)

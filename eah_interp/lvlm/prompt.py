@@ -4,7 +4,7 @@ nnsight runs each trace body (and each stored edit) in a greenlet of its own. Wh
 of them has learned about its run is kept on that greenlet, so it ends with the run.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -28,6 +28,24 @@ from eah_interp.lvlm.spans import image_mask as find_image_mask
 
 INPUTS = "eah_inputs"
 """Attribute of nnsight's interleaver that holds the assembled inputs of this run."""
+
+
+def find_setting(model: Any, inputs: Mapping[str, Any], name: str) -> Any:
+    """Find what `generate` takes for a setting: an argument, or one of its configs.
+
+    Args:
+        model: An LVLM.
+        inputs: What its `generate` is called with.
+        name: Of the setting.
+
+    Returns:
+        Its value; None where nobody has set it.
+    """
+    if name in inputs:
+        return inputs[name]
+    own = getattr(model._module, "generation_config", None)
+    found = getattr(inputs.get("generation_config"), name, None)
+    return getattr(own, name, None) if found is None else found
 
 
 @dataclass(frozen=True)
@@ -193,10 +211,10 @@ def _read_prompt(model: Any, image_mask: ColumnMask | None) -> Prompt:
         image_mask = find_image_mask(ids, image_token)
     if isinstance(ids, Tensor):
         _check_widths(ids, image_mask, mask)
-    return Prompt(image_mask, _read_tokens(mask, image_mask))
+    return Prompt(image_mask, _find_tokens(mask, image_mask))
 
 
-def _read_tokens(mask: Any, image_mask: Tensor) -> Tensor:
+def _find_tokens(mask: Any, image_mask: Tensor) -> Tensor:
     """Tell tokens from padding, by a mask of any kind that transformers takes."""
     if isinstance(mask, Tensor) and mask.shape == image_mask.shape:
         return mask.bool()

@@ -9,6 +9,7 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from eah_interp.errors import (
     EAHError,
+    ExtraMissingError,
     InputError,
     NumericalError,
     SettingsError,
@@ -22,13 +23,13 @@ from eah_interp.lvlm.processors import COUNTING
 _MODELS = ("transformers.models.", "transformers_modules.")
 """Modules that check what a model's forward is given."""
 
-_GENERATION = "transformers.generation."
-"""Modules that check what `generate` is told."""
+_GENERATION = ("transformers.generation.", "transformers.cache_utils")
+"""Modules that check, or do, what `generate` is told."""
 
 
 NAMED = (
     *(ValueError, TypeError, RuntimeError),
-    *(LookupError, AttributeError, ArithmeticError),
+    *(LookupError, AttributeError, ArithmeticError, AssertionError, ImportError),
 )
 """What Python and torch raise of a value that does not fit, `num_beams=-1` say."""
 
@@ -70,6 +71,8 @@ def name_refusal(error: Exception, processor: Any) -> EAHError | None:
         remedy = "a dtype of more range (bfloat16), or a temperature nearer to 1"
         msg = f"generate cannot draw a token: {said}; expected finite logits: take"
         return NumericalError(f"{msg} {remedy}")
+    if isinstance(error, ImportError):
+        return ExtraMissingError(f"generate needs a package for its settings: {said}")
     remedy = "see transformers.GenerationConfig for what each setting may be"
     said = said if isinstance(error, ValueError | TypeError) else repr(error)[:_LONGEST]
     return SettingsError(f"generate refuses its settings: {said}; {remedy}")

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from eah_interp.errors import NumericalError, UnsupportedError
 from eah_interp.kernels.patterns import is_abstract
-from eah_interp.lvlm.prompt import INPUTS, Memory
+from eah_interp.lvlm.prompt import INPUTS, Memory, find_setting
 
 try:
     from nnsight.intervention.source import Controller
@@ -268,9 +268,41 @@ def wants_attentions(model: Any) -> bool:
     if inputs.get("output_attentions") is not None:
         return bool(inputs["output_attentions"])
     text = model.config.get_text_config(decoder=True)
-    own = getattr(model._module, "generation_config", None)
-    places = (inputs.get("generation_config") or own, model.config, text)
-    return any(getattr(place, "output_attentions", None) for place in places)
+    asked = find_setting(model, inputs, "output_attentions")
+    places = (model.config, text)
+    return bool(asked) or any(getattr(p, "output_attentions", None) for p in places)
+
+
+def check_alone(model: Any) -> None:
+    """Refuse a run in which the decoder also reads what is none of the prompt's.
+
+    Raises:
+        UnsupportedError: If a second prompt, or the model as its own assistant, goes
+            through the layers that are patched.
+    """
+    inputs = getattr(model.interleaver, INPUTS, None) or {}
+    scale = find_setting(model, inputs, "guidance_scale")
+    if scale is not None and scale != 1:
+        msg = (
+            f"guidance_scale={scale} reads a second prompt (negative_prompt_ids) with "
+            "the same layers, which would be patched at the places of the first; "
+            "leave it out, or run both prompts by themselves and combine their logits"
+        )
+        raise UnsupportedError(msg)
+    assistant = inputs.get("assistant_model")
+    assistant = getattr(assistant, "_module", assistant)
+    path = model.anatomy.layers.rpartition(".")[0]
+    own = set(model._module.get_submodule(path).modules())
+    shared = isinstance(assistant, nn.Module) and not own.isdisjoint(
+        assistant.modules()
+    )
+    if shared or find_setting(model, inputs, "assistant_early_exit") is not None:
+        msg = (
+            "the assistant has layers of the model itself, so that its guesses would "
+            "be patched, and counted, as the model's passes: pass a model of its own "
+            "weights as assistant_model, and no assistant_early_exit"
+        )
+        raise UnsupportedError(msg)
 
 
 def check_mode(model: Any) -> None:

@@ -198,6 +198,20 @@ def test_the_question_goes_before_the_text_of_a_file_of_both(write):
             {"text": "Is there a cat?\nAnswer in a word.", "Response": "No"},
             r":1: expected an answer, got the question",
         ),
+        (
+            {"text": "Is there a cat? Answer yes or no.", "Response": "No"},
+            r":1: expected an answer, got the question",
+        ),
+        (
+            {"text": "USER: is there a cat? Please say Yes or No. ASSISTANT: Yes"},
+            r":1: expected an answer, got the question",
+        ),
+        (
+            {"question_id": 1, "answer": "No"},
+            r":2: expected 'question_id' in every object, or in none, got it in 1 of 2",
+        ),
+        ({"question": "Is there a cat?", "answer": "No"}, r":2: expected 'question'"),
+        ({"image": "1.jpg", "answer": "No"}, r":2: expected 'image' in every object"),
     ],
 )
 def test_what_cannot_be_the_model_s_answer_is_refused(write, answer, message):

@@ -5,10 +5,12 @@ import copy
 
 import pytest
 import torch
+from transformers import GenerationConfig
 
 import eah_interp as eah
 from eah_interp.attribution import attribute_heads
 from eah_interp.errors import InputError, NumericalError, UnsupportedError
+from eah_interp.interventions import donors_of_run
 from eah_interp.testing import random_image, tiny_lvlm, tiny_processor
 from tests.interventions.other_methods import NEW, wrapped
 
@@ -130,6 +132,31 @@ def model_passes(model):
     return model.interleaver.eah_passes
 
 
+SECOND = {
+    "another prompt": {"guidance_scale": 1.5},
+    "its own length": {"guidance_scale": 1.5, "negative_prompt_ids": "the same"},
+    "the model itself": {"assistant_model": "itself"},
+    "a wrapped twin": {"assistant_model": "twin"},
+    "a part of it": {"assistant_early_exit": 2},
+    "in a config": {"generation_config": GenerationConfig(guidance_scale=1.5)},
+}
+
+
+@pytest.mark.parametrize("given", SECOND.values(), ids=SECOND)
+@pytest.mark.parametrize("name", ["EAH", "EAH in all steps", "PAI", "mean ablation"])
+def test_passes_of_something_else_through_the_same_layers_are_refused(
+    model, encoding, name, given
+):
+    patched = eah.edit(model, SETTINGS[name])
+    made = {"the same": encoding["input_ids"], "itself": model._module, "twin": patched}
+    given = {
+        key: made.get(value, value) if isinstance(value, str) else value
+        for key, value in given.items()
+    }
+    with pytest.raises(UnsupportedError, match=r"second prompt|layers of the model"):
+        patched.generate(**encoding, **NEW, **given)
+
+
 # ---- a prompt partly in the cache
 
 
@@ -213,6 +240,59 @@ def test_padding_in_a_mask_of_the_users_is_no_row(model):
         found = eah.score_sinks(model, own)
         torch.testing.assert_close(found.density, expected.density)
         assert found.donors.tolist() == expected.donors.tolist()
+
+
+@pytest.mark.parametrize("name", ["EAH in all steps", "mean ablation"])
+def test_padding_that_generate_finds_by_itself_is_no_row(model, name):
+    encoding = model.encode([random_image(0), random_image(1)], PROMPTS)
+    assert not encoding["attention_mask"].all()
+    patched = eah.edit(model, SETTINGS[name])
+    seen = patched.generate(**encoding, **NEW), donors_of_run(patched)
+    bare = {k: v for k, v in encoding.items() if k != "attention_mask"}
+    for given in (bare, {**bare, "attention_mask": None}):
+        found = patched.generate(**given, **NEW), donors_of_run(patched)
+        assert found[0].tolist() == seen[0].tolist()
+        assert str(found[1]) == str(seen[1])
+
+
+def hidden_by(number, dtype=torch.float32):
+    return lambda seen: torch.zeros(seen.shape, dtype=dtype).masked_fill(~seen, number)
+
+
+ODD_MASKS = {
+    "too short": (lambda seen: seen[:, 0, -1, 2:], "a flag for each token"),
+    "added, of two axes": (
+        lambda seen: hidden_by(-torch.inf)(seen[:, 0, -1]),
+        "holds -inf: expected 1 at tokens",
+    ),
+    "flags above one": (lambda seen: 2 * seen[:, 0, -1].long(), "holds 2: expected 1"),
+    "a mapping": (lambda seen: {"full_attention": seen}, "a tensor of flags, got"),
+    "faint": (hidden_by(-1e4), "hides keys by -10000, so whether"),
+    "fainter": (hidden_by(-1e9), "hides keys by -1e"),
+    "half": (hidden_by(-6e4, torch.half), "booleans or float32, .* got float16"),
+    "integers": (torch.Tensor.long, "booleans or float32, .* got int64"),
+}
+
+
+@pytest.mark.parametrize(("make", "says"), ODD_MASKS.values(), ids=ODD_MASKS)
+def test_a_mask_that_does_not_say_what_it_hides_is_refused(model, make, says):
+    encoding = model.encode([random_image(0), random_image(1)], PROMPTS)
+    tokens = encoding["attention_mask"].bool()
+    seen = tokens[:, None, None] & torch.ones(2 * tokens.shape[1:]).tril().bool()
+    own = {**encoding, "attention_mask": make(seen)}
+    with pytest.raises(InputError, match=says):
+        eah.score_sinks(model, own)
+    with pytest.raises(InputError, match=says):
+        run(model, None, **own)
+
+
+def test_booleans_are_refused_where_eager_attention_would_add_them():
+    model = wrapped("eager", 2)
+    encoding = model.encode(random_image(), PROMPTS[0])
+    width = encoding["input_ids"].shape[1]
+    seen = torch.ones(1, 1, width, width).tril().bool()
+    with pytest.raises(InputError, match="so that booleans hide nothing"):
+        run(model, eah.EAH(), **{**encoding, "attention_mask": seen})
 
 
 # ---- no image token

@@ -174,6 +174,10 @@ def test_a_tokenizer_s_template_of_text_gets_the_placeholder_in_it(template):
         ("{{ raise_exception('no user here') }}", "does not take.*no user here"),
         ("hello", "leaves the prompt out"),
         ("{% if %}", "does not take"),
+        (
+            {"rag": "{{ 1 }}", "tools": ""},
+            "one named 'default', got 'rag', 't",
+        ),
     ],
 )
 def test_a_template_that_takes_no_prompt_is_refused(template, message):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import eah_interp as eah
-from eah_interp.errors import InputError, ModelError
+from eah_interp.errors import ExtraMissingError, InputError, ModelError
 from eah_interp.testing import FAMILIES, tiny_lvlm, tiny_processor, tiny_tokenizer
 from tests.alignment import (
     ALIGNED,
@@ -80,7 +80,7 @@ def test_a_folder_without_its_processor_is_refused_by_name(family, tmp_path):
     share_model(family)._module.config.save_pretrained(tmp_path)
     tiny_tokenizer(family).save_pretrained(tmp_path)
     if family in TORCHVISION:
-        refusal = pytest.raises(ImportError, match="requires the Torchvision library")
+        refusal = pytest.raises(ExtraMissingError, match="requires the Torchvision")
     else:
         refusal = pytest.raises(ModelError, match=MISSING)
     with refusal:

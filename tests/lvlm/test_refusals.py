@@ -9,6 +9,7 @@ from PIL import Image
 
 import eah_interp as eah
 from eah_interp.errors import (
+    ExtraMissingError,
     InputError,
     ModelError,
     NumericalError,
@@ -395,6 +396,11 @@ def test_pixels_that_a_vision_tower_refuses_are_named(recwarn):
 def test_settings_that_generate_refuses_are_named(model, options):
     with pytest.raises(SettingsError, match="generate refuses its settings"):
         model.describe(random_image(), "what ?", max_new_tokens=2, **options)
+
+
+def test_a_cache_that_needs_another_package_names_it(model):
+    with pytest.raises(ExtraMissingError, match=r"generate needs a package .*quanto"):
+        model.describe(random_image(), "what ?", cache_implementation="quantized")
 
 
 @pytest.mark.parametrize("value", [0.5, "a", torch.tensor([1.0]), [None], True])
