@@ -311,6 +311,9 @@ def resolve_anatomy(model: nn.Module, *, image_token: int | None = None) -> Anat
         found = [
             name for name, m in layer.named_modules() if attention_call_of(type(m))
         ]
+        if len(found) > 1:  # what mixes layers, not tokens, has no place in the cache
+            cached = [n for n in found if hasattr(layer.get_submodule(n), "layer_idx")]
+            found = cached or found
         if found == ["self_attn"]:
             attention = layer.get_submodule("self_attn")
             call = attention_call_of(type(attention))

@@ -68,7 +68,7 @@ def check_positions(model: Any, inputs: Mapping[str, Any], *, generates: bool) -
     if limit is None or tokens is None or tokens.ndim < 2:
         return
     width, mask = int(tokens.shape[1]), inputs.get("attention_mask")
-    past = 0 if generates else _count_cached(inputs.get("past_key_values"))
+    past = 0 if generates else _count_cached(find_cache(inputs))
     n_tokens = width + past
     answer = _longest_answer(model, inputs, n_tokens) if generates else 1
     if n_tokens + answer - 1 <= limit:
@@ -93,6 +93,19 @@ def check_positions(model: Any, inputs: Mapping[str, Any], *, generates: bool) -
         f"{limit - n_tokens + 1}, or shorten the prompt"
     )
     raise InputError(msg)
+
+
+def find_cache(inputs: Mapping[str, Any]) -> Any:
+    """Find the key/value cache that a forward pass is given; None where there is none.
+
+    transformers calls it `cache` from 5.24 on, and takes the older name too.
+
+    Example:
+        >>> find_cache({"past_key_values": "keys"}), find_cache({"cache": "keys"})
+        ('keys', 'keys')
+    """
+    given = [inputs.get(name) for name in ("cache", "past_key_values")]
+    return next((cache for cache in given if cache is not None), None)
 
 
 def _count_cached(cache: Any) -> int:

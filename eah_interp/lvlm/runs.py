@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from eah_interp.errors import NumericalError, UnsupportedError
 from eah_interp.kernels.patterns import is_abstract
+from eah_interp.lvlm.positions import find_cache
 from eah_interp.lvlm.prompt import INPUTS, Memory, find_setting
 
 try:
@@ -210,7 +211,7 @@ def _noted_passes(model: Any) -> Iterator[None]:
             return
         given = [kwargs.get("inputs_embeds"), kwargs.get("input_ids"), *args[:1]]
         read = next((tensor for tensor in given if isinstance(tensor, Tensor)), None)
-        cache = kwargs.get("past_key_values")
+        cache = find_cache(kwargs)
         cached: int | Tensor | None = 0
         if cache is not None:
             length = getattr(cache, "get_seq_length", None)
