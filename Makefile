@@ -73,11 +73,12 @@ portable: $(VENV)/.dev
 lowest: $(LOWEST)/.dev
 	$(LOWEST)/bin/python -m pytest -m "not slow" -n $(WORKERS) -W ignore::DeprecationWarning
 
-# The fast tests on the newest releases there are today, torch's apart. A failure is reported in
+# The fast tests on the newest releases there are today, torch's apart; what they warn of as
+# outdated (transformers in FutureWarnings) is not yet wrong. A failure is reported in
 # an issue, not worked around: it is mended with the bounds and with constraints.txt.
 newest: $(NEWEST)/bin/python
 	$(NEWEST)/bin/python $(INSTALL) --upgrade --upgrade-strategy eager $(TORCH) -e ".[$(EXTRAS)]" -e ./toys
-	$(NEWEST)/bin/python -m pytest -m "not slow" -n $(WORKERS) -W ignore::DeprecationWarning
+	$(NEWEST)/bin/python -m pytest -m "not slow" -n $(WORKERS) -W ignore::DeprecationWarning -W ignore::FutureWarning
 
 bench: $(VENV)/.demo
 	$(BIN)/python docs/bench/prefill.py

@@ -253,8 +253,8 @@ def _check_start(
         msg = (
             f"{point.first} of the prompt's {point.width} tokens are in a key/value "
             f"cache already, computed without {type(settings).__name__}, which patches "
-            "or scores them; pass the whole prompt without past_key_values, or cache "
-            '(and without prefill_chunk_size), or, where that will do, steps="all" with '
+            "or scores them; pass the whole prompt without past_key_values or cache "
+            '(or prefill_chunk_size), or, where that will do, steps="all" with '
             "settings that need no scores"
         )
         raise UnsupportedError(msg)
