@@ -43,7 +43,7 @@ from eah_interp.benchmarks.readouts import (
     YesNoToken,
 )
 from eah_interp.benchmarks.toy import ToyBenchmark
-from eah_interp.finders import HeadScores
+from eah_interp.finders import DimScores, HeadScores
 from eah_interp.interventions import Directions, EAHPatch, LayerPatch, Patch, SinkMap
 from eah_interp.kernels import ColumnScores
 from eah_interp.lvlm import ImagePart, ImageSpan
@@ -173,6 +173,16 @@ def head_scores(size):
         items=items,
         labels="groups",
         group=torch.arange(len(items)) % 2 == 0,
+        weights="0123456789abcdef",
+    )
+
+
+def dim_scores(size):
+    numbers = random(dataclasses.replace(size, fill=finite(size)), size.items, 8).abs()
+    return DimScores(
+        model=MODEL,
+        activation=numbers,
+        massive=(numbers > 1).float(),
         weights="0123456789abcdef",
     )
 
@@ -761,6 +771,7 @@ MAKERS = {
     BroadcastScores: broadcast_scores,
     Directions: directions,
     HeadScores: head_scores,
+    DimScores: dim_scores,
     GroupedPatterns: grouped,
     PopeScore: pope,
     ChairScore: chair,

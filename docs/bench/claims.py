@@ -44,8 +44,11 @@ decides says so, **does not hold** where one interval lies on the other side, **
 be told** otherwise, and was **not measured** where there is no evidence, with the
 reason. No interval is adjusted for how many there are. What stands beside (raw
 changes, recall, loops) decides nothing: shorter captions hallucinate less, so
-captions are matched on different objects ([how](how-to/compare.md)). Claims of your
-own: `eah-interp claims test mine.yaml ...`.
+captions are matched on different objects ([how](how-to/compare.md)). Heads that a
+method has to find in the model first (`heads: {found: prompt}`, `{found:
+hallucination}`) are found on the first quarter of the images, at most 40, and tested on
+the others, against random heads of the same layers too. Claims of your own:
+`eah-interp claims test mine.yaml ...`.
 
 ```python
 from eah_interp.studies import find_claim, list_claims
@@ -114,7 +117,8 @@ def rewrite_toy(names: list[str], *, n_scenes: int) -> None:
 
 def rewrite_words() -> None:
     """Write what the files say into the page that there is."""
-    first, *sections = PAGE.read_text().split("\n## ")
+    sections = PAGE.read_text().split("\n## ")[1:]
+    first = HEAD.rpartition("\n## ")[0]
     found = {section.split("\n", 1)[0]: section for section in sections}
     for name, claim in list_claims().items():
         measured = found[claim.title].partition("\nBy ")[2]

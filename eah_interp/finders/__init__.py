@@ -9,5 +9,7 @@ from eah_interp.finders.localisation_heads import (
 )
 from eah_interp.finders.prompt_heads import find_prompt_heads as find_prompt_heads
 from eah_interp.finders.scores import HeadScores as HeadScores
+from eah_interp.finders.sink_dims import DimScores as DimScores
+from eah_interp.finders.sink_dims import score_sink_dims as score_sink_dims
 from eah_interp.interventions.directions import find_directions as find_directions
 from eah_interp.interventions.var import find_sink_dims as find_sink_dims

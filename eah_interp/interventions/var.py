@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal, get_args
 import nnsight
 import pandas as pd
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from eah_interp.arguments import by_name, check_count
@@ -218,6 +219,10 @@ class VAR(Intervention):
 # ---- The dimensions in which a language model's sink tokens are massively activated.
 
 
+MASSIVE = 20.0
+"""From here on an activation is massive: the paper's threshold."""
+
+
 @by_name
 def find_sink_dims(
     model: Any, images: object, prompts: object = None, *, k: int = 10
@@ -229,7 +234,7 @@ def find_sink_dims(
     is `|x[d]| / rms(x)` at each item's first token, where the residual stream enters
     each layer that attends. A dimension that is a sink's stands far above the rest, in
     all layers but the first and the last: the paper's threshold is 20. A model may
-    have none.
+    have none. `eah_interp.finders.score_sink_dims` has intervals, halves and a null.
 
     Args:
         model: An LVLM.
@@ -248,25 +253,48 @@ def find_sink_dims(
         ['dim', 'activation', 'layers']
     """
     k = check_count("k", k)
-    sites = list(walk_sites(check_model(model).anatomy))
-    encoding = model.encode(images, prompts)
-    found: list[Any] = []
-    with torch.no_grad(), model.trace(**encoding) as tracer:
-        found = nnsight.save([])
-        tokens = prompt_of_worker(model).token_mask
-        first = tokens.float().argmax(-1)
-        for site in sites:
-            stream = envoy_at(model, site.layer_path).input
-            x = stream[torch.arange(len(stream)), first].float()
-            found.append(x.abs() * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6))
-        tracer.stop()
-    values = torch.stack([x.cpu() for x in found]).flatten(0, 1)
+    check_model(model)
+    values = read_activations(model, model.encode(images, prompts)).flatten(0, 1)
     table = pd.DataFrame(
         {
             "dim": range(values.shape[1]),
             "activation": values.median(0).values.numpy(),
-            "layers": (values >= 20).float().mean(0).numpy(),
+            "layers": (values >= MASSIVE).float().mean(0).numpy(),
         }
     )
     ordered = table.sort_values("activation", ascending=False, kind="stable")
     return ordered.head(k).reset_index(drop=True)
+
+
+Tokens = Literal["first", "images"]
+"""At the first token, or the largest of the item's image tokens."""
+
+
+def read_activations(
+    model: Any, encoding: Mapping[str, Any], *, at: Tokens = "first"
+) -> Float[Tensor, "layer item d_model"]:
+    """Read `|x[d]| / rms(x)` where the residual stream enters each layer that attends.
+
+    Args:
+        model: An LVLM.
+        encoding: What it is asked.
+        at: At each item's first token, or the largest of its image tokens; 0 where
+            there is none.
+    """
+    sites = list(walk_sites(model.anatomy))
+    inputs = {name: value for name, value in encoding.items() if name != "labels"}
+    found: list[Any] = []
+    with torch.no_grad(), model.trace(**inputs) as tracer:
+        found = nnsight.save([])
+        prompt = prompt_of_worker(model)
+        first = prompt.token_mask.float().argmax(-1)
+        for site in sites:
+            x = envoy_at(model, site.layer_path).input.float()
+            if at == "first":
+                x = x[torch.arange(len(x)), first]
+            size = x.abs() * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6)
+            if at == "images":
+                size = (size * prompt.image_mask[..., None]).amax(1)
+            found.append(size)
+        tracer.stop()
+    return torch.stack([x.cpu() for x in found])

@@ -34,6 +34,7 @@ from eah_interp.studies.claims import (
 )
 from eah_interp.studies.conditions import BASELINE, Condition
 from eah_interp.studies.contrasts import contrast_conditions
+from eah_interp.studies.found_heads import Files, find_heads, set_aside
 from eah_interp.studies.items import MOST_BYTES, Item, open_image, toy_items
 from eah_interp.studies.scores import ScoredRows, score_rows
 from eah_interp.studies.study import Study, StudyRun
@@ -612,6 +613,10 @@ def examine_model(
 ) -> ClaimAnswer:
     """Test a claim on a model, with a study of its conditions.
 
+    Heads that a method has to find in the model first (`heads: {found: prompt}`) are
+    found on the first quarter of the images, and the claim is tested on the others.
+    Where a condition has `controls`, the method is compared with random heads too.
+
     Args:
         claim: The claim.
         model: An LVLM.
@@ -637,7 +642,11 @@ def examine_model(
     """
     draws = check_drawing(draws)
     evidence = name or ("the toy" if kind == "toy" else type(model._module).__name__)
-    conditions, why = _read_conditions(claim, seed=seed, model=model, items=items)
+    files: Files = {"annotations": annotations, "synonyms": synonyms}
+    aside, tested = set_aside(items) if _finds_heads(claim) else ((), tuple(items))
+    conditions, why = _read_conditions(
+        claim, seed=seed, model=model, items=aside or tested, files=files
+    )
     if why:
         tests = claim.tests or (
             ClaimTest(task="caption", metric="CHAIR_S", expected="below zero"),
@@ -652,7 +661,7 @@ def examine_model(
         )
     study = Study(
         model,
-        items,
+        tested,
         conditions,
         decoding=decoding or {},
         batch_size=batch_size,
@@ -664,34 +673,64 @@ def examine_model(
     return ClaimAnswer(
         claim=claim,
         kind=kind,
-        evidence=f"{evidence}, {len(items)} items",
-        findings=tuple(_measure(claim, run, rows, draws)),
-        notes=rows.notes,
+        evidence=f"{evidence}, {len(tested)} items",
+        findings=tuple(_measure(claim, run, rows, draws, conditions)),
+        notes=(*rows.notes, *_tell_found(conditions, aside)),
     )
 
 
+def _finds_heads(claim: LedgerClaim) -> bool:
+    return any(_wants_heads(entry) for entry in claim.conditions)
+
+
+def _wants_heads(entry: object) -> bool:
+    heads = entry.get("heads") if isinstance(entry, Mapping) else None
+    return isinstance(heads, Mapping) and set(heads) == {"found"}
+
+
+def _tell_found(conditions: Sequence[Condition], aside: Sequence[Item]) -> list[str]:
+    """Tell which heads were found, and on what, where any were."""
+    images = len({item.image for item in aside})
+    return [
+        f"Heads of {one.name!r}: "
+        f"{', '.join(f'L{layer}H{head}' for layer, head in one.patch.pairs)}, found on "  # type: ignore[union-attr]
+        f"{images} images on which nothing was tested."
+        for one in conditions
+        if aside and hasattr(one.patch, "pairs") and one.random is None
+    ]
+
+
 def _read_conditions(
-    claim: LedgerClaim, *, seed: int, model: Any = None, items: Sequence[Item] = ()
+    claim: LedgerClaim,
+    *,
+    seed: int,
+    model: Any = None,
+    items: Sequence[Item] = (),
+    files: Files | None = None,
 ) -> tuple[tuple[Condition, ...], str]:
     """Read a claim's conditions, or say why they cannot be run.
 
-    Sink dimensions belong to a model: `sink_dims: found` is filled in with its own.
+    Sink dimensions and heads belong to a model: `sink_dims: found` and `heads:
+    {found: prompt}` are filled in with its own.
     """
     if not claim.conditions:
         return (), "the claim has no conditions of a study: no method to run"
     found: list[Condition] = []
     for entry in claim.conditions:
         own = dict(entry) if isinstance(entry, Mapping) else entry
-        if isinstance(own, dict) and own.get("sink_dims") == "found":
-            own["sink_dims"] = [0] if model is None else _find_dims(model, items)
-            if not own["sink_dims"]:
-                why = "the model has no massive activations, so that it has no sinks"
-                return (), f"{why} in the sense of the method (find_sink_dims)"
         try:
-            found += read_condition(own, seed=seed)
+            if isinstance(own, dict):
+                _fill_in(own, model, items, files or {})
+        except (InputError, SettingsError) as error:
+            return (), f"what the method needs is not found: {error}"
+        try:
+            several = read_condition(own, seed=seed)
         except (ValueError, EAHError) as error:
             said = str(error).partition(" For further")[0]
             return (), f"not a method of this version: {' '.join(said.split()):.120}"
+        if len(several) > 1:  # of controls those that take the method's own place
+            several = tuple(c for c in several if c.patch is not None)
+        found += several
     for condition in found:
         if condition.patch is not None and not condition.patch.fits_itself:
             try:
@@ -701,42 +740,84 @@ def _read_conditions(
     return tuple(found), ""
 
 
+def _fill_in(
+    entry: dict[str, Any], model: Any, items: Sequence[Item], files: Files
+) -> None:
+    """Fill in what is to be found in the model; of no model, what could stand there.
+
+    Raises:
+        InputError: If it is not found.
+    """
+    if entry.get("sink_dims") == "found":
+        entry["sink_dims"] = [0] if model is None else _find_dims(model, items)
+    if _wants_heads(entry):
+        pairs = [(0, 0)]
+        if model is not None:
+            pairs = list(find_heads(entry["heads"]["found"], model, items, files))
+        entry["heads"] = [list(pair) for pair in pairs]
+
+
 def _find_dims(model: Any, items: Sequence[Item]) -> list[int]:
-    """Find the dimensions that are massive in most layers, on the first image."""
+    """Find the dimensions that are massive in most layers, on the first image.
+
+    Raises:
+        InputError: If there are none.
+    """
     table = find_sink_dims(model, open_image(items[0].image))
-    return [int(dim) for dim in table.dim[table.layers >= 0.5]]
+    found = [int(dim) for dim in table.dim[table.layers >= 0.5]]
+    if not found:
+        msg = (
+            "the model has no massive activations, so that it has no sinks in the "
+            "sense of the method (find_sink_dims)"
+        )
+        raise InputError(msg)
+    return found
 
 
 def _measure(
-    claim: LedgerClaim, run: StudyRun, rows: ScoredRows, draws: Draws
+    claim: LedgerClaim,
+    run: StudyRun,
+    rows: ScoredRows,
+    draws: Draws,
+    conditions: Sequence[Condition],
 ) -> Iterator[Finding]:
     if claim.answers is not None:
         answered = answer_claims(run, rows, draws=draws)[claim.answers - 1]
         yield from answered.findings
-    others = [name for name in run.conditions if name != BASELINE.name]
-    for name in others if claim.tests else ():
-        found = {
-            (c.metric.task, c.metric.name): c
-            for c in contrast_conditions(
-                rows, name, reference=BASELINE.name, draws=draws
-            )
-            if c.kind == "all"
-        }
-        label = f"{name!r} against {BASELINE.name!r}"
-        for test in claim.tests:
-            one = found.get((test.task, test.name))
-            if one is None:
-                what = "captions" if test.task == "caption" else "yes/no answers"
-                yield _lack(test, label, f"the study has no {what} with this metric")
-                continue
-            yield Finding(
-                what=f"{test.name}: {label}",
-                effect=one.effect,
-                digits=1 if one.metric.percent else 2,
-                expected=test.expected,
-                why=f"undefined: {one.undefined}" if one.effect is None else "",
-                decides=test.decides,
-            )
+    for one in conditions if claim.tests else ():
+        if one.name == BASELINE.name:
+            continue
+        pair = (one.null_of, one.name) if one.null_of else (one.name, BASELINE.name)
+        # Beside a null stands nothing: only what decides is compared with it.
+        tests = [test for test in claim.tests if test.decides or not one.null_of]
+        yield from _contrast(rows, pair, tests, draws)
+
+
+def _contrast(
+    rows: ScoredRows, pair: tuple[str, str], tests: Sequence[ClaimTest], draws: Draws
+) -> Iterator[Finding]:
+    """Compare one condition with another in all tests."""
+    name, reference = pair
+    found = {
+        (c.metric.task, c.metric.name): c
+        for c in contrast_conditions(rows, name, reference=reference, draws=draws)
+        if c.kind == "all"
+    }
+    label = f"{name!r} against {reference!r}"
+    for test in tests:
+        one = found.get((test.task, test.name))
+        if one is None:
+            what = "captions" if test.task == "caption" else "yes/no answers"
+            yield _lack(test, label, f"the study has no {what} with this metric")
+            continue
+        yield Finding(
+            what=f"{test.name}: {label}",
+            effect=one.effect,
+            digits=1 if one.metric.percent else 2,
+            expected=test.expected,
+            why=f"undefined: {one.undefined}" if one.effect is None else "",
+            decides=test.decides,
+        )
 
 
 @by_name

@@ -82,7 +82,7 @@ def score_rows(
             f"{n_choices} answers to questions with options: scored by their "
             "benchmark, with list_answers and score_mmvp, not here."
         )
-    captions, note = _score_captions(told, annotations, synonyms)
+    captions, note = list_mentions(told, annotations, synonyms)
     return ScoredRows(
         questions=_score_questions(fine, rule),
         captions=captions,
@@ -133,9 +133,20 @@ def _score_questions(fine: pd.DataFrame, rule: Rule) -> pd.DataFrame:
     return pd.concat([keys, counts], axis=1).reset_index(drop=True)
 
 
-def _score_captions(
+def list_mentions(
     told: pd.DataFrame, annotations: str | Path | None, synonyms: str | Path | None
 ) -> tuple[pd.DataFrame, tuple[str, ...]]:
+    """List captions with the objects that they name.
+
+    Args:
+        told: Rows of captions, as a study's `frame()` has them, with their `cluster`.
+        annotations: As for `score_rows`.
+        synonyms: As for `score_rows`.
+
+    Returns:
+        The captions that can be read, as `ScoredRows.captions` has them; and notes on
+        others.
+    """
     columns = ["item", "condition", "cluster", "n_tokens", "truth"]
     table = told[columns].assign(caption=told.answer.fillna("").astype(str))
     is_toy = told.image.str.startswith(TOY)

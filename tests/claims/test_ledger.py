@@ -7,16 +7,28 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
+import eah_interp as eah
 from eah_interp.benchmarks.paired import Draws
 from eah_interp.cli import app
 from eah_interp.errors import InputError, SettingsError
+from eah_interp.finders import HeadScores
 from eah_interp.statistics import Effect
+from eah_interp.studies import StudyRun
 from eah_interp.studies.claims import Finding, judge
 from eah_interp.studies.conditions import list_kinds
+from eah_interp.studies.found_heads import (
+    FINDERS,
+    find_followers,
+    find_speakers,
+    set_aside,
+)
+from eah_interp.studies.items import toy_items
 from eah_interp.studies.ledger import (
     ClaimAnswer,
+    examine_model,
     examine_outputs,
     examine_toy,
     find_claim,
@@ -279,6 +291,105 @@ def test_a_method_that_is_not_here_is_not_measured(tmp_path):
     assert found.verdict == "not measured"
     assert "not a method of this version" in found.findings[0].why
     assert not list(tmp_path.iterdir())
+
+
+# -- heads that have to be found first -----------------------------------------------
+
+
+def make_scores(*heads):
+    """Make a result whose foremost heads are these."""
+    scores = torch.zeros(1, 8, 8)
+    for place, (layer, head) in enumerate(heads):
+        scores[0, layer, head] = 9 - place
+    return HeadScores(
+        finder="prompt",
+        measure="a fall",
+        scores=scores,
+        layers=tuple(range(8)),
+        items=torch.arange(1),
+        labels="signs",
+    )
+
+
+def test_heads_are_found_on_other_images_than_they_are_tested_on(tmp_path, monkeypatch):
+    seen = []
+
+    def find(model, items, files):
+        del model, files
+        seen.extend(items)
+        return make_scores((0, 3), (1, 5), (0, 7))
+
+    monkeypatch.setitem(FINDERS, "prompt", find)
+    claim = find_claim("pih")
+    baseline, entry = claim.conditions
+    claim = dataclasses.replace(
+        claim, conditions=(baseline, {**entry, "controls": {"draws": 1}})
+    )
+    items = toy_items(3, captions=False, samplings=("adversarial",))
+    answer = examine_model(
+        claim, eah.load(), items, tmp_path, draws=FEW, progress=False
+    )
+    run = StudyRun.load(tmp_path)
+    asked = set(run.items().cluster)
+    assert {item.cluster for item in seen} == {"0"}
+    assert asked == {"1", "2"}
+    assert "4 items" in answer.evidence
+    labels = [one.what.partition(": ")[2] for one in answer.findings]
+    assert labels == ["'PIH' against 'baseline'", "'PIH' against 'PIH, random heads 1'"]
+    assert any("L0H3, L0H7, L1H5, found on 1 images" in note for note in answer.notes)
+
+
+def test_images_of_items_set_aside_are_nobody_elses():
+    items = toy_items(9, samplings=("random", "popular"))
+    aside, others = set_aside(items)
+    assert {item.image for item in aside}.isdisjoint(item.image for item in others)
+    assert len({item.image for item in aside}) == 2
+    assert sorted(one.id for one in (*aside, *others)) == sorted(i.id for i in items)
+    with pytest.raises(InputError, match="2 images or more, got 1"):
+        set_aside(toy_items(1))
+
+
+def test_followers_are_found_on_questions_to_be_denied_and_speakers_in_captions(
+    monkeypatch,
+):
+    """What reaches the finders, whose own tests plant heads."""
+    model = eah.load()
+    items = toy_items(3, samplings=("random",))
+    asked = {}
+
+    def find(_model, images, prompts, **words):
+        asked.update(words, prompts=prompts, n=len(images))
+        return make_scores()
+
+    for name in ("find_prompt_heads", "find_hallucination_heads"):
+        monkeypatch.setattr(f"eah_interp.studies.found_heads.{name}", find)
+    files = {"annotations": None, "synonyms": None}
+    find_followers(model, items, files)
+    assert asked["n"] == 3
+    assert asked["told"] == ["Yes"] * 3
+    false = [item.prompt for item in items if item.label is False]
+    assert asked["prompts"] == false
+    with pytest.raises(InputError, match="no question is to be answered with no"):
+        find_followers(model, toy_items(2, questions=False), files)
+    truths = [item.truth for item in items if item.task == "caption"]
+    said = iter(
+        [
+            f"There is a {truths[0][0]} and a pan.",
+            f"There is a {truths[1][0]}.",
+            "I can see a shell.",
+        ]
+    )
+
+    def describe(_self, *_given):
+        return [next(said)]
+
+    monkeypatch.setattr(type(model), "describe", describe)
+    find_speakers(model, items, files)
+    assert asked["objects"] == [[truths[0][0], "pan"]]
+    assert asked["truth"] == [list(truths[0])]
+    assert asked["n"] == 1
+    with pytest.raises(InputError, match="none of 0 captions"):
+        find_speakers(model, [item for item in items if item.task != "caption"], files)
 
 
 # -- the command line ----------------------------------------------------------------

@@ -101,10 +101,10 @@ class SPIN(LayersIntervention):
             return logits
 
         def turned_down(block: PatternBlock, part: RowIndex) -> Tensor:
-            del part
             image = point.image_mask[:, None, None, : block.weights.shape[-1]]
             seen = block.visible & image
-            kept = rank_heads((scores[0] * seen).sum(-1), keep=self.keep)
+            gates = self.gate(point, (scores[0] * seen).sum(-1), part)
+            kept = rank_heads(gates, keep=self.keep)
             down = seen.any(-1) & ~kept
             return torch.where(
                 down[..., None], self.factor * block.weights, block.weights
@@ -115,6 +115,19 @@ class SPIN(LayersIntervention):
             rows = point.rows_of(self.steps) & ~point.rows.image
         where = rows[:, :, None].expand(-1, -1, point.call.n_heads)
         point.attend(where, change=turned_down, change_logits=noted)
+
+    def gate(
+        self, point: PatchPoint, sums: Float[Tensor, "batch head rows"], part: RowIndex
+    ) -> Float[Tensor, "batch head rows"]:
+        """Give each head's gate in some rows: the heads of the largest ones stay.
+
+        Args:
+            point: The attention call.
+            sums: Each head's scores of the image columns that it sees, in sum.
+            part: Which rows of the call these are.
+        """
+        del point, part
+        return sums
 
 
 def rank_heads(
