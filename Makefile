@@ -84,6 +84,7 @@ bench: $(VENV)/.demo
 	$(BIN)/python docs/bench/prefill.py
 	$(BIN)/python docs/bench/generation.py
 	$(BIN)/python docs/bench/attribution.py
+	$(BIN)/python docs/bench/paths.py
 	$(BIN)/python docs/bench/lens.py
 
 bench-attribution: $(VENV)/.demo
@@ -99,6 +100,7 @@ bench-quick: $(VENV)/.demo
 	$(BIN)/python docs/bench/prefill.py --quick
 	$(BIN)/python docs/bench/generation.py --quick
 	$(BIN)/python docs/bench/attribution.py --smoke
+	$(BIN)/python docs/bench/paths.py --smoke
 	$(BIN)/python docs/bench/lens.py --smoke
 
 # Both distributions, as they are uploaded: docs/releasing.md.

@@ -10,12 +10,15 @@ from PIL import Image
 import eah_interp as eah
 from eah_interp.attribution import (
     BroadcastScores,
+    Circuits,
     HeadApproximation,
     HeadAttribution,
     HeadPatching,
     HeadPatterns,
     LogitLens,
     Mediation,
+    NodePatching,
+    PathApproximation,
     PathPatching,
     PictureAttribution,
     RecipientAttribution,
@@ -344,6 +347,66 @@ def head_patching(size):
         values=random(size, size.targets),
         source_values=None,
         effects=random(size, size.targets, len(nodes_of(size))),
+        model=MODEL,
+    )
+
+
+def node_patching(size):
+    return NodePatching(
+        metric="logit",
+        targets=targets_of(size),
+        source="EAH",
+        source_patch=eah.EAH(),
+        nodes=nodes_of(size),
+        places=("object", "last"),
+        values=random(size, size.targets),
+        source_values=None,
+        effects=random(size, size.targets, len(nodes_of(size)), 2),
+        model=MODEL,
+    )
+
+
+def path_approximation(size):
+    senders = nodes_of(size)
+    exact = torch.full((size.targets, len(senders)), torch.nan)
+    exact[:, :1] = 1.0
+    return PathApproximation(
+        metric="logit",
+        targets=targets_of(size),
+        method="eap",
+        source="EAH",
+        source_patch=eah.EAH(),
+        n_steps=None,
+        senders=senders,
+        receivers=("logit",) * len(senders),
+        values=random(size, size.targets),
+        source_values=None,
+        approximate=random(size, size.targets, len(senders)),
+        exact=exact,
+        remainder=None,
+        model=MODEL,
+    )
+
+
+def circuits(size):
+    senders = nodes_of(size)
+    return Circuits(
+        metric="logit",
+        targets=targets_of(size),
+        source="plain, another image",
+        senders=senders,
+        receivers=("logit",) * len(senders),
+        scores=random(size, len(senders)),
+        shares=(0.1, 1.0),
+        sizes=(1, len(senders)),
+        chosen=0,
+        values=random(size, size.targets),
+        source_values=random(size, size.targets) - 1,
+        kept=random(size, size.targets, 2),
+        left=random(size, size.targets, 2),
+        random=random(size, 3, size.targets, 2),
+        without=random(size, size.targets, 1),
+        stability=random(size, 2),
         model=MODEL,
     )
 
@@ -765,6 +828,9 @@ MAKERS = {
     Mediation: mediation,
     HeadPatching: head_patching,
     PathPatching: path_patching,
+    PathApproximation: path_approximation,
+    NodePatching: node_patching,
+    Circuits: circuits,
     RecipientAttribution: recipients,
     PictureAttribution: pictures,
     HeadPatterns: patterns,

@@ -21,8 +21,15 @@ from eah_interp.attribution.cases import Case
 from eah_interp.attribution.direct_path import linearise_norm
 from eah_interp.attribution.edges import Receiver, Senders
 from eah_interp.attribution.readouts import TargetValues, keep_logits
-from eah_interp.attribution.replay import AtCall, Replay, RowValues
+from eah_interp.attribution.replay import (
+    BREAKS,
+    AtCall,
+    Replay,
+    RowValues,
+    check_copy,
+)
 from eah_interp.attribution.runs import Recording, record
+from eah_interp.errors import is_out_of_memory
 from eah_interp.interventions.intervention import Intervention
 from eah_interp.lvlm.anatomy import Anatomy
 from eah_interp.lvlm.attention import AttentionCall
@@ -368,6 +375,107 @@ def _changed_stream(model: Any, layer: int, change: Change) -> Iterator[None]:
 
 
 # ---- What becomes of the targets.
+
+
+@torch.no_grad()
+def run_attended(
+    model: Any, exchange: Exchange, given: Sequence[tuple[Receiver, Tensor]]
+) -> RowValues | None:
+    """Run copies in which one reader's query, key or value is another, the cheap way.
+
+    Its attention is the recorded one but for the heads that the reader is of, so these
+    alone attend anew, and what they change goes through their part of the output
+    projection; of the last layer, only what is read goes on.
+
+    Args:
+        model: The LVLM.
+        exchange: The item.
+        given: A reader and what it has, for each copy: of one layer, and of as many
+            heads each.
+
+    Returns:
+        Every target in a copy that is left alone, and in each of these; None where
+        what attention returns does not follow from its heads that way.
+    """
+    replay, layer = exchange.replay, given[0][0].layer
+    recording = replay.recording
+    proj = find_projection(model, layer, exchange.own)
+    if replay.ways.get(layer) or not _attends_alone(recording, layer, proj):
+        return None
+    assert proj is not None
+    last = layer == model.anatomy.n_layers - 1
+    first = replay.first_read if last and replay.cuts_rows else 0
+    kept = recording.attended[layer]
+    whole = kept[0] if isinstance(kept, tuple) else kept
+    changes, heads = _attend_anew(model, recording, given)
+    weight = proj.weight.unflatten(1, (model.n_heads, -1))  # type: ignore[operator]
+    added = torch.stack(
+        [
+            change[first:].flatten(1) @ weight[:, own].flatten(1).float().T
+            for change, own in zip(changes, heads, strict=True)
+        ]
+    )
+    own_rows = whole[:, first:]
+    rows = torch.cat([own_rows, (own_rows.float() + added).to(own_rows)])
+    returned = (rows, *kept[1:]) if isinstance(kept, tuple) else rows
+    try:
+        values = replay.run(
+            model, len(rows), start=layer, first=first, attended={layer: returned}
+        )
+        check_copy(model, recording, values[:1])
+    except BREAKS as error:
+        if is_out_of_memory(error):
+            raise
+        replay.ways[layer] = 1  # later layers need what attention computes beside
+        return None
+    return values
+
+
+def _attends_alone(recording: Recording, layer: int, proj: nn.Module | None) -> bool:
+    """Tell whether each head of a layer can attend by itself, outside a run."""
+    if type(proj) is not nn.Linear or layer not in recording.attended:
+        return False
+    call = recording.calls[layer]
+    extras = [call.options.get(name) for name in ("position_bias", "s_aux", "sinks")]
+    if any(extra is not None for extra in extras):
+        return False
+    mask = call.mask
+    if mask is None:
+        return True
+    return isinstance(mask, Tensor) and mask.ndim == 4 and mask.shape[1] == 1
+
+
+def _attend_anew(
+    model: Any, recording: Recording, given: Sequence[tuple[Receiver, Tensor]]
+) -> tuple[Float[Tensor, "row query head d_value"], list[list[int]]]:
+    """Let the heads of readers attend with what these are given.
+
+    Returns:
+        What each head returns more than in the recording; and which heads they are.
+    """
+    layer = given[0][0].layer
+    call, own = recording.calls[layer], recording.heads[layer]
+    groups = model.n_heads // call.n_kv_heads
+    heads = [
+        [one.index]
+        if one.input == "q"
+        else list(range(one.index * groups, (one.index + 1) * groups))
+        for one, _ in given
+    ]
+    queries = torch.stack([call.queries[0, each] for each in heads])
+    keys, values = (
+        torch.stack([tensor[0, [head // groups for head in each]] for each in heads])
+        for tensor in (call.keys, call.values)
+    )
+    for row, (one, value) in enumerate(given):
+        target = {"q": queries, "k": keys, "v": values}[one.input]
+        target[row] = value.to(target)
+    mask = call.mask
+    if isinstance(mask, Tensor):
+        mask = mask.expand(len(given), -1, -1, -1)
+    found = replace(call, queries=queries, keys=keys, values=values, mask=mask).attend()
+    before = torch.stack([own[0][:, each] for each in heads])
+    return found.float() - before.float(), heads
 
 
 Given = Mapping[Receiver, Tensor]

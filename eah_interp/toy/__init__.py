@@ -16,6 +16,9 @@ from eah_interp.toy.model import toy_path as toy_path
 from eah_interp.toy.render import Scene as Scene
 from eah_interp.toy.scenes import draw_scene as draw_scene
 from eah_interp.toy.scenes import draw_scenes as draw_scenes
+from eah_interp.toy.scenes import with_companions_turned as with_companions_turned
+from eah_interp.toy.scenes import with_object_moved as with_object_moved
+from eah_interp.toy.scenes import with_object_recoloured as with_object_recoloured
 from eah_interp.toy.scenes import with_object_swapped as with_object_swapped
 from eah_interp.toy.scenes import without_object as without_object
 from eah_interp.toy.world import OBJECTS as OBJECTS

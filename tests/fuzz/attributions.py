@@ -77,6 +77,34 @@ FUNCTIONS: dict[str, dict[str, Any]] = {
         "seed": 0,
     }
     | {"batch_size": 16},
+    "patch_paths": {
+        "receivers": ["L2H1.q", "logit"],
+        "senders": ["L1H0", "image"],
+        "source": "mean",
+        "source_images": None,
+        "source_prompts": None,
+        "final_norm": "recomputed",
+        "seed": 0,
+        "batch_size": 8,
+    },
+    "approximate_paths": {
+        "receivers": ["L2H1", "logit"],
+        "senders": ["L1H0", "image"],
+        "source": "mean",
+        "method": "eap",
+        "n_steps": 2,
+        "check": 3,
+        "seed": 0,
+        "batch_size": 8,
+    },
+    "patch_nodes": {
+        "nodes": ["layers_output[1]", "L1H0"],
+        "positions": ["image", "last"],
+        "source": "mean",
+        "source_images": None,
+        "seed": 0,
+        "batch_size": 8,
+    },
     "pose": {},
 }
 OTHERS: dict[str, dict[str, Any]] = {

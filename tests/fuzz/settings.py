@@ -210,6 +210,15 @@ def make_toy(rng: Rng, folder: Path) -> Input:
         (toy.draw_scenes, {"seeds": [0, 1], "split": "test", "world": None}),
         (toy.without_object, {"scene": scene, "name": there}),
         (toy.with_object_swapped, {"scene": scene, "name": there, "by": "fish"}),
+        (toy.with_object_moved, {"scene": scene, "name": there, "left": 3, "top": 0}),
+        (
+            toy.with_object_recoloured,
+            {"scene": scene, "name": there, "colour": "pink", "accent": None},
+        ),
+        (
+            toy.with_companions_turned,
+            {"scene": scene, "name": there, "group": "kitchen"},
+        ),
         (
             toy.World,
             {"prior": 0.85, "difficulty": 0.5, "image_size": 80, "patch_size": 8},

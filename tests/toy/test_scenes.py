@@ -11,6 +11,9 @@ from eah_interp.toy import (
     World,
     draw_scene,
     draw_scenes,
+    with_companions_turned,
+    with_object_moved,
+    with_object_recoloured,
     with_object_swapped,
     without_object,
 )
@@ -175,3 +178,39 @@ def test_a_batch_of_64_is_quick(as_users_run_it):
 
 def test_groups_are_of_one_size():
     assert {len(members) for members in GROUPS.values()} == {4}
+
+
+def test_an_object_is_moved_and_nothing_else():
+    scene = draw_scene(5, objects=["tree", "cup"])
+    moved = with_object_moved(scene, "cup", left=1, top=2)
+    own = [(p.left, p.top) for p in moved.placements]
+    assert own == [(scene.placements[0].left, scene.placements[0].top), (1, 2)]
+    assert moved.boxes[0] == scene.boxes[0]
+    assert not np.array_equal(moved.image, scene.image)
+    with pytest.raises(InputError, match="pixels wide: expected left and top"):
+        with_object_moved(scene, "cup", left=79, top=0)
+
+
+def test_an_object_is_recoloured_in_its_own_pixels_alone():
+    scene = draw_scene(5, objects=["cup"], world=CLEAN)
+    colour = "pink" if scene.placements[0].colour != "pink" else "green"
+    painted = with_object_recoloured(scene, "cup", colour=colour, accent="black")
+    changed = (painted.image != scene.image).any(-1)
+    left, top, right, bottom = scene.boxes[0]
+    assert changed.any()
+    changed[top - 1 : bottom + 1, left - 1 : right + 1] = False  # soft edges
+    assert not changed.any()
+    with pytest.raises(InputError, match="colour: expected one of"):
+        with_object_recoloured(scene, "cup", colour="transparent")
+
+
+def test_companions_are_turned_in_their_places():
+    scene = draw_scene(5, objects=["cup", "sun", "pan"])
+    turned = with_companions_turned(scene, "spoon", group="sea")
+    assert turned.objects == ("boat", "sun", "fish")
+    places = [(p.left, p.top, p.size, p.colour) for p in scene.placements]
+    assert [(p.left, p.top, p.size, p.colour) for p in turned.placements] == places
+    with pytest.raises(InputError, match="expected a companion of boat"):
+        with_companions_turned(scene, "boat", group="kitchen")
+    with pytest.raises(InputError, match="group: expected one of"):
+        with_companions_turned(scene, "spoon", group="kitchen")
