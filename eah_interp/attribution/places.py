@@ -64,7 +64,7 @@ def find_places(model: Any, case: Case, wanted: PlacesWanted) -> ColumnMask:
     else:
         found = torch.zeros(shape, dtype=torch.bool)
         found[:, _list_numbers(wanted, shape[1])] = True
-    for item in case.readout.target_rows.unique().tolist():
+    for item in sorted(set(case.readout.target_rows.tolist())):
         if not found[item].any():
             msg = (
                 f"positions={show_value(wanted)} are none in item {item}: expected at "

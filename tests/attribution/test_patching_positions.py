@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import eah_interp as eah
 from eah_interp.attribution import Case, ablate_heads, patch_heads, pose
@@ -151,20 +151,23 @@ def test_positions_before_the_first_change_are_not_run_again(family):
     def leave(module, args, output):
         rows.append((output[0] if isinstance(output, tuple) else output).shape[1])
 
-    def attend(module, args, kwargs):
-        attended.append(1)
+    def project(module, args, output):
+        attended.append(output.shape[1])
 
+    parts = layers[1].self_attn.modules()
+    projection = next(part for part in parts if isinstance(part, nn.Linear))
     handles = [
         layers[1].register_forward_hook(leave),
-        layers[1].self_attn.register_forward_pre_hook(attend, with_kwargs=True),
+        projection.register_forward_hook(project),
     ]
     options = {"heads": [(1, 0), (1, 1)], "positions": [first], "batch_size": 3}
     ablate_heads(model, case, **options)
     for handle in handles:
         handle.remove()
-    # The record, a trial, and the patched copies, whose attention is the recorded one.
-    assert rows == [width, 4, 4]
-    assert len(attended) == 2
+    # The record, a trial from this layer and one that leaves it out, and the copies:
+    # their attention is the recorded one.
+    assert rows == [width, 4, 4, 4]
+    assert attended == [width, 4]
 
 
 def test_a_patch_changes_nothing_before_it():
