@@ -16,6 +16,7 @@ from eah_interp.interventions.intervention import Intervention as Intervention
 from eah_interp.interventions.intervention import Patch as Patch
 from eah_interp.interventions.methods import METHODS as METHODS
 from eah_interp.interventions.pai import PAI as PAI
+from eah_interp.interventions.sink_edit import SinkEdit as SinkEdit
 from eah_interp.interventions.sinks import SinkMap as SinkMap
 from eah_interp.interventions.sinks import score_sinks as score_sinks
 from eah_interp.interventions.steer import Steer as Steer

@@ -180,15 +180,16 @@ class AttentionSite:
 
 @dataclass(frozen=True)
 class StreamSite:
-    """Where a decoder layer writes to the residual stream, after it has attended.
+    """Where the residual stream of a decoder layer can be changed.
 
     Attributes:
         layer: 0-based index in the decoder.
-        place: `"mlp"`: what its MLP or experts add; `"layer"`: what the layer returns.
+        place: `"input"`: what enters the layer; `"mlp"`: what its MLP or experts add;
+            `"layer"`: what the layer returns.
     """
 
     layer: int
-    place: Literal["mlp", "layer"]
+    place: Literal["input", "mlp", "layer"]
 
 
 Site = AttentionSite | StreamSite
@@ -428,8 +429,10 @@ def check_settings(model: Any, settings: Any) -> list[Site]:
     found: list[Site] = settings.find_sites(anatomy)
     if settings.acts_on_streams:
         # Stable: within a layer the attention comes before what follows it.
-        found = [*found, *settings.find_streams(anatomy)]
-        found.sort(key=lambda site: site.layer)
+        streams = settings.find_streams(anatomy)
+        doors = [site for site in streams if site.place == "input"]
+        rest = [site for site in streams if site.place != "input"]
+        found = sorted([*doors, *found, *rest], key=lambda site: site.layer)
     return found
 
 
