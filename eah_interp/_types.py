@@ -51,5 +51,8 @@ Definition = Literal["paper", "official", "visible"]
 DonorRule = Literal["densest", "sparsest", "random", "mean", "uniform", "shuffled"]
 """How a donor pattern is made; an integer head index is accepted beside these."""
 
+SinkColumns = Literal["all", "tower", "language"]
+"""Which image columns count as sinks: those of one kind, or all; see `find_sinks`."""
+
 Steps = Literal["prefill", "all"]
 """Which forward passes of a generation are patched."""

@@ -47,7 +47,16 @@ from eah_interp.benchmarks.readouts import (
 )
 from eah_interp.benchmarks.toy import ToyBenchmark
 from eah_interp.finders import DimScores, HeadScores
-from eah_interp.interventions import Directions, EAHPatch, LayerPatch, Patch, SinkMap
+from eah_interp.interventions import (
+    Directions,
+    EAHPatch,
+    FoundSinks,
+    LayerPatch,
+    Patch,
+    SinkMap,
+    SinkRule,
+    TowerMap,
+)
 from eah_interp.kernels import ColumnScores
 from eah_interp.lvlm import ImagePart, ImageSpan
 from eah_interp.report.inspection import Asked, Caption, Inspection, ObjectLogit
@@ -218,6 +227,44 @@ def sink_map(size):
         spans=spans_of(size),
         definition="visible",
         beta=1.0,
+    )
+
+
+def found_sinks(size):
+    columns = columns_of(size)
+    wide = (size.items, size.layers, size.keys)
+    nothing = float("nan")
+    hidden = ~columns
+    tower = 2 * shares(size, size.items, size.keys).masked_fill(hidden, nothing)
+    return FoundSinks(
+        model=MODEL,
+        columns=columns,
+        spans=spans_of(size),
+        tower_norms=random(size, *wide).abs(),
+        norm_thresholds=torch.ones(size.items),
+        norms=random(size, size.items, size.layers + 1, size.keys).abs(),
+        tower_scores=tower,
+        language_scores=torch.zeros(wide),
+        massive=torch.zeros(0, 4, dtype=torch.long),
+        massive_values=torch.zeros(0),
+        layers=layers_of(size),
+        attention=shares(size, size.items, size.layers, 2, size.keys),
+        shares=shares(size, size.items, size.keys),
+        learned=shares(size, size.items, size.layers, size.heads),
+        rule=SinkRule(),
+        beta=1.0,
+    )
+
+
+def tower_map(size):
+    place = columns_of(size).nonzero()
+    links = torch.cat([torch.arange(len(place))[:, None], place], 1)
+    return TowerMap(
+        model=MODEL,
+        shape=(size.items, size.patches),
+        links=links,
+        columns=columns_of(size),
+        spans=spans_of(size),
     )
 
 
@@ -819,6 +866,8 @@ def inspection(size):
 
 MAKERS = {
     SinkMap: sink_map,
+    FoundSinks: found_sinks,
+    TowerMap: tower_map,
     EAHPatch: eah_patch,
     LayerPatch: layer_patch,
     Patch: learned_patch,

@@ -36,7 +36,8 @@ FOLDERS = (
 
 NO_RESULTS = {
     # settings, and what a user asks with
-    *("EAH", "Ablation", "PAI", "VAR", "Steer", "Intervention", "Condition", "Item"),
+    *("EAH", "Ablation", "PAI", "VAR", "Steer", "SinkEdit", "Intervention"),
+    *("Condition", "Item"),
     *("ModelSource", "Study", "World", "Family", "Question", "NearTie", "RandomDraw"),
     # where an intervention acts, and which items go together
     *("AttentionSite", "StreamSite", "Batch"),

@@ -15,6 +15,7 @@ from eah_interp._types import (
     Donors,
     HeadColumnScores,
     HeadMask,
+    SinkColumns,
     Steps,
 )
 from eah_interp.arguments import check_mapping
@@ -106,6 +107,9 @@ class EAH(Intervention):
         seed: For `"random"` and `"shuffled"`: one seed, which gives an item the same
             draw whatever batch it stands in, or a seed for each batch item.
         items: `"all"` batch items, or only the `"first"`, as in the released file.
+        columns: Which image columns count as sinks: `"all"`, or those that are sinks
+            of the vision `"tower"` or of the `"language"` model (`find_sinks` says
+            when; of the latter, those that are so where the layer begins).
         head_0: Whether head 0 may donate; `"never"`, as in the released file, leaves
             an item unpatched whose densest head is head 0.
 
@@ -135,6 +139,7 @@ class EAH(Intervention):
     seed: int | tuple[int, ...] = 0
     items: Items = "all"
     head_0: HeadZero = "eligible"
+    columns: SinkColumns = "all"
 
     def __post_init__(self) -> None:
         # Not super(): a class that travelled to a server as source has no cell for it.
@@ -142,6 +147,7 @@ class EAH(Intervention):
         check_choice("definition", self.definition, Definition)
         check_choice("items", self.items, Items)
         check_choice("head_0", self.head_0, HeadZero)
+        check_choice("columns", self.columns, SinkColumns)
         donor = to_int(self.donor)
         if callable(self.donor):
             self._check_function()
@@ -212,6 +218,11 @@ class EAH(Intervention):
         return callable(self.donor) or self.donor in ("densest", "sparsest", "shuffled")
 
     @property
+    def reads_kind(self) -> SinkColumns:  # type: ignore[override]
+        """Which kind of sinks the choice of donor depends on."""
+        return self.columns if self.needs_scores else "all"
+
+    @property
     def donor_name(self) -> str:
         """What the donor is called: a rule, `head 3`, or a function's name."""
         if callable(self.donor):
@@ -250,7 +261,10 @@ class EAH(Intervention):
         """
         donor = describe_plugin(self.donor) if callable(self.donor) else self.donor
         plain = replace(self, donor="densest") if callable(self.donor) else self
-        return {**Intervention.to_dict(plain), "donor": donor}
+        written = {**Intervention.to_dict(plain), "donor": donor}
+        if self.columns == "all":  # as files say it that know no kinds
+            del written["columns"]
+        return written
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "EAH":
@@ -303,6 +317,8 @@ class EAH(Intervention):
         scores = None
         if self.needs_scores:
             scores = score_call(point.call, point.prompt, definition=self.definition)
+            if self.columns != "all":
+                scores = scores.only(point.sinks_of_kind())
         queries = point.call.queries
         return self.choose_donors(
             scores,

@@ -10,12 +10,13 @@ from nnsight.intervention.interleaver import Mediator
 from nnsight.intervention.iterator import Iterations
 from torch import Tensor
 
-from eah_interp._types import ColumnMask, Donors
+from eah_interp._types import ColumnMask, Donors, SinkColumns
 from eah_interp.arguments import by_name, rename_keywords
 from eah_interp.errors import ModelError, UnsupportedError
 from eah_interp.interventions.donation import LayerPatch
 from eah_interp.interventions.eah import EAH, EAHPatch
 from eah_interp.interventions.intervention import Intervention, Patch
+from eah_interp.interventions.kind_marks import KindMarks, find_marks
 from eah_interp.interventions.point import PatchPoint
 from eah_interp.interventions.stream import StreamPoint, find_step
 from eah_interp.kernels.sinks import check_image_columns
@@ -132,13 +133,16 @@ def intervene(
     check_alone(model)
     promise(model.interleaver, memory, settings)
     whole = prompt_of_worker(model, image_mask=image_mask).limit(prompt_mask)
+    kind = settings.reads_kind
+    marks = None if kind == "all" else find_marks(model, kind, whole, memory)
     done: dict[int, Any] = {}
     for site in sites:
         if isinstance(site, StreamSite):
-            _patch_stream(model, settings, site, whole, memory)
+            _patch_stream(model, settings, site, whole, memory, marks=marks)
             done[site.layer] = None
         else:
-            done[site.layer] = _patch_call(model, settings, site, whole, memory)
+            point = _patch_call(model, settings, site, whole, memory, marks=marks)
+            done[site.layer] = point.kept
     memory.steps[settings] = memory.steps.get(settings, 0) + 1
     result: EAHPatch | Patch = settings.report(done)
     if isinstance(result, EAHPatch | Patch):
@@ -158,21 +162,24 @@ def _patch_call(
     site: AttentionSite,
     whole: Prompt,
     memory: Memory,
-) -> Any:
-    """Patch one attention call; return what was learned from the prompt there."""
+    *,
+    marks: KindMarks | None,
+) -> PatchPoint:
+    """Patch one attention call."""
     operation = PatchedCall(attention_operation(model, site), layer=site.layer)
     key = (site.layer, settings)
     is_first = key not in memory.learned
     if is_first and operation.step > 0:
         settings.check_late_start(operation.step)
     stream = None
-    if is_first and settings.reads_stream:
+    if is_first and (settings.reads_stream or settings.reads_kind == "language"):
         stream = _read_stream(model, site)
     call = AttentionCall.parse(operation.inputs)
     operation.check_rows(call.queries.shape[0])
     first = _first_row(model, operation.step, width=whole.image_mask.shape[1])
     point = PatchPoint.at(operation, call, whole, layer=site.layer, first=first)
     point.returns_maps = wants_attentions(model)
+    point.stream, point.marks = stream, marks
     if is_first:
         end = first + call.queries.shape[2]
         _check_start(settings, point, step=operation.step, end=end)
@@ -183,7 +190,7 @@ def _patch_call(
         point.kept = memory.learned[key]
     if is_first or settings.steps == "all":
         settings.apply_at(point)
-    return point.kept
+    return point
 
 
 def _patch_stream(
@@ -192,8 +199,10 @@ def _patch_stream(
     site: StreamSite,
     whole: Prompt,
     memory: Memory,
+    *,
+    marks: KindMarks | None,
 ) -> None:
-    """Patch what one layer, or its MLP, returns."""
+    """Patch what enters one layer, or what it or its MLP returns."""
     step, width = find_step(model, site), whole.image_mask.shape[1]
     key = (site.layer, settings)
     is_first = key not in memory.learned
@@ -206,6 +215,7 @@ def _patch_stream(
         return _first_row(model, step, width=width)
 
     point = StreamPoint.at(model, site, whole, find_first=find_first)
+    point.marks = marks
     if is_first:
         end = point.first + point.output.shape[1]
         _check_start(settings, point, step=step, end=end)
@@ -268,6 +278,7 @@ def attention_calls(
     prompt_mask: ColumnMask | None = None,
     detached: bool = False,
     follows_streams: bool = False,
+    kind: SinkColumns = "all",
 ) -> Iterator[PatchPoint]:
     """Walk the attention calls of the trace it is called in, patched as they come.
 
@@ -284,6 +295,7 @@ def attention_calls(
         detached: Whether calls are cut off the graph of what made them.
         follows_streams: Whether the caller's numbers are right where a patch acts on
             what layers return, and not at their attention calls.
+        kind: Which kind of sinks the caller asks each point for; `"all"` for none.
 
     Yields:
         Each call: `call` as the model made it, `operation` as it is now, patched.
@@ -297,12 +309,19 @@ def attention_calls(
     found = [] if settings is None else check_settings(model, settings)
     patched = {site.layer for site in found if isinstance(site, AttentionSite)}
     streams = {site.layer: site for site in found if isinstance(site, StreamSite)}
+    doors = {n: site for n, site in streams.items() if site.place == "input"}
+    streams = {n: site for n, site in streams.items() if site.place != "input"}
     if settings is not None:
         settings.check_fitted()
-        _check_followed(settings, streams, follows_streams=follows_streams)
+        _check_followed(settings, doors | streams, follows_streams=follows_streams)
+    kind = kind if settings is None or kind != "all" else settings.reads_kind
+    memory = memory_of_worker()
+    marks = None if kind == "all" else find_marks(model, kind, whole, memory)
     for layer in range(model.anatomy.n_layers):
         if layers is not None and layer > max(layers, default=-1):
             return
+        if settings is not None and layer in doors:
+            _apply_to_stream(model, settings, doors[layer], whole, marks)
         site = model.anatomy.sites.get(layer)
         here = layer in patched
         if site is not None and (layers is None or here or layer in layers):
@@ -312,11 +331,24 @@ def attention_calls(
                 whole,
                 settings=settings if here else None,
                 detached=detached,
+                marks=marks,
             )
         if settings is not None and layer in streams:
-            point = StreamPoint.at(model, streams[layer], whole, find_first=lambda: 0)
-            _check_start(settings, point, step=0, end=point.output.shape[1])
-            settings.apply_to_stream(point)
+            _apply_to_stream(model, settings, streams[layer], whole, marks)
+
+
+def _apply_to_stream(
+    model: Any,
+    settings: Intervention,
+    site: StreamSite,
+    whole: Prompt,
+    marks: KindMarks | None,
+) -> None:
+    """Patch a stream of a walk, which has one pass."""
+    point = StreamPoint.at(model, site, whole, find_first=lambda: 0)
+    point.marks = marks
+    _check_start(settings, point, step=0, end=point.output.shape[1])
+    settings.apply_to_stream(point)
 
 
 def _check_followed(
@@ -340,15 +372,18 @@ def _visit_call(
     *,
     settings: Intervention | None,
     detached: bool,
+    marks: KindMarks | None,
 ) -> PatchPoint:
     """Stand at one attention call, patched where there are settings."""
     reads = settings is not None and settings.reads_stream
+    reads = reads or (marks is not None and marks.kind == "language")
     stream = _read_stream(model, site) if reads else None
     operation = attention_operation(model, site)
     call = AttentionCall.parse(operation.inputs)
     if detached:
         call = call.detach()
     point = PatchPoint.at(operation, call, whole, layer=site.layer)
+    point.stream, point.marks = stream, marks
     if settings is not None:
         _check_start(settings, point, step=0, end=call.queries.shape[2])
         point.kept = settings.learn(point, stream)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from torch import Tensor
 
-from eah_interp._types import Steps
+from eah_interp._types import SinkColumns, Steps
 from eah_interp.arguments import Named, check_mapping
 from eah_interp.errors import SettingsError, UnsupportedError, show_value
 from eah_interp.indices import check_choice, to_float, to_ints
@@ -59,6 +59,9 @@ class Intervention(metaclass=Named):
 
     reads_images: ClassVar[bool] = False
     """Whether it acts on image columns, so that a prompt without any is a mistake."""
+
+    reads_kind: ClassVar[SinkColumns] = "all"
+    """Which kind of sinks it has to know; `"all"` where none."""
 
     is_fitted: ClassVar[bool] = True
     """Whether all is known that `fit` finds on the very items."""
@@ -131,6 +134,10 @@ class Intervention(metaclass=Named):
             SettingsError: If not.
         """
         raise NotImplementedError
+
+    def controls(self) -> Mapping[str, "Intervention"]:
+        """List settings of the same kind that a study compares with these, by name."""
+        return {}
 
     def learn(self, point: PatchPoint, stream: Tensor | None) -> Any:
         """Learn what later steps need, while the prompt is read.

@@ -47,6 +47,8 @@ class PatchPoint:
         known_rows: Its query rows, once they were asked for.
         settings: The intervention that has patched it; None where none has.
         returns_maps: Whether the run returns attention maps beside its logits.
+        stream: What entered the layer, where it was asked for.
+        marks: What was seen of kinds of sinks before the decoder, where it is needed.
     """
 
     layer: int
@@ -60,6 +62,8 @@ class PatchPoint:
     known_rows: QueryRows | None = None
     settings: Any = None
     returns_maps: bool = False
+    stream: Tensor | None = None
+    marks: Any = None
 
     @classmethod
     def at(
@@ -108,6 +112,10 @@ class PatchPoint:
         prompt = Prompt(prompt_mask, prompt_mask)
         beyond = max(0, self.first + self.call.queries.shape[2] - self.width)
         return prompt.fit(self.call, generated=beyond).image_mask
+
+    def sinks_of_kind(self) -> ColumnMask:
+        """Mark the key columns that are sinks of the kind that was asked for."""
+        return self.columns(self.marks.mask(self.stream))
 
     @property
     def image_mask(self) -> ColumnMask:

@@ -10,10 +10,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from eah_interp._types import ColumnMask, Definition
+from eah_interp._types import ColumnMask, Definition, SinkColumns
 from eah_interp.arguments import by_name
 from eah_interp.errors import InputError, SettingsError, show_value
-from eah_interp.indices import to_int
+from eah_interp.indices import check_choice, to_int
 from eah_interp.interventions.donation import score_call
 from eah_interp.interventions.eah import EAH
 from eah_interp.interventions.intervene import attention_calls
@@ -44,6 +44,7 @@ class SinkMap(ModelResult):
         definition: How the score was defined.
         beta: The threshold.
         patches: The interventions that `edit` had put into the model, in their order.
+        counted: Which image columns could be sinks: `"all"`, or those of one kind.
     """
 
     layers: tuple[int, ...]
@@ -55,6 +56,7 @@ class SinkMap(ModelResult):
     definition: Definition
     beta: float
     patches: tuple[Intervention, ...] = field(default=(), kw_only=True)
+    counted: SinkColumns = field(default="all", kw_only=True)
 
     def frame(self) -> pd.DataFrame:
         """List every head: item, layer, head, name (`L1H7`), density, sinks, donor.
@@ -80,10 +82,11 @@ class SinkMap(ModelResult):
         n_items, n_layers, n_heads = self.density.shape
         counts = self.columns.sum(-1).tolist() or [0]
         columns = " to ".join(map(str, sorted({min(counts), max(counts)})))
+        of_kind = "" if self.counted == "all" else f", sinks of the {self.counted} kind"
         what = f"{count(n_items, 'item')}, {count_heads(n_layers, n_heads)}"
         return (
             f"{what}, {columns} image columns an item; definition {self.definition}, "
-            f"beta {self.beta:g}; densest first"
+            f"beta {self.beta:g}{of_kind}; densest first"
         )
 
     def _settings(self) -> dict[str, Any]:
@@ -224,6 +227,7 @@ def score_sinks(
     definition: Definition = "visible",
     beta: float | None = None,
     layers: Iterable[int] | None = None,
+    columns: SinkColumns = "all",
 ) -> SinkMap:
     """Score the vision sinks of every head in one forward pass.
 
@@ -237,6 +241,9 @@ def score_sinks(
         definition: `"visible"`, `"paper"` or `"official"`.
         beta: Threshold of a vision sink; each definition's own by default.
         layers: Decoder layers to score; all that have heads when None.
+        columns: Which image columns count as sinks: `"all"`, or those that are sinks of
+            the vision `"tower"` or of the `"language"` model, as for `EAH`; densities
+            stay shares of all image columns.
 
     Returns:
         Densities, sinks, donors and image spans, on the CPU.
@@ -245,6 +252,7 @@ def score_sinks(
         InputError: If images or prompts do not fit.
         SettingsError: If a layer does not exist.
         ModelError: If a named layer has no heads.
+        UnsupportedError: If the tower's sinks have no columns of their own here.
 
     Example:
         >>> import eah_interp as eah
@@ -255,6 +263,7 @@ def score_sinks(
         (torch.Size([1, 3, 4]), 3)
     """
     check_model(model)
+    check_choice("columns", columns, SinkColumns)
     beta = float(EAH(definition=definition, beta=beta).beta or 0)
     wanted = sorted(model.anatomy.sites) if layers is None else list_layers(layers)
     for layer in wanted:
@@ -265,10 +274,12 @@ def score_sinks(
     scored: list[Any] = []
     with torch.no_grad(), model.trace(**encoding) as tracer:
         scored = nnsight.save([])
-        for point in attention_calls(model, layers=wanted):
+        for point in attention_calls(model, layers=wanted, kind=columns):
             found = score_call(point.call, point.prompt, definition=definition)
+            if columns != "all":
+                found = found.only(point.sinks_of_kind())
             scored.append((found.density(beta), found.sinks(beta)))
-            columns = nnsight.save(found.columns)
+            judged = nnsight.save(found.columns)
         tracer.stop()
     density = torch.stack([pair[0].cpu() for pair in scored], 1)
     donors = torch.stack([choose_donors(layer) for layer in density.unbind(1)], 1)
@@ -278,9 +289,10 @@ def score_sinks(
         layers=tuple(wanted),
         density=density,
         sinks=torch.stack([pair[1].cpu() for pair in scored], 1),
-        columns=columns.cpu(),
+        columns=judged.cpu(),
         donors=donors,
         spans=model.spans(encoding),
         definition=definition,
         beta=beta,
+        counted=columns,
     )

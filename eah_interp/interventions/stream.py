@@ -13,7 +13,7 @@ from eah_interp._types import ColumnMask, Steps
 from eah_interp.lvlm.anatomy import StreamSite, envoy_at
 from eah_interp.lvlm.prompt import Prompt, QueryRows, RowMask
 
-_VALUES = {"mlp": "mlps_output", "layer": "layers_output"}
+_VALUES = {"input": "layers_input", "mlp": "mlps_output", "layer": "layers_output"}
 """The hook points of each place, by their names in `lvlm/hook_points.py`."""
 
 
@@ -23,13 +23,15 @@ class StreamPoint:
 
     Attributes:
         layer: The decoder layer.
-        place: `"mlp"`: what its MLP adds; `"layer"`: what the layer returns.
+        place: `"input"`: what enters the layer; `"mlp"`: what its MLP adds; `"layer"`:
+            what the layer returns.
         output: What it returns, `[batch, row, d_model]`, as the model made it.
         rows: Its rows, by kind.
         prompt: The prompt's tokens, as wide as what the rows can see.
         values: The hook points of this kind, where it is written.
         width: Tokens of the prompt.
         first: Position of its first row, counted from the prompt's first token.
+        marks: What was seen of kinds of sinks before the decoder, where it is needed.
     """
 
     layer: int
@@ -40,6 +42,7 @@ class StreamPoint:
     values: Any
     width: int
     first: int = 0
+    marks: Any = None
 
     @classmethod
     def at(
@@ -100,5 +103,6 @@ class StreamPoint:
 def find_step(model: Any, site: StreamSite) -> int:
     """Find which forward pass of the run a worker stands in, counted from 0."""
     layer = envoy_at(model, f"{model.anatomy.layers}.{site.layer}")
-    step: int = Mediator.current("a layer").wanted(f"{layer.path}.output")
+    side = "input" if site.place == "input" else "output"
+    step: int = Mediator.current("a layer").wanted(f"{layer.path}.{side}")
     return step

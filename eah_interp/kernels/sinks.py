@@ -94,6 +94,20 @@ class ColumnScores(Part):
         """
         return (self.scores > self.threshold(beta)) & self.columns.unsqueeze(1)
 
+    def only(self, columns: ColumnMask) -> "ColumnScores":
+        """Let some of the judged columns be sinks, and no others.
+
+        Densities stay shares of all judged columns.
+
+        Args:
+            columns: Those that may be.
+        """
+        check_tensor("columns", columns, axes="batch key", kind="bool")
+        check_sizes("columns", columns, *self.columns.shape)
+        check_place(scores=self.scores, columns=columns)
+        scores = self.scores.masked_fill(~columns.unsqueeze(1), 0.0)
+        return replace(self, scores=scores)
+
     def threshold(self, beta: float) -> Float[Tensor, "batch #head key"]:
         """Return what a vision sink's score is above.
 
@@ -314,6 +328,116 @@ def stream_column_scores(
     )
 
 
+# ---- What columns receive from some rows and from others, and what learned sinks take.
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ReceivedAttention(Part):
+    """What columns receive from the query rows of each of some groups.
+
+    A column's own row is left out, as it is in scores.
+
+    Attributes:
+        received: Attention summed over the group's rows, float32.
+        rows: How many of these rows see the column; the head axis is 1 where all heads
+            see the same keys.
+        even: What the column would receive if rows spread their attention evenly.
+        lost: Mean share of the group's rows that goes to no key: what a learned sink
+            takes; 0 without one.
+    """
+
+    received: Float[Tensor, "batch head group key"]
+    rows: Float[Tensor, "batch #head group key"]
+    even: Float[Tensor, "batch #head group key"]
+    lost: Float[Tensor, "batch head group"]
+
+    @property
+    def mean(self) -> Float[Tensor, "batch head group key"]:
+        """Mean attention that a row which sees the column gives it."""
+        return self.received / self.rows.clamp(min=1)
+
+    def sinks(self, beta: float) -> HeadColumnMask:
+        """Mark columns that receive more than `beta` times an even share, of all rows.
+
+        Args:
+            beta: As for `ColumnScores.sinks`, under the definition `"visible"`.
+        """
+        return self.received.sum(2) > beta * self.even.sum(2)
+
+
+def stream_received(
+    queries: Queries,
+    keys: Keys,
+    *,
+    groups: Bool[Tensor, "batch group query"],
+    token_mask: ColumnMask | None = None,
+    mask: Tensor | None = None,
+    scale: float | None = None,
+    softcap: float | None = None,
+    sink_logits: Tensor | None = None,
+    block: int | None = None,
+) -> ReceivedAttention:
+    """Sum what columns receive from groups of query rows, without a whole pattern.
+
+    With all tokens in one group, what is received over what is even is the score of
+    `score_columns` over its unit, under `"visible"`.
+
+    Args:
+        queries: After RoPE.
+        keys: After RoPE, one per key/value group.
+        groups: True at the rows of each group.
+        token_mask: False at padding; all True when None.
+        mask: The attention call's own mask, boolean or additive; None is causal.
+        scale: As for `pattern_blocks`.
+        softcap: As for `pattern_blocks`.
+        sink_logits: As for `pattern_blocks`.
+        block: As for `pattern_blocks`.
+
+    Raises:
+        InputError: As for `pattern_blocks`, or if the groups do not fit.
+
+    Example:
+        >>> import torch
+        >>> q, k = torch.randn(1, 4, 6, 8), torch.randn(1, 2, 6, 8)
+        >>> first = torch.arange(6) < 3
+        >>> groups = torch.stack([first, ~first])[None]
+        >>> stream_received(q, k, groups=groups).mean.shape
+        torch.Size([1, 4, 2, 6])
+    """
+    check_attention_shapes(queries, keys, mask, sink_logits)
+    check_tensor("groups", groups, axes="batch group query", kind="bool")
+    check_sizes("groups", groups, queries.shape[0], groups.shape[1], queries.shape[2])
+    check_place(queries=queries, groups=groups)
+    n_batch, n_heads, n_keys = queries.shape[0], queries.shape[1], keys.shape[2]
+    shape = (n_batch, n_heads, groups.shape[1], n_keys)
+    received = torch.zeros(shape, device=queries.device)
+    lost = torch.zeros(shape[:3], device=queries.device)
+    rows, even = torch.zeros(()), torch.zeros(())
+    for part in pattern_blocks(
+        queries,
+        keys,
+        mask=mask,
+        token_mask=token_mask,
+        scale=scale,
+        softcap=softcap,
+        sink_logits=sink_logits,
+        block=block,
+    ):
+        counts = groups[:, :, part.rows].to(part.weights.dtype)
+        received = received + _group_sums(part.weights, counts, part.rows, n_keys)
+        seen = part.visible.to(counts.dtype)
+        share = seen / seen.sum(-1, keepdim=True).clamp(min=1)
+        rows = rows + _group_sums(seen, counts, part.rows, n_keys)
+        even = even + _group_sums(share, counts, part.rows, n_keys)
+        if sink_logits is not None:
+            gone = 1 - part.weights.sum(-1, keepdim=True)
+            lost = lost + exact_product(counts.unsqueeze(1), gone).squeeze(-1)
+    n_rows = groups.sum(-1).clamp(min=1)[:, None]
+    return ReceivedAttention(
+        received.float(), rows.float(), even.float(), (lost / n_rows).float()
+    )
+
+
 def _rounds(definition: Definition, dtype: torch.dtype) -> torch.dtype | None:
     """Return the dtype that the released file sums in; None for float32."""
     return dtype if definition == "official" and dtype.itemsize < 4 else None
@@ -368,9 +492,14 @@ def _accumulate(
 
 def _column_sums(weights: Tensor, counts: Tensor, rows: slice, n_keys: int) -> Tensor:
     """Sum columns over the counted rows, leaving each column's own row out."""
-    total = exact_product(counts[:, None, None, :], weights).squeeze(2)
-    own = weights[..., rows].diagonal(dim1=-2, dim2=-1) * counts.unsqueeze(1)
-    total[..., rows] -= own
+    return _group_sums(weights, counts.unsqueeze(1), rows, n_keys).squeeze(2)
+
+
+def _group_sums(weights: Tensor, counts: Tensor, rows: slice, n_keys: int) -> Tensor:
+    """Do so for each group of rows: `[batch group row]` to `[batch head group key]`."""
+    total = exact_product(counts.unsqueeze(1), weights)
+    own = weights[..., rows].diagonal(dim1=-2, dim2=-1)
+    total[..., rows] -= own.unsqueeze(2) * counts.unsqueeze(1)
     return torch.nn.functional.pad(total, (0, n_keys - weights.shape[-1]))
 
 

@@ -180,15 +180,16 @@ class AttentionSite:
 
 @dataclass(frozen=True)
 class StreamSite:
-    """Where a decoder layer writes to the residual stream, after it has attended.
+    """Where the residual stream of a decoder layer can be changed.
 
     Attributes:
         layer: 0-based index in the decoder.
-        place: `"mlp"`: what its MLP or experts add; `"layer"`: what the layer returns.
+        place: `"input"`: what enters the layer; `"mlp"`: what its MLP or experts add;
+            `"layer"`: what the layer returns.
     """
 
     layer: int
-    place: Literal["mlp", "layer"]
+    place: Literal["input", "mlp", "layer"]
 
 
 Site = AttentionSite | StreamSite
@@ -214,6 +215,7 @@ class Anatomy:
         writers: Which modules return what each layer adds to the residual stream.
         vision_layers: The layers of the vision tower; None where there are none.
         n_vision_layers: Number of these.
+        vision_output: The last of these that is read by what follows the tower.
     """
 
     sites: dict[int, AttentionSite]
@@ -229,6 +231,7 @@ class Anatomy:
     writers: dict[int, Writers] = field(default_factory=dict)
     vision_layers: str | None = None
     n_vision_layers: int = 0
+    vision_output: int | None = None
 
     def site(self, layer: int) -> AttentionSite:
         """Find a layer's attention, or say why it cannot be worked on.
@@ -346,6 +349,9 @@ def resolve_anatomy(model: nn.Module, *, image_token: int | None = None) -> Anat
     ]
     unembedding = model.get_output_embeddings()  # type: ignore[operator]
     vision_layers = _find_vision_layers(model, names)
+    n_vision_layers = (
+        len(model.get_submodule(vision_layers)._modules) if vision_layers else 0
+    )
     return Anatomy(
         sites=sites,
         unfit=unfit,
@@ -359,9 +365,8 @@ def resolve_anatomy(model: nn.Module, *, image_token: int | None = None) -> Anat
         image_token_id=_image_token(model, image_token),
         writers=writers,
         vision_layers=vision_layers,
-        n_vision_layers=(
-            len(model.get_submodule(vision_layers)._modules) if vision_layers else 0
-        ),
+        n_vision_layers=n_vision_layers,
+        vision_output=_find_vision_output(model.config, n_vision_layers),
     )
 
 
@@ -427,8 +432,10 @@ def check_settings(model: Any, settings: Any) -> list[Site]:
     found: list[Site] = settings.find_sites(anatomy)
     if settings.acts_on_streams:
         # Stable: within a layer the attention comes before what follows it.
-        found = [*found, *settings.find_streams(anatomy)]
-        found.sort(key=lambda site: site.layer)
+        streams = settings.find_streams(anatomy)
+        doors = [site for site in streams if site.place == "input"]
+        rest = [site for site in streams if site.place != "input"]
+        found = sorted([*doors, *found, *rest], key=lambda site: site.layer)
     return found
 
 
@@ -526,6 +533,28 @@ def _find_vision_layers(model: nn.Module, names: dict[int, str]) -> str | None:
         and any("Attention" in type(part).__name__ for part in module.modules())
     ]
     return min(lists, key=lambda path: path.count("."), default=None)
+
+
+_READ_LAYERS = ("vision_feature_layer", "vision_feature_layers", "feature_layer")
+"""What configs call the layers of the tower that are read, where it is not the last."""
+
+
+def _find_vision_output(config: Any, n_layers: int) -> int | None:
+    """Find the last layer of the tower that is read; None where none is.
+
+    Configs count as transformers' `hidden_states` do: 0 is what enters the first layer,
+    and -1 what leaves the last.
+    """
+    holders = (config, getattr(config, "vision_config", None))
+    named = [getattr(holder, name, None) for holder in holders for name in _READ_LAYERS]
+    for given in named:
+        several = given if isinstance(given, list | tuple) else [given]
+        read = [to_int(layer) for layer in several if layer is not None]
+        if not read or None in read:
+            continue
+        last = max(layer % (n_layers + 1) for layer in read if layer is not None)
+        return last - 1 if last else None
+    return n_layers - 1 if n_layers else None
 
 
 def _why_unfit(layer: nn.Module, found: list[str]) -> str:

@@ -419,6 +419,71 @@ class HookedModel(TransformersModel):
         return VisionValues(self, "vision_layers_output", side="output")
 
     @property
+    def vision_output(self) -> Tensor:
+        """The tower's tokens, as the last of its layers that is read returns them.
+
+        It is `vision_layers_output` of that layer: what stands before the tower's
+        last norm and the projector or merger, `[image or tile, patch, d_vision]`.
+
+        Raises:
+            ModelError: If the model has no vision tower of layers that attend, or
+                what is read of it is no layer's output.
+        """
+        values, layer = self._find_vision_output()
+        return values[layer]
+
+    @vision_output.setter
+    def vision_output(self, value: Tensor) -> None:
+        values, layer = self._find_vision_output()
+        values[layer] = value
+
+    def _find_vision_output(self) -> tuple[VisionValues, int]:
+        values = VisionValues(self, "vision_output", side="output")
+        n_layers, layer = len(values), self.anatomy.vision_output
+        if layer is None:
+            msg = (
+                "this model has no vision_output: its config reads what enters the "
+                f"first of the tower's {n_layers} layers, which no layer returns"
+            )
+            raise ModelError(msg)
+        return values, layer
+
+    @property
+    def image_features(self) -> Tensor:
+        """What stands at the image tokens of the prompt, `[image token, d_model]`.
+
+        The output of the projector or merger as it enters the decoder's first layer,
+        in the order of the batch's rows and of the tokens in them.
+
+        Raises:
+            UnsupportedError: Outside a trace, or in a step after the prompt.
+        """
+        stream, mask = self._read_image_columns()
+        return stream[mask]
+
+    @image_features.setter
+    def image_features(self, value: Tensor) -> None:
+        stream, mask = self._read_image_columns()
+        new = stream.clone()
+        new[mask] = _fit("image_features", value, stream[mask])
+        self.layers_input[0] = new
+
+    def _read_image_columns(self) -> tuple[Tensor, ColumnMask]:
+        prompt = prompt_of_worker(self)
+        stream = self.layers_input[0]
+        width = prompt.image_mask.shape[1]
+        if stream.shape[1] != width:
+            msg = (
+                f"image_features stand in the prompt's forward pass, of {width} "
+                f"tokens: got a step of {stream.shape[1]}, after it; read them in the "
+                "first step"
+            )
+            raise UnsupportedError(msg)
+        n_rows = stream.shape[0]
+        fitted = prompt.fit_size(n_rows, width, device=stream.device)
+        return stream, fitted.image_mask
+
+    @property
     def layers_input(self) -> ModuleValues:
         """The residual stream that enters each layer, `[batch, token, d_model]`."""
         return ModuleValues(self, "layers_input", side="input")

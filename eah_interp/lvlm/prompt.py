@@ -136,12 +136,14 @@ class Memory:
         learned: What interventions learned from it, by layer and settings.
         steps: At how many forward passes each settings were called.
         chosen: The settings that were called at steps of the caller's choice.
+        marks: What was seen of kinds of sinks at the prompt's doors, by kind.
     """
 
     prompt: Prompt | None = None
     learned: dict[Any, Any] = field(default_factory=dict)
     steps: dict[Any, int] = field(default_factory=dict)
     chosen: set[Any] = field(default_factory=set)
+    marks: dict[str, Any] = field(default_factory=dict)
 
 
 def memory_of_worker() -> Memory:

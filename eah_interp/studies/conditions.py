@@ -300,7 +300,8 @@ def control_conditions(
 
     Of EAH: every control donor in its place. Of others: draws of as many random
     heads of the same layers, if it has `heads`; of directions of the same norm, if it
-    has `vectors`; and the model as it is, asked to say yes, and with near ties turned
+    has `vectors`; its own `controls()`, such as an edit of as many other columns
+    (`SinkEdit`); and the model as it is, asked to say yes, and with near ties turned
     to Yes. That of a caption's length needs no pass: `cap_captions` cuts the baseline's
     captions to a method's own mean length.
 
@@ -347,8 +348,12 @@ def control_conditions(
         if has(patch, what)
         for draw in range(n_draws)
     ]
+    own = [
+        Condition(f"{first}, {what}", other, null_of=first)
+        for what, other in patch.controls().items()
+    ]
     answers = (YES_BIASED, NEAR_TIE) if "yes_no" in tasks else ()
-    return (BASELINE, method, *drawn, *answers)
+    return (BASELINE, method, *own, *drawn, *answers)
 
 
 @by_name

@@ -258,6 +258,13 @@ def eah_hooks(
             "every intervention (eah_interp.intervene)"
         )
         raise SettingsError(msg)
+    if eah.reads_kind != "all":
+        msg = (
+            f"columns={eah.columns!r}: these hooks do not look at the vision tower or "
+            "at massive activations, so sinks of one kind are not known to them; use "
+            "nnsight (eah_interp.intervene) for that"
+        )
+        raise SettingsError(msg)
     tokens, images = read_masks(bridge, inputs)
     hooks = EAHHooks(eah, name_model(bridge.original_model))
     for layer in eah.layers:
