@@ -483,10 +483,12 @@ class LVLM(HookedModel):
         for name, value in kwargs.items():
             check_layout(name, value)
         if has_images(inputs):
-            encoding = {**self.encode(*inputs), **kwargs}
-            if any(isinstance(value, Tensor) for value in kwargs.values()):
-                check_encoding(encoding)
-            return (), encoding
+            encoding = self.encode(*inputs)
+            given = {**encoding, **kwargs}
+            tensors = any(isinstance(value, Tensor) for value in kwargs.values())
+            if tensors or kwargs.keys() & encoding.keys():
+                check_encoding(given)
+            return (), given
         for one in inputs:
             if isinstance(one, Mapping):
                 check_encoding(one)

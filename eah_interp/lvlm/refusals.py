@@ -26,6 +26,9 @@ _MODELS = ("transformers.models.", "transformers_modules.")
 _GENERATION = ("transformers.generation.", "transformers.cache_utils")
 """Modules that check, or do, what `generate` is told."""
 
+_ASKED = ("torch.", "transformers.configuration_utils.", "transformers.integrations.")
+"""Modules that raise of what others ask of them."""
+
 
 NAMED = (
     *(ValueError, TypeError, RuntimeError),
@@ -64,7 +67,7 @@ def name_refusal(error: Exception, processor: Any) -> EAHError | None:
     if isinstance(error, ValueError) and _raised_in(error).startswith(_MODELS):
         remedy = "pass what this model's own processor makes of images and prompts"
         return InputError(f"the model refuses its inputs: {said}; {remedy}")
-    asked = isinstance(error, NAMED) and _raised_in(error, behind="torch.")
+    asked = isinstance(error, NAMED) and _raised_in(error, behind=_ASKED)
     if not asked or not asked.startswith(_GENERATION):
         return None
     if "probability tensor" in said:  # what torch.multinomial says of NaN
@@ -89,17 +92,17 @@ def _has_run_out(error: Exception) -> bool:
     return told or is_out_of_memory(error)
 
 
-def _raised_in(error: Exception, *, behind: str | None = None) -> str:
+def _raised_in(error: Exception, *, behind: tuple[str, ...] = ()) -> str:
     """Return the name of the module that raised an error; empty if it is not known.
 
     Args:
         error: It.
-        behind: Modules of this beginning are passed over for who called them.
+        behind: Modules of these beginnings are passed over for who called them.
     """
     trace, found = error.__traceback__, ""
     while trace is not None:
         name = str(trace.tb_frame.f_globals.get("__name__", ""))
-        if behind is None or not f"{name}.".startswith(behind):
+        if not f"{name}.".startswith(behind):
             found = name
         trace = trace.tb_next
     return found

@@ -211,6 +211,8 @@ def _close_figures() -> None:
 KINDS = [kind for kind in MAKERS if kind is not StudyRun]
 OF_ANY = MAY_BE_NAN | {"value", "estimate", "low", "high", "yes", "no", "weights"}
 OF_ANY |= {"margin", "weight", "change", "level"}
+OF_ANY |= {"score", "rank_first", "rank_second", "p", "cured"}  # of too few items
+OF_ANY |= {"stability", "stability_low", "stability_high"}
 
 
 def make_saved(rng: Rng, folder: Path) -> Input:

@@ -33,6 +33,9 @@ GENERATION += ["pad_token_id", "forced_eos_token_id", "sequence_bias", "stop_str
 GENERATION += ["prefill_chunk_size", "exponential_decay_length_penalty", "streamer"]
 GENERATION += ["logits_processor", "stopping_criteria", "assistant_model"]
 GENERATION += ["generation_config", "suppress_tokens", "num_return_sequences"]
+GENERATION += ["prompt_lookup_num_tokens", "cache_implementation", "past_key_values"]
+GENERATION += ["guidance_scale", "negative_prompt_ids", "assistant_early_exit"]
+GENERATION += ["num_beam_groups", "penalty_alpha", "dola_layers", "attention_mask"]
 """Settings of transformers' `generate`."""
 
 
@@ -140,9 +143,24 @@ def odd_encoding(rng: Rng, *, more: bool = True) -> Any:
             encoding[key] = odd(rng)
         elif way == 2 and more:
             encoding[pick(rng, ["extra", "labels", "inputs_embeds"])] = odd(rng)
+        elif way == 3 and key == "attention_mask":
+            encoding[key] = odd_mask(rng, encoding[key])
         elif isinstance(encoding[key], torch.Tensor):
             encoding[key] = odd_tensor(rng, encoding[key])
     return encoding
+
+
+def odd_mask(rng: Rng, mask: Any) -> Any:
+    """Choose a mask of four axes, or of fewer or more tokens."""
+    width = mask.shape[-1] if isinstance(mask, torch.Tensor) and mask.ndim else 8
+    seen = torch.ones(1, 1, width, width).tril().bool()
+    hidden = torch.zeros(seen.shape).masked_fill
+    masks = [seen, ~seen, seen.long(), seen.float(), seen[..., :-1], seen[0]]
+    masks += [hidden(~seen, number) for number in (-1e4, -torch.inf, torch.nan)]
+    masks += [hidden(~seen, torch.finfo().min), hidden(seen, torch.finfo().min)]
+    masks += [seen[:, 0, 0, :-1], torch.ones(1, width + 3), torch.ones(1, width - 1)]
+    masks += [{"full_attention": seen}, torch.zeros(1, width)]
+    return pick(rng, masks)
 
 
 def make_encode(rng: Rng, folder: Path) -> Input:
@@ -165,7 +183,7 @@ def make_describe(rng: Rng, folder: Path) -> Input:
             rng, [0, -1, 1, 1.5, "2", None, True, odd(rng)]
         )
     if rng.random() < 0.2:
-        values = [0, -1, 2, True, None, "a", 0.5, odd(rng), odd(rng)]
+        values = [0, -1, 2, True, None, "static", 0.5, odd(rng), odd(rng)]
         options[pick(rng, GENERATION)] = pick(rng, values)
     if rng.random() < 0.2:
         return input_of(
@@ -209,14 +227,19 @@ def make_trace(rng: Rng, folder: Path) -> Input:
 def make_generate(rng: Rng, folder: Path) -> Input:
     patched = rng.random() < 0.5
     given = ask(rng) if rng.random() < 0.7 else (odd_encoding(rng, more=False),)
+    options: dict[str, Any] = {"max_new_tokens": 2}
+    if rng.random() < 0.3:
+        given = (picture(), QUESTION)
+        options[pick(rng, GENERATION)] = pick(rng, [0, 2, None, "static", odd(rng)])
 
     def call() -> Any:
-        used = eah.edit(model(), eah.EAH()) if patched else model()
-        with used.generate(*given, max_new_tokens=2):
+        used = eah.edit(model(), eah.EAH(steps="all")) if patched else model()
+        with used.generate(*given, **options):
             tokens = used.generator.output.save()
         return tokens
 
-    return Input(call, f"generate({', '.join(map(show, given))}) patched={patched}")
+    shown = ", ".join(map(show, given))
+    return Input(call, f"generate({shown}, {show(options)}) patched={patched}")
 
 
 def make_sinks(rng: Rng, folder: Path) -> Input:

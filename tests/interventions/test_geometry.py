@@ -13,6 +13,7 @@ from eah_interp.errors import InputError, NumericalError, UnsupportedError
 from eah_interp.interventions import donors_of_run
 from eah_interp.testing import random_image, tiny_lvlm, tiny_processor
 from tests.interventions.other_methods import NEW, wrapped
+from tests.tiny_families import share_model
 
 SETTINGS = {
     "EAH": eah.EAH(),
@@ -130,6 +131,17 @@ def test_assisted_decoding_writes_what_greedy_decoding_writes(
 
 def model_passes(model):
     return model.interleaver.eah_passes
+
+
+@pytest.mark.parametrize("name", ["EAH in all steps", "PAI", "mean ablation"])
+def test_prompt_lookup_writes_what_greedy_decoding_writes(name):
+    model = share_model("qwen2_vl")
+    encoding = model.encode(random_image(1), " is there a cat near the boat ?")
+    patched = eah.edit(model, SETTINGS[name])
+    expected = patched.generate(**encoding, **LONG)
+    found = patched.generate(**encoding, **LONG, prompt_lookup_num_tokens=3)
+    assert found.tolist() == expected.tolist()
+    assert any(each.n_rows > 1 for each in model_passes(patched)[1:])
 
 
 SECOND = {

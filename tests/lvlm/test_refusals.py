@@ -360,6 +360,9 @@ def test_token_ids_alone_that_are_not_plain_are_refused(model):
 def test_a_mask_beside_images_is_checked_against_their_tokens(model):
     with pytest.raises(InputError, match="a flag for each token of input_ids"):
         model.trace(random_image(), "what ?", attention_mask=torch.ones(3, 2))
+    for mask in ("static", (1,), [torch.ones(1)]):
+        with pytest.raises(InputError, match="attention_mask must be a tensor of f"):
+            model.generate(random_image(), "what ?", attention_mask=mask)
 
 
 def change_pixels(family, change):
@@ -390,6 +393,7 @@ def test_pixels_that_a_vision_tower_refuses_are_named(recwarn):
         {"assistant_model": "a"},
         {"prefill_chunk_size": -1},
         {"synced_gpus": True},
+        {"assistant_early_exit": 2},
     ],
     ids=str,
 )
