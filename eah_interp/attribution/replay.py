@@ -260,25 +260,28 @@ def _cut_modules(model: Any, layer: int, n_missing: int) -> Iterator[None]:
 
 
 @torch.no_grad()
-def prepare_replay(model: Any, recording: Recording, *, first: int = 0) -> Replay:
+def prepare_replay(
+    model: Any, recording: Recording, *, first: int = 0, n_rows: int = 2
+) -> Replay:
     """Find the least that has to be run again, by trying it out.
 
-    The vision tower and the layers before a change are left out where two copies of
-    the item, run so, have the targets that were recorded; positions are left out where
+    The vision tower and the layers before a change are left out where copies of the
+    item, run so, have the targets that were recorded; positions are left out where
     later layers' keys and values are the recorded ones too.
 
     Args:
         model: The LVLM.
         recording: What `record` returned, of a plain or patched run.
         first: The first position that will be changed.
+        n_rows: Copies that it is tried with; one where none ever share a batch.
 
     Returns:
         The replay.
 
     Raises:
-        UnsupportedError: If not even a whole run of two copies gives what was
+        UnsupportedError: If not even a whole run of so many copies gives what was
             recorded: rows of a batch are not independent in this model.
-        torch.OutOfMemoryError: If two copies do not fit on the device.
+        torch.OutOfMemoryError: If they do not fit on the device.
     """
     # also from the last layer alone: late layers may need what earlier ones computed
     last = model.anatomy.n_layers - 1
@@ -289,17 +292,20 @@ def prepare_replay(model: Any, recording: Recording, *, first: int = 0) -> Repla
         from_here = worth_cutting(first, replay.n_tokens) if rows else 0
         try:
             for start in starts if layers else [0]:
-                _try_out(model, replay, start=start, first=from_here)
+                _try_out(model, replay, n_rows, start=start, first=from_here)
         except BREAKS as error:
             if is_out_of_memory(error):
                 raise  # running more would need even more
             continue
         return replay
     # not even whole runs: say what is wrong, or by how much
-    values = Replay(recording, reuses_images=False, skips_layers=False).run(model, 2)
+    values = Replay(recording, reuses_images=False, skips_layers=False).run(
+        model, n_rows
+    )
     allowed = _allow(model, recording)
+    who = "two copies of an item in one batch move" if n_rows > 1 else "a copy moves"
     msg = (
-        f"two copies of an item in one batch move its targets by "
+        f"{who} its targets by "
         f"{float((values - recording.values).abs().max()):.2g}: expected at most "
         f"{allowed:.2g}; rows of a batch are not independent in this model, so many "
         "patches cannot share a forward pass"
@@ -323,8 +329,10 @@ def check_copy(model: Any, recording: Recording, values: Tensor) -> None:
         raise _ApartError
 
 
-def _try_out(model: Any, replay: Replay, *, start: int, first: int) -> None:
-    """Check that two copies of an item, run from a layer on, are what was recorded."""
+def _try_out(
+    model: Any, replay: Replay, n_rows: int, *, start: int, first: int
+) -> None:
+    """Check that copies of an item, run from a layer on, are what was recorded."""
     recording = replay.recording
     allowed = _TOLERANCE.get(model._module.dtype, _COARSE)
     gaps: list[Tensor] = []
@@ -340,7 +348,7 @@ def _try_out(model: Any, replay: Replay, *, start: int, first: int) -> None:
     last = model.anatomy.n_layers - 1
     later = [layer for layer in model.anatomy.sites if start <= layer < last]
     looks: dict[int, AtCall] = dict.fromkeys(later if first else [], compare)
-    values = replay.run(model, 2, start=start, first=first, at_calls=looks)
+    values = replay.run(model, n_rows, start=start, first=first, at_calls=looks)
     check_copy(model, recording, values)
     if gaps and not float(torch.stack(gaps).max()) <= allowed:
         raise _ApartError

@@ -95,13 +95,18 @@ def measure_variants(
         return changes
     several = any(len({node.layer for node in variants[i]}) > 1 for i in chosen)
     first = 0 if given.reads_call and several else min(moved.values())
-    replay = prepare_replay(model, run, first=first)
-    first = worth_cutting(first, replay.n_tokens) if replay.cuts_rows else 0
     if given.reads_call and several:
         batch_size = 1  # a row's call is its own
-    given = _remember(given, run)
+    n_tokens = _count_tokens(run)
+    rows = batch_size or choose_batch_size(
+        model, n_tokens - worth_cutting(first, n_tokens)
+    )
+    # Copies that never share a batch need not be independent of each other.
+    replay = prepare_replay(model, run, first=first, n_rows=min(rows, 2))
+    first = worth_cutting(first, n_tokens) if replay.cuts_rows else 0
     if batch_size is None:
-        batch_size = choose_batch_size(model, replay.n_tokens - first)
+        batch_size = choose_batch_size(model, n_tokens - first)
+    given = _remember(given, run)
 
     def measure(batch: list[tuple[int, Variant]]) -> Tensor:
         own = [variant for _, variant in batch]
