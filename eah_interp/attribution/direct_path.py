@@ -272,8 +272,9 @@ def _hook_projection(
             given = path.take(args[0])
             if quantised:
                 rows = with_slope(module, given, rows)
-            elif type(module) is nn.Linear:
+            elif type(module) is nn.Linear and module.weight.device == given.device:
                 # Going back through all positions would cost a product of all of them.
+                # A weight that is kept away has left already; the output remembers it.
                 found = nn.functional.linear(given, module.weight)
                 rows = rows.detach() + (found - found.detach())
             output = path.put(output, rows)

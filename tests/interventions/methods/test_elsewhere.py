@@ -124,10 +124,10 @@ def test_a_study_runs_every_method_as_an_edit_does(tmp_path):
         assert rows.loc[name, "answer"] == answer, name
 
 
-def test_a_claim_whose_heads_are_not_found_yet_is_not_measured(tmp_path):
+def test_a_claim_whose_heads_cannot_be_found_is_not_measured(tmp_path):
     found = examine_toy(find_claim("ad-hh"), tmp_path, n_scenes=2, progress=False)
     assert found.verdict == "not measured"
-    assert "ADHH needs heads" in found.findings[0].why
+    assert "what the method needs is not found" in found.findings[0].why
 
 
 @pytest.mark.slow

@@ -9,7 +9,6 @@ import eah_interp as eah
 from eah_interp.errors import SettingsError
 from eah_interp.interventions.methods.pih import PIH, PIH_HEADS
 from eah_interp.studies.ledger import find_claim
-from eah_interp.studies.study_file import read_condition
 from tests.interventions.methods.common import (
     APART,
     Oracle,
@@ -85,12 +84,10 @@ def test_the_releases_mean_of_one_new_token_is_itself():
     assert PIH.official().steps == "prefill"
 
 
-def test_its_claim_loads_and_its_heads_have_to_be_found():
-    entry = find_claim("pih").conditions[-1]
-    (condition,) = read_condition(entry, seed=0)
-    assert condition.patch == PIH()
+def test_its_claim_has_its_heads_found_and_without_any_it_is_refused():
+    assert find_claim("pih").conditions[-1]["heads"] == {"found": "prompt"}
     with pytest.raises(SettingsError, match="PIH needs heads"):
-        eah.edit(share_model("llava"), condition.patch)
+        eah.edit(share_model("llava"), PIH())
 
 
 def test_settings_are_the_releases_and_survive_a_file():
