@@ -3,8 +3,11 @@
 A slice of every target here; ten thousand inputs with `make fuzz`.
 """
 
+import time
+
 import pytest
 
+from tests.fuzz import harness
 from tests.fuzz.__main__ import list_targets, run_all
 from tests.fuzz.harness import NOT_FINITE, RAISED, RIGHT, Input, Target, run_input
 
@@ -38,6 +41,23 @@ def test_the_fuzz_tells_wrong_ends_from_right_ones(tmp_path):
     assert end_of(lambda: {"a": [1.0, float("nan")]}) == NOT_FINITE
     assert end_of(lambda: {"a": float("nan")}, may_be_nan=frozenset({"a"})) in RIGHT
     assert end_of(lambda: 1.0) in RIGHT
+
+
+def test_what_computes_or_waits_without_end_is_stopped(tmp_path, monkeypatch):
+    monkeypatch.setattr(harness, "SECONDS", 0.1)
+
+    def compute():
+        while True:
+            pass
+
+    for call, outcome in (
+        (compute, harness.SLOW),
+        (lambda: time.sleep(30), harness.SLOW),
+        (lambda: time.sleep(0.15), harness.RESULT),  # as on a busy machine
+    ):
+        target = Target(lambda *_, call=call: Input(call, ""), 1)
+        end = run_input("made", target, 0, seed=0, folder=tmp_path)
+        assert end.outcome == outcome
 
 
 def test_an_input_is_made_again_from_its_seed_and_number(tmp_path):
