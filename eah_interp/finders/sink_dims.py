@@ -184,7 +184,7 @@ class DimScores(ModelResult):
         import pandas as pd
 
         dims = list(self.top(min(k, self.activation.shape[1])))
-        means = self.activation.mean(0)[dims].double()
+        means = self.ranked.mean.flatten()[dims].double()
         return pd.DataFrame({"dim": dims, "score": means.tolist()})
 
     def plot(self, *, ax: "Axes | None" = None) -> "Figure":

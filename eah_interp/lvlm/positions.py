@@ -9,6 +9,7 @@ from transformers import PreTrainedConfig
 
 from eah_interp.errors import InputError
 from eah_interp.kernels.patterns import is_abstract
+from eah_interp.lvlm.prompt import find_cache
 
 
 def position_limit(config: PreTrainedConfig) -> int | None:
@@ -93,19 +94,6 @@ def check_positions(model: Any, inputs: Mapping[str, Any], *, generates: bool) -
         f"{limit - n_tokens + 1}, or shorten the prompt"
     )
     raise InputError(msg)
-
-
-def find_cache(inputs: Mapping[str, Any]) -> Any:
-    """Find the key/value cache that a forward pass is given; None where there is none.
-
-    transformers calls it `cache` from 5.24 on, and takes the older name too.
-
-    Example:
-        >>> find_cache({"past_key_values": "keys"}), find_cache({"cache": "keys"})
-        ('keys', 'keys')
-    """
-    given = [inputs.get(name) for name in ("cache", "past_key_values")]
-    return next((cache for cache in given if cache is not None), None)
 
 
 def _count_cached(cache: Any) -> int:

@@ -30,6 +30,19 @@ INPUTS = "eah_inputs"
 """Attribute of nnsight's interleaver that holds the assembled inputs of this run."""
 
 
+def find_cache(inputs: Mapping[str, Any]) -> Any:
+    """Find the key/value cache that a forward pass is given; None where there is none.
+
+    transformers calls it `cache` from 5.24 on, and takes the older name too.
+
+    Example:
+        >>> find_cache({"past_key_values": "keys"}), find_cache({"cache": "keys"})
+        ('keys', 'keys')
+    """
+    given = [inputs.get(name) for name in ("cache", "past_key_values")]
+    return next((cache for cache in given if cache is not None), None)
+
+
 def find_setting(model: Any, inputs: Mapping[str, Any], name: str) -> Any:
     """Find what `generate` takes for a setting: an argument, or one of its configs.
 

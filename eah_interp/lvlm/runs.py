@@ -26,8 +26,7 @@ from torch import Tensor, nn
 
 from eah_interp.errors import NumericalError, UnsupportedError
 from eah_interp.kernels.patterns import is_abstract
-from eah_interp.lvlm.positions import find_cache
-from eah_interp.lvlm.prompt import INPUTS, Memory, find_setting
+from eah_interp.lvlm.prompt import INPUTS, Memory, find_cache, find_setting
 
 try:
     from nnsight.intervention.source import Controller

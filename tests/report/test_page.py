@@ -1,7 +1,6 @@
 """The page shows the result's own numbers, as text, in one small file."""
 
 import base64
-import dataclasses
 import io
 import itertools
 
@@ -146,7 +145,7 @@ def test_attention_on_the_page_is_that_of_the_last_position(found, read):
 
 def test_settings_versions_and_model_are_stated(found, read):
     settings = read.table("Settings of EAH")[1:]
-    assert [row[0] for row in settings] == [f.name for f in dataclasses.fields(eah.EAH)]
+    assert [row[0] for row in settings] == list(eah.EAH().to_dict())
     assert {row[0]: row[1] for row in settings}["layers"] == "0, 1"
     facts = dict(read.table("Model and versions")[1:])
     for name in ("python", "torch", "transformers", "nnsight", "eah_interp"):
