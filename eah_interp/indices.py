@@ -49,6 +49,27 @@ def to_ints(values: object) -> tuple[int, ...] | None:
     return plain if found and len(plain) == len(found) else None
 
 
+def check_item(item: object, n_items: int) -> int:
+    """Check that a batch item is there.
+
+    Args:
+        item: Its number.
+        n_items: How many there are.
+
+    Raises:
+        InputError: If it is not.
+
+    Example:
+        >>> check_item(1, 2)
+        1
+    """
+    index = to_int(item)
+    if index is None or not 0 <= index < n_items:
+        msg = f"item {show_value(item)} does not exist: expected 0 to {n_items - 1}"
+        raise InputError(msg)
+    return index
+
+
 def check_integer(name: str, value: object, *, least: int = 0) -> int:
     """Check that a value is an integer, of any kind, in its range; make it plain.
 

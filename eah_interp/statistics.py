@@ -561,3 +561,41 @@ def percentile_effect(
     ends = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
     low, high = torch.quantile(samples.double(), ends).tolist()
     return Effect(estimate=estimate, low=low, high=high, level=level, n=n)
+
+
+# ---- Ranks, and how they correlate.
+
+
+def rank_rows(rows: Float[Tensor, "line value"]) -> Float[Tensor, "line value"]:
+    """Rank numbers line by line, the least first, ties at the mean of their ranks.
+
+    Example:
+        >>> rank_rows(torch.tensor([[0.5, 0.1, 0.5]])).tolist()
+        [[2.5, 1.0, 2.5]]
+    """
+    from scipy import stats
+
+    return torch.from_numpy(stats.rankdata(rows.numpy(), axis=1, nan_policy="omit"))
+
+
+def correlate_ranks(
+    one: Float[Tensor, "line value"], other: Float[Tensor, "line value"]
+) -> Float[Tensor, " line"]:
+    """Correlate the ranks of two tables, line by line (Spearman).
+
+    NaN where a line holds one number only.
+
+    Example:
+        >>> one = torch.tensor([[1.0, 2.0, 3.0, 3.0]])
+        >>> round(correlate_ranks(one, one**3).item(), 9)
+        1.0
+        >>> round(correlate_ranks(one, -one).item(), 9)
+        -1.0
+    """
+    first, second = (
+        ranks - ranks.mean(1, keepdim=True)
+        for ranks in (rank_rows(one), rank_rows(other))
+    )
+    size = first.norm(dim=1) * second.norm(dim=1)
+    found: Tensor = (first * second).sum(1) / size
+    return torch.where(size > 0, found, torch.nan)

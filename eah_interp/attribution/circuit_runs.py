@@ -15,7 +15,6 @@ from torch import Tensor
 
 from eah_interp.attribution.edge_runs import (
     Exchange,
-    find_projection,
     read_changed,
     run_to_logit,
 )
@@ -49,7 +48,7 @@ def check_circuits(model: Any, exchange: Exchange) -> None:
         )
         raise UnsupportedError(msg)
     for layer in model.anatomy.sites:
-        if find_projection(model, layer, exchange.own) is None:
+        if exchange.projection(model, layer) is None:
             msg = (
                 f"{name_model(model)}: more than a linear projection stands between "
                 f"the heads of layer {layer} and the stream (a norm, a gate, quantised "
@@ -246,7 +245,7 @@ def _write_heads(
     rows = torch.zeros(len(own) + 1, *change.shape).to(change)
     for row, sender in enumerate(own):
         rows[row, :, sender.head] = change[:, sender.head]
-    proj = find_projection(model, layer, exchange.own)
+    proj = exchange.projection(model, layer)
     assert proj is not None
     written = proj(rows.flatten(2)).float()
     for row, sender in enumerate(own):

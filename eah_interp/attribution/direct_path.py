@@ -12,7 +12,7 @@ read and nowhere else: what a component wrote there is a leaf, put into its outp
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,6 +32,7 @@ from eah_interp.lvlm.anatomy import (
     block_paths,
     norm_paths,
 )
+from eah_interp.lvlm.module_hooks import first_output, hook_stream
 from eah_interp.lvlm.weights import (
     find_quantised,
     read_constant,
@@ -172,9 +173,7 @@ def open_direct_path(
         )
         handles.append(block.register_forward_hook(_leaf(path, name)))
     for index, layer in enumerate(root.get_submodule(anatomy.layers).children()):
-        handles.append(
-            layer.register_forward_pre_hook(_enter(path, index), with_kwargs=True)
-        )
+        handles.append(hook_stream(layer, _enter(path, index)))
         handles.append(layer.register_forward_hook(_leave(path)))
     for site in anatomy.sites.values():
         attention = root.get_submodule(site.path)
@@ -213,7 +212,7 @@ def _cut(value: Any) -> Any:
 def _leaf(path: DirectPath, name: str) -> Any:
     def hook(module: nn.Module, args: Any, output: Any) -> Any:
         del module, args
-        first = output[0] if isinstance(output, tuple) else output
+        first = first_output(output)
         if path.fits(first):
             path.blocks[name], held = path.begin(first)
         else:
@@ -223,10 +222,8 @@ def _leaf(path: DirectPath, name: str) -> Any:
     return hook
 
 
-def _enter(path: DirectPath, index: int) -> Any:
-    def hook(module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
-        del module
-        stream = args[0] if args else kwargs["hidden_states"]
+def _enter(path: DirectPath, index: int) -> Callable[[Tensor], Tensor]:
+    def enter(stream: Tensor) -> Tensor:
         if index == 0:
             path.embedding, stream = path.begin(stream)
         elif path.leaving is not None and stream is not path.leaving:
@@ -235,17 +232,15 @@ def _enter(path: DirectPath, index: int) -> Any:
             zero = torch.zeros_like(added).requires_grad_()
             path.between.append((zero, added))
             stream = path.put(stream, own + zero)
-        if args:
-            return (stream, *args[1:]), kwargs
-        return args, {**kwargs, "hidden_states": stream}
+        return stream
 
-    return hook
+    return enter
 
 
 def _leave(path: DirectPath) -> Any:
     def hook(module: nn.Module, args: Any, output: Any) -> None:
         del module, args
-        path.leaving = output[0] if isinstance(output, tuple) else output
+        path.leaving = first_output(output)
 
     return hook
 

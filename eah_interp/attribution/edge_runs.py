@@ -33,6 +33,7 @@ from eah_interp.errors import is_out_of_memory
 from eah_interp.interventions.intervention import Intervention
 from eah_interp.lvlm.anatomy import Anatomy
 from eah_interp.lvlm.attention import AttentionCall
+from eah_interp.lvlm.module_hooks import first_output, hook_stream
 from eah_interp.lvlm.weights import find_quantised
 
 Change = Float[Tensor, "row position d_model"]
@@ -78,9 +79,7 @@ def record_streams(
     handles = []
     for layer in range(anatomy.n_layers):
         module = root.get_submodule(f"{anatomy.layers}.{layer}")
-        handles.append(
-            module.register_forward_pre_hook(_note_entering(written), with_kwargs=True)
-        )
+        handles.append(hook_stream(module, written.entering.append))
         for path, kept in (
             (attention_writer(anatomy, layer), written.attention),
             (mlp_writer(anatomy, layer), written.mlp),
@@ -89,9 +88,7 @@ def record_streams(
                 writer = root.get_submodule(path)
                 handles.append(writer.register_forward_hook(_note(kept, layer)))
     norm = root.get_submodule(str(anatomy.final_norm))
-    handles.append(
-        norm.register_forward_pre_hook(_note_entering(written), with_kwargs=True)
-    )
+    handles.append(hook_stream(norm, written.entering.append))
     try:
         run = record(model, case, patch)
     finally:
@@ -114,18 +111,10 @@ def mlp_writer(anatomy: Anatomy, layer: int) -> str | None:
     return None if name is None else f"{anatomy.layers}.{layer}.{name}"
 
 
-def _note_entering(written: Written) -> Any:
-    def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
-        del module
-        written.entering.append(args[0] if args else kwargs["hidden_states"])
-
-    return hook
-
-
 def _note(kept: dict[int, Tensor], layer: int) -> Any:
     def hook(module: nn.Module, args: Any, output: Any) -> None:
         del module, args
-        first = output[0] if isinstance(output, tuple) else output
+        first = first_output(output)
         kept[layer] = first.view(1, -1, first.shape[-1])  # experts pack their tokens
 
     return hook
@@ -144,6 +133,7 @@ class Exchange:
         given: What it would write.
         image: True at the item's image tokens.
         token: False at padding.
+        projections: Output projections that were looked for, by layer.
     """
 
     replay: Replay
@@ -151,6 +141,13 @@ class Exchange:
     given: Written
     image: Bool[Tensor, " position"]
     token: Bool[Tensor, " position"]
+    projections: dict[int, nn.Module | None] = field(default_factory=dict)
+
+    def projection(self, model: Any, layer: int) -> nn.Module | None:
+        """Find a layer's output projection, once; see `find_projection`."""
+        if layer not in self.projections:
+            self.projections[layer] = find_projection(model, layer, self.own)
+        return self.projections[layer]
 
     @torch.no_grad()
     def changes(self, model: Any, senders: Sequence[Senders]) -> Change:
@@ -196,7 +193,7 @@ class Exchange:
         """
         old = self.own.heads[layer]
         where = mask.to(old.device)[:, None, :, None]
-        proj = find_projection(model, layer, self.own)
+        proj = self.projection(model, layer)
         if proj is not None:
             moved = (self.given.heads[layer].to(old) - old) * where
             # beside a row of nothing: what the projection adds by itself cancels out
@@ -354,20 +351,15 @@ def read_changed(
 def _changed_stream(model: Any, layer: int, change: Change) -> Iterator[None]:
     """Add to the stream that enters a layer, or after the last one the final norm."""
 
-    def enter(module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
-        del module
-        stream = args[0] if args else kwargs["hidden_states"]
-        new = (stream.float() + change.to(stream.device)).to(stream.dtype)
-        if args:
-            return (new, *args[1:]), kwargs
-        return args, {**kwargs, "hidden_states": new}
+    def add(stream: Tensor) -> Tensor:
+        return (stream.float() + change.to(stream.device)).to(stream.dtype)
 
     anatomy: Anatomy = model.anatomy
     path = f"{anatomy.layers}.{layer}"
     if layer == anatomy.n_layers:
         path = str(anatomy.final_norm)
     module = model._module.get_submodule(path)
-    handle = module.register_forward_pre_hook(enter, with_kwargs=True)
+    handle = hook_stream(module, add)
     try:
         yield
     finally:
@@ -399,7 +391,7 @@ def run_attended(
     """
     replay, layer = exchange.replay, given[0][0].layer
     recording = replay.recording
-    proj = find_projection(model, layer, exchange.own)
+    proj = exchange.projection(model, layer)
     if replay.ways.get(layer) or not _attends_alone(recording, layer, proj):
         return None
     assert proj is not None

@@ -50,10 +50,11 @@ from eah_interp.attribution.results import (
 from eah_interp.attribution.runs import Recording, record
 from eah_interp.attribution.sides import gather, split_items, take_item
 from eah_interp.errors import ModelError, SettingsError, show_value
-from eah_interp.indices import to_list
+from eah_interp.indices import check_integer, to_list
 from eah_interp.interventions.intervention import Intervention
 from eah_interp.lvlm.anatomy import Anatomy, name_model
 from eah_interp.lvlm.attention import AttentionCall
+from eah_interp.lvlm.module_hooks import first_output, hook_stream
 from eah_interp.shown_results import list_largest
 
 if TYPE_CHECKING:
@@ -330,9 +331,7 @@ def record_values(
         for point in points:
             if point.kind == "layers_input":
                 layer = root.get_submodule(f"{model.anatomy.layers}.{point.layer}")
-                handle: Any = layer.register_forward_pre_hook(
-                    _note_stream(entering, point.layer), with_kwargs=True
-                )
+                handle = hook_stream(layer, _note_stream(entering, point.layer))
             elif point.kind == "heads_output":
                 continue
             else:
@@ -344,18 +343,17 @@ def record_values(
     return Values(run, entering, blocks)
 
 
-def _note_stream(entering: dict[int, Tensor], layer: int) -> Any:
-    def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
-        del module
-        entering[layer] = args[0] if args else kwargs["hidden_states"]
+def _note_stream(entering: dict[int, Tensor], layer: int) -> Callable[[Tensor], None]:
+    def note(stream: Tensor) -> None:
+        entering[layer] = stream
 
-    return hook
+    return note
 
 
 def _note_output(blocks: dict[str, Tensor], path: str) -> Any:
     def hook(module: nn.Module, args: Any, output: Any) -> None:
         del module, args
-        blocks[path] = output[0] if isinstance(output, tuple) else output
+        blocks[path] = first_output(output)
 
     return hook
 
@@ -428,24 +426,9 @@ def _changed_streams(
 ) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         for layer, changes in streams.items():
-            change = _set(changes, n_rows)
-
-            def enter(
-                module: nn.Module,
-                args: Any,
-                kwargs: Any,
-                change: Callable[[Tensor], Tensor] = change,
-            ) -> tuple[Any, Any]:
-                del module
-                if args:
-                    return (change(args[0]), *args[1:]), kwargs
-                new = change(kwargs["hidden_states"])
-                return args, {**kwargs, "hidden_states": new}
-
             path = f"{model.anatomy.layers}.{layer}"
             module = model._module.get_submodule(path)
-            handle = module.register_forward_pre_hook(enter, with_kwargs=True)
-            stack.callback(handle.remove)
+            stack.callback(hook_stream(module, _set(changes, n_rows)).remove)
         yield
 
 
@@ -525,6 +508,7 @@ def patch_nodes(
         torch.Size([1, 8, 3])
     """
     check_batch_size(batch_size)
+    seed = check_integer("seed", seed)
     progress = check_flag("progress", progress)
     check_source(model, source)
     places = check_places(positions)

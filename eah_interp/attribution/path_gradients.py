@@ -74,8 +74,10 @@ from eah_interp.lvlm.anatomy import (
     walk_sites,
 )
 from eah_interp.lvlm.attention import AttentionCall
+from eah_interp.lvlm.module_hooks import first_output, hook_stream
 from eah_interp.results import Part
 from eah_interp.shown_results import list_largest
+from eah_interp.statistics import correlate_ranks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -183,16 +185,14 @@ class PathApproximation(ObjectResult):
         if not found.numel():
             nothing = torch.full_like(self.values, torch.nan)
             return PathAgreement(0, *(nothing,) * 5)
-        correlation = correlate_ranks(found, exact)
+        correlation = correlate_ranks(found, exact).float()
         generator = torch.Generator().manual_seed(0)
         n = int(checked.sum())
         draws = torch.randint(n, (RESAMPLES, n), generator=generator)
         ends = []
         for one, other in zip(found, exact, strict=True):
-            # ranks are counted in pairs: of some draws at a time
-            parts = torch.split(draws, max(1, 4_000_000 // n**2))
-            drawn = torch.cat([correlate_ranks(one[p], other[p]) for p in parts])
-            drawn = drawn[drawn.isfinite()].double()
+            drawn = correlate_ranks(one[draws], other[draws])
+            drawn = drawn[drawn.isfinite()]
             levels = torch.tensor([0.025, 0.975], dtype=torch.float64)
             nothing = torch.full((2,), torch.nan, dtype=torch.float64)
             ends.append(torch.quantile(drawn, levels) if len(drawn) else nothing)
@@ -280,33 +280,6 @@ class PathApproximation(ObjectResult):
             axis=f"effect on {self.targets[target].label}",
             ax=ax,
         )
-
-
-def correlate_ranks(
-    one: Float[Tensor, "line edge"], other: Float[Tensor, "line edge"]
-) -> Float[Tensor, " line"]:
-    """Correlate ranks, line by line (Spearman); equal numbers share their mean rank.
-
-    NaN where a line holds one number only.
-
-    Example:
-        >>> one = torch.tensor([[1.0, 2.0, 3.0, 3.0]])
-        >>> correlate_ranks(one, one**3).item(), correlate_ranks(one, -one).item()
-        (1.0, -1.0)
-    """
-
-    def rank(line: Tensor) -> Tensor:
-        line = line.double()
-        less = (line[..., None] > line[..., None, :]).sum(-1)
-        same = (line[..., None] == line[..., None, :]).sum(-1)
-        place = less + (same - 1) / 2
-        centred: Tensor = place - place.mean(-1, keepdim=True)
-        return centred
-
-    left, right = rank(one), rank(other)
-    size = left.norm(dim=-1) * right.norm(dim=-1)
-    product: Tensor = (left * right).sum(-1) / size
-    return product.clamp(-1, 1).masked_fill(size == 0, torch.nan).float()
 
 
 # ---- One forward pass with its graph, and the gradient at each receiver's input.
@@ -415,27 +388,23 @@ def _hook(model: Any, done: EdgeGradients, start: Tensor | None) -> list[Any]:
     anatomy: Anatomy = model.anatomy
     root: nn.Module = model._module
 
-    def enter(module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
-        del module
-        stream = args[0] if args else kwargs["hidden_states"]
+    def enter(stream: Tensor) -> Tensor:
         if not done.entering:
             begun = stream if start is None else start.to(stream)
             stream = begun.detach().requires_grad_()
         done.entering.append(stream)
-        if args:
-            return (stream, *args[1:]), kwargs
-        return args, {**kwargs, "hidden_states": stream}
+        return stream
 
     def note(into: dict[int, Tensor], layer: int) -> Any:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
             del module, args
-            into[layer] = output[0] if isinstance(output, tuple) else output
+            into[layer] = first_output(output)
 
         return hook
 
     readers = [f"{anatomy.layers}.{layer}" for layer in range(anatomy.n_layers)]
     handles: list[Any] = [
-        root.get_submodule(path).register_forward_pre_hook(enter, with_kwargs=True)
+        hook_stream(root.get_submodule(path), enter)
         for path in (*readers, str(anatomy.final_norm))
     ]
     for layer in range(anatomy.n_layers):

@@ -22,6 +22,7 @@ from eah_interp.kernels.sinks import ColumnScores, stream_column_scores
 from eah_interp.lvlm.anatomy import AttentionSite, block_paths, check_model
 from eah_interp.lvlm.attention import AttentionCall
 from eah_interp.lvlm.inputs import Encoding, check_encoding, is_encoding
+from eah_interp.lvlm.module_hooks import first_output
 from eah_interp.lvlm.prompt import Prompt, prompt_of_worker
 
 
@@ -112,7 +113,7 @@ def _hooked(model: Any, done: Recording) -> Iterator[None]:
     def keep(name: str) -> Any:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
             del module, args
-            done.blocks[name] = output[0] if isinstance(output, tuple) else output
+            done.blocks[name] = first_output(output)
 
         return hook
 

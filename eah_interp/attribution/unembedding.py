@@ -22,6 +22,7 @@ from eah_interp.errors import ModelError, NumericalError
 from eah_interp.interventions.donation import donors_by_layer
 from eah_interp.interventions.intervene import attention_calls
 from eah_interp.interventions.intervention import Intervention
+from eah_interp.lvlm.module_hooks import first_output
 from eah_interp.lvlm.weights import find_device
 
 Logits = Float[Tensor, "place vocab"]
@@ -221,7 +222,7 @@ def trace_streams(
 
     def leave(module: nn.Module, args: Any, output: Any) -> None:
         del module, args
-        done.points.append(take(output[0] if isinstance(output, tuple) else output))
+        done.points.append(take(first_output(output)))
 
     def unembed(module: nn.Module, args: Any, output: Tensor) -> None:
         del module, args

@@ -12,7 +12,13 @@ from eah_interp.errors import InputError, SettingsError, show_value
 from eah_interp.indices import check_integer, to_int
 from eah_interp.interventions.head_lists import HeadList
 from eah_interp.results import ModelResult
-from eah_interp.statistics import Effect, check_draws, percentile_effect
+from eah_interp.statistics import (
+    Effect,
+    check_draws,
+    correlate_ranks,
+    percentile_effect,
+    rank_rows,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -333,10 +339,10 @@ class HeadScores(ModelResult):
             return (float("nan"),) * 3
         generator = torch.Generator().manual_seed(seed)
         halves = _draw_halves(n, resamples, generator)
-        exact = _correlate(
+        exact = correlate_ranks(
             self._of_items(halves.float()), self._of_items((~halves).float())
         )
-        drawn = _correlate(
+        drawn = correlate_ranks(
             self._of_items(_draw_times(halves, generator)),
             self._of_items(_draw_times(~halves, generator)),
         )
@@ -436,21 +442,4 @@ def _draw_times(among: Tensor, generator: torch.Generator) -> Tensor:
 
 def _rank(scores: Tensor) -> Tensor:
     """Rank numbers, the largest first, ties at the mean of their ranks."""
-    return _rank_rows(-scores[None])[0]
-
-
-def _rank_rows(rows: Float[Tensor, "draw head"]) -> Tensor:
-    from scipy import stats
-
-    return torch.from_numpy(stats.rankdata(rows.numpy(), axis=1, nan_policy="omit"))
-
-
-def _correlate(one: Tensor, other: Tensor) -> Float[Tensor, " draw"]:
-    """Correlate the ranks of two rows, draw by draw; NaN where one is all alike."""
-    first, second = (
-        ranks - ranks.mean(1, keepdim=True)
-        for ranks in (_rank_rows(one), _rank_rows(other))
-    )
-    size = first.norm(dim=1) * second.norm(dim=1)
-    found: Tensor = (first * second).sum(1) / size
-    return torch.where(size > 0, found, torch.nan)
+    return rank_rows(-scores[None])[0]

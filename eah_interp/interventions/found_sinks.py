@@ -11,7 +11,7 @@ from torch import Tensor
 
 from eah_interp._types import ColumnMask
 from eah_interp.errors import InputError, UnsupportedError, show_value
-from eah_interp.indices import check_choice, to_int
+from eah_interp.indices import check_choice, check_item, to_int
 from eah_interp.kernels.sink_kinds import FLOOR, SinkRule, mark_sinks
 from eah_interp.lvlm.spans import ImageSpan
 from eah_interp.lvlm.tower import find_place
@@ -332,7 +332,7 @@ class FoundSinks(ModelResult):
         """
         from eah_interp.viz.towers import plot_kinds
 
-        index = self._check_item(item)
+        index = check_item(item, len(self.columns))
         parts = [part for span in self.spans[index] for part in span.parts]
         if not parts:
             msg = (
@@ -361,7 +361,7 @@ class FoundSinks(ModelResult):
         """
         from eah_interp.viz.towers import plot_norms
 
-        index = self._check_item(item)
+        index = check_item(item, len(self.columns))
         own = self.columns[index]
         codes = self._codes()[index][own].tolist()
         return plot_norms(
@@ -370,14 +370,6 @@ class FoundSinks(ModelResult):
             kinds=[KINDS[code] for code in codes],
             ax=ax,
         )
-
-    def _check_item(self, item: object) -> int:
-        index = to_int(item)
-        if index is None or not 0 <= index < len(self.columns):
-            got = show_value(item)
-            msg = f"item {got} does not exist: expected 0 to {len(self.columns) - 1}"
-            raise InputError(msg)
-        return index
 
     # -- shown -----------------------------------------------------------------------
 

@@ -11,8 +11,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from eah_interp.errors import InputError, SettingsError, UnsupportedError, show_value
-from eah_interp.indices import to_int
+from eah_interp.errors import SettingsError, UnsupportedError, show_value
+from eah_interp.indices import check_item, to_int
 from eah_interp.kernels.sinks import choose_donors
 
 if TYPE_CHECKING:
@@ -88,10 +88,7 @@ def plot_densities(layers: Sequence[Any], item: int, *, ax: "Axes | None") -> "F
             "eah_interp.score_sinks(...) has those of every head"
         )
         raise UnsupportedError(msg)
-    index, n_items = to_int(item), len(layers[0].donors)
-    if index is None or not 0 <= index < n_items:
-        msg = f"item {show_value(item)} does not exist: expected 0 to {n_items - 1}"
-        raise InputError(msg)
+    index = check_item(item, len(layers[0].donors))
     density = torch.stack([one[index].float().cpu() for one in densities.values()])
     return plot_density_map(
         density,

@@ -13,7 +13,7 @@ from torch import Tensor
 from eah_interp._types import ColumnMask, Definition, SinkColumns
 from eah_interp.arguments import by_name
 from eah_interp.errors import InputError, SettingsError, show_value
-from eah_interp.indices import check_choice, to_int
+from eah_interp.indices import check_choice, check_item, to_int
 from eah_interp.interventions.donation import score_call
 from eah_interp.interventions.eah import EAH
 from eah_interp.interventions.intervene import attention_calls
@@ -204,11 +204,7 @@ class SinkMap(ModelResult):
         """
         from eah_interp.viz.sinks import plot_density_map
 
-        index = to_int(item)
-        if index is None or not 0 <= index < len(self.density):
-            got = show_value(item)
-            msg = f"item {got} does not exist: expected 0 to {len(self.density) - 1}"
-            raise InputError(msg)
+        index = check_item(item, len(self.density))
         return plot_density_map(
             self.density[index],
             layers=self.layers,

@@ -12,7 +12,7 @@ from torch import Tensor
 from eah_interp._types import ColumnMask
 from eah_interp.arguments import by_name
 from eah_interp.errors import InputError, show_value
-from eah_interp.indices import to_int
+from eah_interp.indices import check_item, to_int
 from eah_interp.lvlm.anatomy import check_model, name_model
 from eah_interp.lvlm.inputs import check_encoding, is_encoding
 from eah_interp.lvlm.prompt import prompt_of_worker
@@ -170,11 +170,7 @@ class TowerMap(ModelResult):
         """
         from eah_interp.viz.towers import plot_links
 
-        index = to_int(item)
-        if index is None or not 0 <= index < len(self.columns):
-            got = show_value(item)
-            msg = f"item {got} does not exist: expected 0 to {len(self.columns) - 1}"
-            raise InputError(msg)
+        index = check_item(item, len(self.columns))
         own = self.links[self.links[:, 1] == index]
         return plot_links(own[:, 0].tolist(), own[:, 2].tolist(), ax=ax)
 

@@ -36,6 +36,7 @@ from eah_interp.lvlm.anatomy import (
 )
 from eah_interp.lvlm.attention import AttentionCall
 from eah_interp.lvlm.layouts.grids import pair
+from eah_interp.lvlm.module_hooks import first_output
 from eah_interp.lvlm.runs import name_training
 from eah_interp.lvlm.writers import UNKNOWN
 
@@ -140,7 +141,7 @@ def _checked_sums(root: nn.Module, anatomy: Anatomy) -> Iterator[None]:
 def _note_part(parts: list[Tensor]) -> Any:
     def hook(module: nn.Module, args: Any, output: Any) -> None:
         del module, args
-        parts.append(output[0] if isinstance(output, tuple) else output)
+        parts.append(first_output(output))
 
     return hook
 
@@ -149,7 +150,7 @@ def _check_sum(anatomy: Anatomy, layer: int, parts: list[Tensor]) -> Any:
     def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         del module
         entering = args[0] if args else next(iter(kwargs.values()))
-        leaving = output[0] if isinstance(output, tuple) else output
+        leaving = first_output(output)
         total = entering.to(leaving.device).float()
         for part in parts:
             total = total + part.to(leaving.device).reshape(total.shape)

@@ -163,6 +163,13 @@ def test_places_where_nothing_stands_are_refused():
         patch_nodes(model, case, source="zero", positions=[999])
 
 
+def test_a_seed_that_is_none_is_refused_before_a_run(as_users_run_it):
+    with pytest.raises(SettingsError, match="seed must be"):
+        patch_nodes(
+            share_model("llava"), pose_answer("llava"), source="resampled", seed="a"
+        )
+
+
 def test_nodes_that_do_not_exist_are_refused():
     with pytest.raises(SettingsError, match="is no node"):
         find_points(share_model("llava"), "L1.mlp")

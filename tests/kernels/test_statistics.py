@@ -12,6 +12,7 @@ from eah_interp.errors import InputError
 from eah_interp.statistics import (
     Effect,
     compare_rates,
+    correlate_ranks,
     estimate_mean,
     percentile_effect,
     resample_sums,
@@ -134,3 +135,18 @@ def test_undefined_rates_and_single_items_are_refused(as_users_run_it):
         compare_rates((rare, rare), (rare, rare))
     with pytest.raises(InputError, match="2 values or more"):
         estimate_mean([1.0])
+
+
+def test_ranks_are_correlated_as_scipy_does():
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.randn(2, 4, 7, generator=generator).round()
+    mixed = (
+        torch.randint(0, 6, (3, 20), generator=generator).float(),
+        torch.randn(3, 20, generator=generator),
+    )
+    for one, other in (drawn, mixed):
+        expected = [
+            stats.spearmanr(a, b).statistic for a, b in zip(one, other, strict=True)
+        ]
+        found = correlate_ranks(one, other)
+        torch.testing.assert_close(found, torch.tensor(expected).double())
