@@ -10,8 +10,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from eah_interp._types import ColumnMask
-from eah_interp.errors import InputError, UnsupportedError, show_value
-from eah_interp.indices import check_choice, check_item, to_int
+from eah_interp.errors import (
+    InputError,
+    SettingsError,
+    UnsupportedError,
+    show_value,
+)
+from eah_interp.indices import check_choice, check_item, to_float, to_int, to_list
 from eah_interp.kernels.sink_kinds import FLOOR, SinkRule, mark_sinks
 from eah_interp.lvlm.spans import ImageSpan
 from eah_interp.lvlm.tower import find_place
@@ -87,12 +92,14 @@ class FoundSinks(ModelResult):
         Args:
             kind: `"tower"` or `"language"`, those that are both included; `"both"`;
                 `"none"`; or `"all"` image columns.
-            factor: What both thresholds are multiplied by.
+            factor: What both thresholds are multiplied by, 0.5 or more: scores of
+                massive activations below half the threshold are not kept.
 
         Raises:
-            SettingsError: If there is no such kind.
+            SettingsError: If there is no such kind, or the factor is below 0.5.
         """
         check_choice("kind", kind, ("all", *KINDS))
+        factor = _check_factor(factor)
         tower = mark_sinks(self.tower_scores, factor=factor)
         most = self.language_scores.nan_to_num(0.0)
         language = mark_sinks(_most(most), factor=factor)
@@ -296,16 +303,17 @@ class FoundSinks(ModelResult):
             `language` count those that are both.
 
         Raises:
-            InputError: If a factor is below 0.5.
+            SettingsError: If they are no list, or a factor is below 0.5.
         """
-        low = [factor for factor in factors if not factor >= FLOOR]
-        if low:
-            msg = f"factors must be at least {FLOOR}, got {show_value(low[0])}"
-            raise InputError(msg)
+        listed = to_list(factors)
+        if listed is None:
+            got = show_value(factors)
+            raise SettingsError(f"factors must be a list of numbers, got {got}")
+        listed = [_check_factor(factor) for factor in listed]
         kinds = ("tower", "language", "both")
         rows = [
             [factor, *(int(self.mask(kind, factor=factor).sum()) for kind in kinds)]
-            for factor in factors
+            for factor in listed
         ]
         return pd.DataFrame(rows, columns=["factor", *kinds])
 
@@ -393,6 +401,14 @@ class FoundSinks(ModelResult):
         places = sinks if len(sinks) else self.columns.nonzero()
         names = ["item", "column", "kind", "tower_score", "language_score", "share"]
         return self._table(places[:k])[names]
+
+
+def _check_factor(factor: object) -> float:
+    number = to_float(factor)
+    if number is None or not number >= FLOOR:
+        got = show_value(factor)
+        raise SettingsError(f"a factor must be a number of {FLOOR} or more, got {got}")
+    return number
 
 
 def _say_rule(tower: float, language: float) -> str:

@@ -180,7 +180,8 @@ def load(
         dispatch: False builds the module tree without weights, which are loaded at
             the first trace; hook points are verified then.
         allow_missing: Load a checkpoint that lacks some of the model's weights, or has
-            them in another shape. Those are random, and others at each load.
+            them in another shape. Those are random, and others at each load. Also load
+            one with weights, of layers or biases, that its config leaves out.
         **from_pretrained: `dtype`, `device_map`, `attn_implementation`, `revision`,
             `quantization_config`, `trust_remote_code`, ... Where the checkpoint's
             processor cannot be loaded, `processor` takes another, or a tokenizer:

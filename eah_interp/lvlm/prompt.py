@@ -216,6 +216,7 @@ def _read_prompt(model: Any, image_mask: ColumnMask | None) -> Prompt:
     image_token = model.anatomy.image_token_id
     if image_mask is None and isinstance(inputs.get(_KOSMOS), Tensor):
         image_mask = inputs[_KOSMOS].bool()
+        _check_images_come(inputs, image_mask)
     if image_mask is None:
         if not isinstance(ids, Tensor) or image_token is None:
             msg = (
@@ -224,9 +225,34 @@ def _read_prompt(model: Any, image_mask: ColumnMask | None) -> Prompt:
             )
             raise InputError(msg)
         image_mask = find_image_mask(ids, image_token)
+        _check_images_come(inputs, image_mask)
     if isinstance(ids, Tensor):
         _check_widths(ids, image_mask, mask)
     return Prompt(image_mask, _find_tokens(mask, image_mask))
+
+
+def _check_images_come(inputs: Mapping[str, Any], image_mask: Tensor) -> None:
+    """Check that images come with their tokens.
+
+    A model that is given none reads the tokens that stand for them as words.
+    """
+    held = [value for name, value in inputs.items() if "mask" not in name]
+    if find_cache(inputs) is not None or any(map(_may_hold_images, held)):
+        return
+    if not is_abstract(image_mask) and bool(image_mask.any()):
+        msg = (
+            f"input_ids have {int(image_mask.sum())} image tokens and no images came "
+            f"with them, only {', '.join(inputs)}: expected what the model's own "
+            "processor makes of images, pixel_values for most; pass images and prompts"
+        )
+        raise InputError(msg)
+
+
+def _may_hold_images(value: Any) -> bool:
+    """Tell pixels or embeddings, in a tensor or a list of them, from ids and masks."""
+    if isinstance(value, list | tuple):
+        return any(map(_may_hold_images, value))
+    return isinstance(value, Tensor) and value.is_floating_point()
 
 
 def _find_tokens(mask: Any, image_mask: Tensor) -> Tensor:

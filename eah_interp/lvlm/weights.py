@@ -21,7 +21,7 @@ from eah_interp.lvlm.adapters import is_adapted
 
 @contextlib.contextmanager
 def checking_weights(*, allow_missing: bool) -> Iterator[None]:
-    """Check that what is loaded in the block has all of its weights from a checkpoint.
+    """Check that what is loaded in the block has the weights of a checkpoint, and all.
 
     nnsight and the pipelines of transformers load by `from_pretrained` and drop what
     it tells of missing weights, so it is asked there. What the model's class knows to
@@ -31,10 +31,11 @@ def checking_weights(*, allow_missing: bool) -> Iterator[None]:
         allow_missing: Let them pass.
 
     Raises:
-        ModelError: If weights are missing, or have another shape.
+        ModelError: If weights are missing, have another shape, or are of layers or
+            biases that the config leaves out.
     """
     plain = PreTrainedModel.__dict__["from_pretrained"]
-    infos: list[dict[str, Any]] = []
+    found: list[tuple[nn.Module, dict[str, Any]]] = []
 
     def load_and_tell(cls: type, *args: Any, **kwargs: Any) -> Any:
         asked = kwargs.pop("output_loading_info", False)
@@ -42,7 +43,7 @@ def checking_weights(*, allow_missing: bool) -> Iterator[None]:
         # pipeline then tries one class after the other.
         kwargs["ignore_mismatched_sizes"] = True
         loaded = plain.__get__(None, cls)(*args, output_loading_info=True, **kwargs)
-        infos.append(loaded[1])
+        found.append(loaded)
         _name_a_device_first(loaded[0])
         return loaded if asked else loaded[0]
 
@@ -52,8 +53,9 @@ def checking_weights(*, allow_missing: bool) -> Iterator[None]:
     finally:
         PreTrainedModel.from_pretrained = plain
     # The last is the whole model: a part that it loads for itself comes before.
-    if infos and not allow_missing:
-        _refuse_missing(infos[-1])
+    if found and not allow_missing:
+        _refuse_missing(found[-1][1])
+        _refuse_left_out(*found[-1])
 
 
 def _refuse_missing(info: dict[str, Any]) -> None:
@@ -74,6 +76,41 @@ def _refuse_missing(info: dict[str, Any]) -> None:
             "of this architecture, or pass allow_missing=True"
         )
         raise ModelError(msg)
+
+
+def _refuse_left_out(model: nn.Module, info: dict[str, Any]) -> None:
+    left_out = sorted(
+        filter(lambda name: _is_cut(model, name), info["unexpected_keys"])
+    )
+    if left_out:
+        msg = (
+            "expected a config of all that the checkpoint has: by this one "
+            f"{len(left_out)} of its weights have no place ({_list_some(left_out)}), "
+            "so that another model would run; load it with its own config, or pass "
+            "allow_missing=True"
+        )
+        raise ModelError(msg)
+
+
+def _is_cut(model: nn.Module, name: str) -> bool:
+    """Tell whether a weight without a place belongs to a part that the model has.
+
+    Such as a layer beyond the last one, or a bias where the config has none. What is no
+    part of the model at all (a head for another task, an old buffer) changes nothing.
+    """
+    *owners, leaf = name.split(".")
+    module = model
+    for owner in owners:
+        length = len(module) if isinstance(module, nn.ModuleList) else None
+        if length is not None and owner.isdecimal() and int(owner) >= length:
+            return True
+        inner = getattr(module, owner, None)
+        if not isinstance(inner, nn.Module):
+            return False
+        module = inner
+    has_weights = any(True for _ in module.parameters(recurse=False))
+    computes = has_weights and not any(True for _ in module.children())
+    return computes and getattr(module, leaf, None) is None
 
 
 def _list_some(names: list[str]) -> str:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from eah_interp.lvlm.images import read_image
 from eah_interp.lvlm.spans import ImagePart
 from eah_interp.viz.figures import COLUMN_WIDTH, explain, open_axes
 
@@ -77,6 +78,7 @@ def plot_kinds(
         A matplotlib figure, one column wide.
 
     Raises:
+        InputError: If the image is none.
         ExtraMissingError: If matplotlib is not installed.
 
     Example:
@@ -91,7 +93,7 @@ def plot_kinds(
     n_rows, n_columns = len(part.columns), len(part.columns[0])
     left, top, right, bottom = part.box or (0.0, 0.0, 1.0, 1.0)
     if image is not None:
-        axes.imshow(image, extent=(0, 1, 1, 0), aspect="auto")
+        axes.imshow(read_image(image), extent=(0, 1, 1, 0), aspect="auto")
     axes.set_xlim(min(left, 0), max(right, 1))
     axes.set_ylim(max(bottom, 1), min(top, 0))
     axes.set_xticks([])

@@ -33,6 +33,7 @@ def list_targets() -> dict[str, Target]:
         command_line,
         evidence,
         kernels,
+        methods,
         models,
         outputs,
         pages,
@@ -44,6 +45,7 @@ def list_targets() -> dict[str, Target]:
     files = (
         settings,
         kernels,
+        methods,
         readers,
         models,
         outputs,

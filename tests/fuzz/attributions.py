@@ -9,6 +9,7 @@ import eah_interp as eah
 from eah_interp import attribution
 from eah_interp.results import Result
 from eah_interp.studies import StudyRun
+from eah_interp.toy import draw_scene
 from tests.fuzz.harness import Input, Target
 from tests.fuzz.models import QUESTION, ask, model, odd_encoding, picture
 from tests.fuzz.mutated import change_file
@@ -17,9 +18,12 @@ from tests.made_results import MAKERS, Size, make
 from tests.saved import plan
 
 MAY_BE_NAN = frozenset(
-    {"exact", "error", "errors", "correlation", "present", "density"}
+    {"exact", "error", "errors", "correlation", "present", "density", "stability"}
 )
-"""What was not measured: exact effects of heads outside the sample, and their error."""
+"""What was not measured: exact effects of heads outside the sample, and their error.
+
+Halves of one item say nothing of stability.
+"""
 
 OF_HEADS = frozenset({"new_values", "new_pattern", "new_scale"})
 """Columns of a table that components other than heads leave empty."""
@@ -105,7 +109,19 @@ FUNCTIONS: dict[str, dict[str, Any]] = {
         "seed": 0,
         "batch_size": 8,
     },
+    "find_circuits": {
+        "edges": None,
+        "source": "plain",
+        "source_images": None,
+        "source_prompts": None,
+        "shares": (0.01, 1.0),
+        "chosen": 0.01,
+        "n_random": 1,
+        "batch_size": 32,
+        "seed": 0,
+    },
     "pose": {},
+    "pose_pairs": {"source_images": None, "source_prompts": None},
 }
 OTHERS: dict[str, dict[str, Any]] = {
     "read_patterns": {
@@ -128,6 +144,22 @@ def use(found: Any) -> Any:
     return [found, found.frame(), repr(found)] if isinstance(found, Result) else None
 
 
+PAIRED = ("find_circuits", "pose_pairs", "patch_paths", "patch_nodes")
+"""What may be given a counterpart to the picture."""
+
+
+@functools.cache
+def counterpart() -> Any:
+    return draw_scene(1).pil()
+
+
+@functools.cache
+def edges() -> Any:
+    """Return every edge of the toy, approximated once."""
+    given = {"objects": ["boat"], "source_images": counterpart(), "check": 3}
+    return attribution.approximate_paths(model(), picture(), QUESTION, **given)
+
+
 def make_attribution(rng: Rng, folder: Path) -> Input:
     name = pick(rng, [*FUNCTIONS, *OTHERS])
     options = dict(FUNCTIONS[name] | ASKED if name in FUNCTIONS else OTHERS[name])
@@ -135,7 +167,11 @@ def make_attribution(rng: Rng, folder: Path) -> Input:
         options["caption"] = "There is a boat."
     if "patch" in options and rng.random() < 0.3:
         options["patch"] = eah.EAH()
+    if name in PAIRED and rng.random() < 0.7:
+        options["source_images"] = counterpart()
     changed = change(rng, options)
+    if name == "find_circuits" and changed["edges"] is None:
+        changed["edges"] = edges()
     if "metric" in changed and rng.random() < 0.1:
         changed |= {"metric": "yes_no", "objects": []}
     given: tuple[Any, ...] = (picture(), QUESTION)
@@ -199,10 +235,11 @@ def make_method(rng: Rng, folder: Path) -> Input:
             nan |= {"estimate", "low", "high"}
         return input_of(method, called=name, may_be_nan=nan, then=then, **options)
     finally:
-        _close_figures()
+        close_figures()
 
 
-def _close_figures() -> None:
+def close_figures() -> None:
+    """Close what was drawn."""
     import matplotlib.pyplot
 
     matplotlib.pyplot.close("all")

@@ -297,8 +297,13 @@ def test_thresholds_and_tables_are_those_of_the_rule(as_users_run_it):
         find_sinks(model, encoding, rule=3)
     with pytest.raises(SettingsError, match="beta must be a number of 0 or more"):
         find_sinks(model, encoding, beta=-1)
-    with pytest.raises(InputError, match=r"factors must be at least 0\.5"):
-        strict.sensitivity([0.1])
+    for odd in (0.1, "toy", None, float("nan"), []):
+        with pytest.raises(SettingsError, match=r"factor must be .* 0\.5 or more"):
+            strict.sensitivity([odd])
+        with pytest.raises(SettingsError, match=r"factor must be .* 0\.5 or more"):
+            strict.mask("tower", factor=odd)
+    with pytest.raises(SettingsError, match=r"factors must be a list"):
+        strict.sensitivity(0.5)
     with pytest.raises(InputError, match="has no image column 0"):
         strict.kind_of(0)
     with pytest.raises(SettingsError, match="kind must be"):

@@ -1,5 +1,7 @@
 """Checkpoints that lack weights, or have them in another shape, are refused."""
 
+import json
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -63,6 +65,41 @@ def test_many_missing_weights_are_counted_and_some_are_named(folder):
     )
     with pytest.raises(ModelError, match=r"lacks \d\d \(.*mlp.*, \.\.\.\), which"):
         eah.load(folder)
+
+
+def change_config(folder, part, **changes):
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    config[part] |= changes
+    path.write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize("part", ["text_config", "vision_config"])
+def test_a_config_of_fewer_layers_is_refused(folder, part):
+    """Another model would run: that of the first layers."""
+    last = json.loads((folder / "config.json").read_text())[part]["num_hidden_layers"]
+    change_config(folder, part, num_hidden_layers=last - 1)
+    with pytest.raises(ModelError, match=rf"layers\.{last - 1}\..*its own config"):
+        eah.load(folder)
+    assert eah.load(folder, allow_missing=True, verify=False) is not None
+
+
+def test_a_config_without_the_biases_is_refused(folder):
+    config = AutoConfig.from_pretrained(folder)
+    config.text_config.attention_bias = True
+    LlavaForConditionalGeneration(config).save_pretrained(folder)
+    eah.load(folder, verify=False)
+    change_config(folder, "text_config", attention_bias=False)
+    with pytest.raises(ModelError, match=r"q_proj\.bias|k_proj\.bias"):
+        eah.load(folder)
+
+
+@pytest.mark.parametrize(
+    "name", ["value_head.weight", "model.language_model.rotary_emb.inv_freq", "step"]
+)
+def test_what_is_no_part_of_the_model_does_not_matter(folder, name):
+    rewrite(folder, lambda weights, _: weights.update({name: torch.ones(8)}))
+    assert eah.load(folder).verified
 
 
 def test_a_tied_head_is_not_missing(tmp_path):

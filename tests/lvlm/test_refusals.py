@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 import eah_interp as eah
+from eah_interp.attribution import attribute_patches
 from eah_interp.errors import (
     ExtraMissingError,
     InputError,
@@ -16,8 +17,15 @@ from eah_interp.errors import (
     SettingsError,
     UnsupportedError,
 )
-from eah_interp.testing import random_image, tiny_lvlm, tiny_processor
+from eah_interp.interventions import find_sinks, map_tower
+from eah_interp.testing import (
+    random_image,
+    tiny_inputs,
+    tiny_lvlm,
+    tiny_processor,
+)
 from tests.alignment import share_tensors
+from tests.tiny_families import SUPPORTED, ignore_renamed, share_model, sweep
 
 
 @pytest.fixture(scope="module")
@@ -155,6 +163,39 @@ def test_a_prompt_without_image_tokens_is_refused(model):
         model.trace(input_ids=ids),
     ):
         eah.intervene(model)
+
+
+@ignore_renamed
+@pytest.mark.parametrize("family", sweep(SUPPORTED))
+def test_image_tokens_whose_images_do_not_come_are_refused(family):
+    """The model would read them as words, and every number be about no image."""
+    model, encoding = share_model(family), tiny_inputs(family)
+    words = {
+        key: value
+        for key, value in encoding.items()
+        if isinstance(value, torch.Tensor) and not value.is_floating_point()
+    }
+    message = r"image tokens and no images came with"
+    with pytest.raises(InputError, match=message):
+        eah.score_sinks(model, words)
+    with pytest.raises(InputError, match=message), model.trace(**words):
+        eah.intervene(model)
+
+
+@pytest.mark.parametrize(
+    "act",
+    [
+        find_sinks,
+        map_tower,
+        functools.partial(eah.logit_lens, objects=["cat"]),
+        functools.partial(attribute_patches, objects=["cat"]),
+    ],
+)
+def test_nothing_is_said_of_images_that_do_not_come(model, act):
+    encoding = dict(model.encode(random_image(), "is there a cat ?"))
+    del encoding["pixel_values"]
+    with pytest.raises(InputError, match=r"image tokens and no images came with"):
+        act(model, encoding)
 
 
 def test_an_image_mask_without_tokens_is_refused(model):
