@@ -1,5 +1,6 @@
 """Integers and numbers of any kind are taken and become plain; the rest is refused."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -16,6 +17,7 @@ from eah_interp.attribution import (
 )
 from eah_interp.attribution.nodes import find_nodes
 from eah_interp.errors import EAHError, SettingsError
+from eah_interp.interventions import Intervention
 from eah_interp.kernels.sinks import choose_donors
 from eah_interp.testing import random_image
 
@@ -61,6 +63,28 @@ NO_INTS = {
 
 def plain(value):
     return type(value) is int or all(type(one) is int for one in value)
+
+
+def list_switches():
+    """Every setting of every intervention that is True or False."""
+    for kind in _all_under(Intervention):
+        for field in dataclasses.fields(kind):
+            if field.init and str(field.type).startswith("bool"):
+                yield pytest.param(kind, field.name, id=f"{kind.__name__}.{field.name}")
+
+
+def _all_under(kind):
+    for one in kind.__subclasses__():
+        if one.__module__.startswith("eah_interp."):
+            yield one
+            yield from _all_under(one)
+
+
+@pytest.mark.parametrize(("kind", "name"), list(list_switches()))
+def test_a_switch_of_numpy_is_stored_as_a_plain_one(kind, name):
+    made = kind(**{name: np.True_})
+    assert getattr(made, name) is True
+    assert kind.from_dict(json.loads(json.dumps(made.to_dict()))) == made
 
 
 @pytest.mark.parametrize("kind", KINDS)

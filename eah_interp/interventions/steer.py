@@ -89,10 +89,12 @@ class Steer(Intervention):
         check_choice("positions", self.positions, Positions)
         scale = check_number("scale", self.scale, least=-1e6, most=1e6)
         object.__setattr__(self, "scale", scale)
-        check_flag("preserve_norm", self.preserve_norm)
-        if self.adaptive is None:
-            object.__setattr__(self, "adaptive", self.preserve_norm)
-        if check_flag("adaptive", self.adaptive) and not self.preserve_norm:
+        preserve = check_flag("preserve_norm", self.preserve_norm)
+        adaptive = preserve if self.adaptive is None else self.adaptive
+        adaptive = check_flag("adaptive", adaptive)
+        object.__setattr__(self, "preserve_norm", preserve)
+        object.__setattr__(self, "adaptive", adaptive)
+        if adaptive and not preserve:
             msg = (
                 "adaptive=True says how far vectors are turned: expected "
                 "preserve_norm=True, got False; leave it out"

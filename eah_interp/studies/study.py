@@ -105,7 +105,7 @@ class Study(metaclass=Named):
             msg = f"batch_size must be at least 1, got {show_value(self.batch_size)}"
             raise SettingsError(msg)
         seed = check_integer("seed", self.seed)
-        check_flag("sinks", self.sinks)
+        object.__setattr__(self, "sinks", check_flag("sinks", self.sinks))
         if self.source is not None and not isinstance(self.source, ModelSource):
             got = show_value(self.source)
             raise SettingsError(f"source must be a ModelSource or None, got {got}")

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from eah_interp.arguments import check_flag
 from eah_interp.errors import SettingsError
 from eah_interp.indices import check_choice, to_list
 from eah_interp.interventions.intervention import LayersIntervention, check_number
@@ -83,9 +84,7 @@ class ColumnBoost(LayersIntervention):
             set_value(self, "most", check_number("most", self.most, least=0.0))
         if self.by_layer is not None:
             set_value(self, "by_layer", self._read_factors())
-        if not isinstance(self.normalise, bool):
-            msg = f"normalise must be True or False, got {self.normalise!r}"
-            raise SettingsError(msg)
+        set_value(self, "normalise", check_flag("normalise", self.normalise))
 
     def _read_factors(self) -> tuple[float, ...]:
         factors = to_list(self.by_layer) or []
