@@ -71,7 +71,8 @@ def check_written_mask(mask: Any, model: Any) -> None:
 
     Raises:
         InputError: If it is of a dtype that the attention adds without hiding
-            anything, or refuses; if it hides by numbers that could be biases.
+            anything, or refuses; if it hides by numbers that could be biases, holds
+            NaN, or has 1 and 0 where 0 and a huge negative number are meant.
     """
     if not isinstance(mask, Tensor) or mask.ndim != 4 or is_abstract(mask):
         return
@@ -94,6 +95,16 @@ def check_written_mask(mask: Any, model: Any) -> None:
             )
             raise InputError(msg)
         return
+    if bool(mask.isnan().any()):
+        msg = f"the attention mask holds NaN: expected 0 or {least}"
+        raise InputError(msg)
+    if bool((mask == 1).any()) and bool(((mask == 0) | (mask == 1)).all()):
+        msg = (
+            f"the attention mask has 1 and 0 as {dtype}, which would be added to the "
+            f"logits and hide nothing: expected 0 where a row may look and {least} "
+            "where not, or booleans"
+        )
+        raise InputError(msg)
     faint = mask[(mask <= _FAINTEST) & find_visible(mask)]
     if faint.numel():
         msg = (

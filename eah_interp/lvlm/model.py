@@ -402,14 +402,12 @@ class LVLM(HookedModel):
         self._say_what_it_knows(encoding)
         # First, so that a processor of the user's does not see NaN and pass it on.
         processors = [refuse_nan, *(generate.pop("logits_processor", None) or [])]
+        inputs = {**encoding, **generate}  # as in a trace: a mask may be another
         found = self.generate(
-            **encoding,
-            max_new_tokens=max_new_tokens,
-            logits_processor=processors,
-            **generate,
+            **inputs, max_new_tokens=max_new_tokens, logits_processor=processors
         )
         ids = getattr(found, "sequences", found)  # return_dict_in_generate=True
-        new = ids[:, encoding["input_ids"].shape[1] :]
+        new = ids[:, inputs["input_ids"].shape[1] :]
         answers = [
             text.strip()
             for text in self.processor.batch_decode(new, skip_special_tokens=True)

@@ -267,6 +267,18 @@ def test_padding_that_generate_finds_by_itself_is_no_row(model, name):
         assert str(found[1]) == str(seen[1])
 
 
+def test_a_mask_beside_image_and_prompt_is_taken_by_describe_as_by_generate(model):
+    image, prompt = random_image(0), PROMPTS[0]
+    encoding = model.encode(image, prompt)
+    hidden = encoding["attention_mask"].clone()
+    hidden[:, 3:9] = 0
+    expected = model.generate(**{**encoding, "attention_mask": hidden}, **NEW)
+    new = expected[:, encoding["input_ids"].shape[1] :]
+    (text,) = model.processor.batch_decode(new, skip_special_tokens=True)
+    found = model.describe(image, prompt, attention_mask=hidden, **NEW)
+    assert found == text.strip()
+
+
 def hidden_by(number, dtype=torch.float32):
     return lambda seen: torch.zeros(seen.shape, dtype=dtype).masked_fill(~seen, number)
 
@@ -281,6 +293,8 @@ ODD_MASKS = {
     "a mapping": (lambda seen: {"full_attention": seen}, "a tensor of flags, got"),
     "faint": (hidden_by(-1e4), "hides keys by -10000, so whether"),
     "fainter": (hidden_by(-1e9), "hides keys by -1e"),
+    "NaN": (hidden_by(torch.nan), "holds NaN: expected 0"),
+    "flags as floats": (torch.Tensor.float, "1 and 0 as float32, .* hide nothing"),
     "half": (hidden_by(-6e4, torch.half), "booleans or float32, .* got float16"),
     "integers": (torch.Tensor.long, "booleans or float32, .* got int64"),
 }
