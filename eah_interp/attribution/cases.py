@@ -366,14 +366,15 @@ def pose(
         else frozenset()
         for each, own in zip(asked, known, strict=True)
     ]
-    case = _read(
-        tokenizer,
-        encoding,
-        words,
-        metric=metric,
-        captions=None if caption is None else list_captions(caption),
-        synonyms=synonyms,
-    )
+    with torch.inference_mode(mode=False):  # gradients need positions made outside
+        case = _read(
+            tokenizer,
+            encoding,
+            words,
+            metric=metric,
+            captions=None if caption is None else list_captions(caption),
+            synonyms=synonyms,
+        )
     targets = tuple(
         replace(
             target,

@@ -34,6 +34,7 @@ from eah_interp.lvlm.anatomy import (
 )
 from eah_interp.lvlm.module_hooks import first_output, hook_stream
 from eah_interp.lvlm.weights import (
+    check_recorded,
     find_quantised,
     read_constant,
     read_weights,
@@ -487,7 +488,11 @@ def run_direct(
 
     Raises:
         ModelError: If a layer's heads do not write into the residual stream directly.
+        UnsupportedError: In inference mode.
     """
+    check_recorded(
+        model._module, instead=": how far a component moves a logit is a gradient"
+    )
     places = Places.of(case.readout)
     kept, read_at = keep_logits(model, case.readout.positions)
     shape = (case.n_items, int(case.encoding["input_ids"].shape[1]))

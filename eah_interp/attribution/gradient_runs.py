@@ -22,7 +22,7 @@ from eah_interp.interventions.intervene import attention_calls
 from eah_interp.interventions.intervention import Intervention
 from eah_interp.lvlm.attention import AttentionCall
 from eah_interp.lvlm.prompt import prompt_of_worker
-from eah_interp.lvlm.weights import find_quantised
+from eah_interp.lvlm.weights import check_recorded, find_quantised
 
 _BACKWARD = re.compile(
     "backward|derivative|requires? grad|grad_fn|inference tensor|supports inference",
@@ -158,16 +158,7 @@ def check_gradients(model: Any) -> None:
             if inference mode is on.
     """
     root: nn.Module = model._module
-    tensors = [*root.named_parameters(), *root.named_buffers()]
-    frozen = [name for name, tensor in tensors if tensor.is_inference()]
-    if torch.is_inference_mode_enabled() or frozen:
-        where = "this runs" if not frozen else f"{frozen[0]} was made"
-        msg = (
-            f"gradients were switched off for good: {where} in torch.inference_mode(); "
-            "expected torch.no_grad() at most. Leave that block (and load the model "
-            "outside it), or use patch_heads, which needs no gradients"
-        )
-        raise UnsupportedError(msg)
+    check_recorded(root, instead=", or use patch_heads, which needs no gradients")
     quantised = find_quantised(root)
     if quantised is not None:
         name, module, found = quantised

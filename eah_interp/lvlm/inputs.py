@@ -545,6 +545,21 @@ def cast_floats(encoding: Encoding, dtype: torch.dtype) -> Encoding:
     return Encoding(cast, image_sizes=encoding.image_sizes)
 
 
+def leave_inference(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Copy inputs that were made in inference mode, so that gradients can be computed.
+
+    In that mode itself they are left as they are: nothing is recorded there.
+    """
+    if torch.is_inference_mode_enabled():
+        return dict(inputs)
+    return {
+        name: value.clone()
+        if isinstance(value, Tensor) and value.is_inference()
+        else value
+        for name, value in inputs.items()
+    }
+
+
 def is_encoding(value: object) -> TypeGuard[Mapping[str, Any]]:
     """Tell ready-made inputs from images and prompts: a message is a mapping too.
 

@@ -43,6 +43,7 @@ from eah_interp.lvlm.inputs import (
     has_images,
     image_placeholder,
     join_images,
+    leave_inference,
     pair_rows,
 )
 from eah_interp.lvlm.keywords import list_run_keywords, refuse_unused
@@ -249,9 +250,9 @@ class LVLM(HookedModel):
     def _encode_rows(self, rows: list[Row]) -> Encoding:
         placeholder = image_placeholder(self.processor)
         # A tokenizer keeps its padding on itself, so two threads cannot share it.
-        with self.alone(), unset_fake_temporarily():
+        with self.alone(), unset_fake_temporarily(), torch.inference_mode(mode=False):
             encoding = encode_rows(rows, self.processor, placeholder=placeholder)
-        return cast_floats(encoding, self._module.dtype)
+            return cast_floats(encoding, self._module.dtype)
 
     @by_name
     def spans(self, encoding: Mapping[str, Any]) -> tuple[tuple[ImageSpan, ...], ...]:
@@ -551,6 +552,7 @@ class LVLM(HookedModel):
         if generates:
             check_generation(kwargs)
             kwargs = with_padding_mask(self, kwargs)
+        kwargs = leave_inference(kwargs)
         check_written_mask(kwargs.get("attention_mask"), self)
         check_vocabulary(self, kwargs)
         check_positions(self, kwargs, generates=generates)

@@ -20,6 +20,7 @@ from eah_interp.errors import InputError, ModelError, UnsupportedError
 from eah_interp.kernels.patterns import is_abstract
 from eah_interp.lvlm.prompt import Prompt
 from eah_interp.lvlm.spans import ImageSpan
+from eah_interp.lvlm.weights import check_recorded
 
 NO_TOWER = "the model has no vision tower of layers that attend"
 
@@ -114,12 +115,9 @@ class TowerReach:
         """
         tokens = model.vision_output
         given = torch.is_grad_enabled()
-        if tokens.is_inference() or torch.is_inference_mode_enabled():
-            msg = (
-                "which columns the tower's tokens reach is found by gradients, and "
-                "this runs in torch.inference_mode(); expected torch.no_grad() at most"
-            )
-            raise UnsupportedError(msg)
+        check_recorded(
+            model._module, instead=": which columns tokens reach is a gradient"
+        )
         torch.set_grad_enabled(True)
         # What a caller's own graph, or another worker's reach, is part of stays so.
         start = tokens if tokens.requires_grad else tokens.detach().requires_grad_()

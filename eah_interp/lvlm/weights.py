@@ -289,6 +289,28 @@ def name_quantised(module: nn.Module) -> str:
     return ""
 
 
+def check_recorded(model: nn.Module, *, instead: str) -> None:
+    """Check that torch keeps what gradients are computed from.
+
+    Args:
+        model: The model.
+        instead: What does without gradients.
+
+    Raises:
+        UnsupportedError: If inference mode is on, or its weights were made in it.
+    """
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    frozen = [name for name, tensor in tensors if tensor.is_inference()]
+    if torch.is_inference_mode_enabled() or frozen:
+        where = "this runs" if not frozen else f"{frozen[0]} was made"
+        msg = (
+            f"gradients were switched off for good: {where} in torch.inference_mode(); "
+            "expected torch.no_grad() at most. Leave that block (and load the model "
+            f"outside it){instead}"
+        )
+        raise UnsupportedError(msg)
+
+
 def find_quantised(model: nn.Module) -> tuple[str, nn.Module, str] | None:
     """Find the first module of a model, itself included, whose weights are quantised.
 

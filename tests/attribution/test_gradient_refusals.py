@@ -99,6 +99,31 @@ def test_inference_mode_is_refused():
         refuse(model)
 
 
+def test_direct_effects_are_refused_in_inference_mode_too():
+    model, case = share_model("llava"), pose_two("llava")
+    for attribute in (eah.attribute_heads, eah.attribution.attribute_patches):
+        with (
+            torch.inference_mode(),
+            pytest.raises(UnsupportedError, match=r"runs in torch\.inference_mode"),
+        ):
+            attribute(model, case)
+
+
+def test_what_was_encoded_in_inference_mode_is_differentiated_outside():
+    model = share_model("llava")
+    asked = {"objects": ["cat"]}
+    given = (random_image(0), "is there a cat ?")
+    expected = eah.attribute_heads(model, *given, **asked).plain.heads
+    with torch.inference_mode():
+        case = eah.attribution.pose(model, *given, **asked)
+        encoding = model.encode(*given)
+        made = {name: value.clone() for name, value in encoding.items()}
+    assert made["pixel_values"].is_inference()
+    for inputs in (case, encoding, made):
+        found = eah.attribute_heads(model, inputs, **({} if inputs is case else asked))
+        torch.testing.assert_close(found.plain.heads, expected)
+
+
 def test_no_grad_is_no_hindrance_and_weights_are_left_as_they_were():
     model = share_model("llava")
     before = [p.requires_grad for p in model._module.parameters()]
