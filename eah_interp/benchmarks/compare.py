@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 import torch
 
-from eah_interp.arguments import by_name
+from eah_interp.arguments import by_name, check_flag
 from eah_interp.benchmarks.metrics import COMPARED, Metric
 from eah_interp.benchmarks.outputs import (
     OutputFile,
@@ -287,6 +287,7 @@ def compare_outputs(
         ExtraMissingError: If NLTK, `pattern` or statsmodels is needed and missing.
     """
     paths, draws = check_paths(base, patched), check_drawing(draws)
+    common = check_flag("common", common)
     if (questions is None) == (annotations is None and synonyms is None):
         msg = (
             "expected either questions, to compare answers, or annotations and "

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from eah_interp.arguments import by_name, check_path
+from eah_interp.arguments import by_name, check_flag, check_path
 from eah_interp.benchmarks.checked import check_table
 from eah_interp.benchmarks.pope import percent, read_strictly
 from eah_interp.benchmarks.records import ANSWERS, Record, read_records
@@ -152,6 +152,7 @@ def read_hallusionbench(path: Path | str, *, answers: bool = False) -> pd.DataFr
         InputError: If it cannot be read, a key is missing, a question stands twice, or
             a truth is neither 0 nor 1.
     """
+    answers = check_flag("answers", answers)
     try:
         records = read_records(check_path("path", path))
     except InputError as error:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import pandas as pd
 
-from eah_interp.arguments import by_name, check_path
+from eah_interp.arguments import by_name, check_flag, check_path
 from eah_interp.benchmarks.checked import check_table
 from eah_interp.benchmarks.pope import percent, read_strictly
 from eah_interp.benchmarks.scores import VARIANTS, list_variants, plot_variants
@@ -174,6 +174,7 @@ def read_mme(folder: Path | str, *, with_answers: bool = True) -> pd.DataFrame:
             no, or two lines that should be about one image are not.
     """
     folder = check_path("folder", folder)
+    with_answers = check_flag("with_answers", with_answers)
     paths = [folder / f"{task}.txt" for task in TASKS]
     there = [path for path in paths if path.is_file()]
     if not there:

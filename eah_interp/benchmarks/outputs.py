@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeAlias
 
 import pandas as pd
 
-from eah_interp.arguments import check_path
+from eah_interp.arguments import check_flag, check_path
 from eah_interp.benchmarks.chair_files import read_captions, read_ground_truth
 from eah_interp.benchmarks.mentions import (
     Lemmatize,
@@ -181,6 +181,7 @@ def read_caption_outputs(
         SettingsError: If there is no such ground truth.
         ExtraMissingError: If NLTK, its data, or `pattern` is needed and missing.
     """
+    common = check_flag("common", common)
     check_choice("singular", singular, Singular)
     annotations = check_path("annotations", annotations)
     vocabulary = read_synonyms(synonyms)
@@ -305,6 +306,7 @@ def read_answer_outputs(
             answer one and `common` is not set.
         SettingsError: If there is no such rule.
     """
+    common = check_flag("common", common)
     questions = check_path("questions", questions)
     check_choice("rule", rule, Rule)
     asked = read_pope_questions(questions)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageEnhance
 
-from eah_interp.arguments import by_name, check_mapping
+from eah_interp.arguments import by_name, check_flag, check_mapping
 from eah_interp.errors import InputError, UnsupportedError
 from eah_interp.indices import check_columns
 from eah_interp.lvlm.images import ImageLike, read_image
@@ -82,9 +82,7 @@ def draw_sinks(
     lit = Image.new("1", size)
     light = ImageDraw.Draw(lit)
     for box in boxes:
-        left, top, right, bottom = scale_box(box, size)
-        # Pillow paints the last row and column too: they are the next patch's
-        light.rectangle((left, top, right - 1, bottom - 1), fill=1)
+        light.rectangle(_find_pixels(box, size), fill=1)
     drawn = Image.composite(bright, dim.enhance(DIMMED), lit)
     pen = ImageDraw.Draw(drawn)
     width = max(2, min(size) // 200)
@@ -134,6 +132,12 @@ def plot_sinks(
         axes.set_title(title, size=9)
         axes.set_axis_off()
     return figure
+
+
+def _find_pixels(box: Box, size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """Find the pixels of a patch, one at least; Pillow paints the last ones too."""
+    left, top, right, bottom = scale_box(box, size)
+    return left, top, max(left, right - 1), max(top, bottom - 1)
 
 
 def _enlarge(image: Image.Image) -> Image.Image:
@@ -331,8 +335,7 @@ def draw_heat(
                 box = part.find_box(row, index)
                 if box is None or math.isnan(value):
                     continue
-                left, top, right, bottom = scale_box(box, size)
-                place = (left, top, max(right - 1, left), max(bottom - 1, top))
+                place = _find_pixels(box, size)
                 strength = min(abs(value) / most, 1.0) * OPAQUE
                 paint.rectangle(place, fill=POSITIVE if value > 0 else NEGATIVE)
                 mask.rectangle(place, fill=round(255 * strength))
@@ -425,7 +428,7 @@ def plot_attention_panels(
         UnsupportedError: If it is not known which part of the image a grid shows.
         ExtraMissingError: If matplotlib is not installed.
     """
-    image = read_image(image)
+    image, outline = read_image(image), check_flag("outline", outline)
     kinds = _list_kinds(parts)
     most = _find_most(panels)
     n_panels = len(panels) * len(kinds)
@@ -466,7 +469,7 @@ def plot_attention_strips(
         UnsupportedError: If it is not known which part of the image a grid shows.
         ExtraMissingError: If matplotlib is not installed.
     """
-    image = read_image(image)
+    image, outline = read_image(image), check_flag("outline", outline)
     kinds = _list_kinds(parts)
     across = min(max(map(len, strips.values())), STRIP)
     lines = [

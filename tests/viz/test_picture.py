@@ -89,3 +89,10 @@ def test_a_column_of_another_picture_is_refused():
     white = Image.new("RGB", (SIDE, SIDE), "white")
     with pytest.raises(InputError, match="got 99"):
         draw_sinks(white, span_of(WHOLE), columns=[99])
+
+
+@pytest.mark.parametrize("size", [(1, 500), (500, 1), (1, 1), (3, 2)])
+def test_patches_smaller_than_a_pixel_are_drawn_too(size):
+    sinks = WHOLE.columns[0]
+    drawn = draw_sinks(Image.new("RGB", size, "white"), span_of(WHOLE), columns=sinks)
+    assert drawn.width * size[1] == drawn.height * size[0]
