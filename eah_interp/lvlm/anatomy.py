@@ -312,6 +312,8 @@ class Anatomy:
             where there are none.
         checked: The tower's layers whose attention was seen to be explained by its
             call, with the backend; see `verify_tower_call`.
+        edges: How many tokens of the tower stand before and after an image's patches,
+            once that was asked for; see `count_edges`.
     """
 
     sites: dict[int, AttentionSite]
@@ -330,6 +332,7 @@ class Anatomy:
     vision_output: int | None = None
     tower: "Anatomy | None" = None
     checked: set[tuple[int, str]] = field(default_factory=set)
+    edges: list[tuple[int, int]] = field(default_factory=list)
 
     def site(self, layer: int) -> AttentionSite:
         """Find a layer's attention, or say why it cannot be worked on.

@@ -558,6 +558,17 @@ class _Run:
         self.is_plain = False
 
 
+@contextlib.contextmanager
+def unseen_by_workers(model: Any) -> Iterator[None]:
+    """Let the bare module be run inside of a run, without its workers.
+
+    Args:
+        model: The traced model.
+    """
+    with _Run(model).plainly():
+        yield
+
+
 def _list_handlers(
     root: nn.Module,
 ) -> Iterator[tuple[dict[str, Any], Any, MethodType]]:

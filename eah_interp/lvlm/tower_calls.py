@@ -6,6 +6,7 @@ these are one call again, of the whole packed sequence, which is what its querie
 and values are before they are split.
 """
 
+import inspect
 from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 from typing import Any
@@ -15,7 +16,7 @@ from nnsight.intervention.interleaver import Mediator
 from torch import Tensor
 
 from eah_interp._types import ColumnMask
-from eah_interp.errors import ModelError, UnsupportedError
+from eah_interp.errors import InputError, ModelError, UnsupportedError
 from eah_interp.kernels.patterns import find_visible, is_abstract
 from eah_interp.lvlm.anatomy import (
     AttentionSite,
@@ -23,7 +24,9 @@ from eah_interp.lvlm.anatomy import (
     packed_operations,
 )
 from eah_interp.lvlm.attention import AttentionCall
+from eah_interp.lvlm.module_hooks import first_output
 from eah_interp.lvlm.prompt import inputs_of_run, memory_of_worker
+from eah_interp.lvlm.runs import unseen_by_workers
 from eah_interp.lvlm.sequences import (
     Packing,
     SequenceMask,
@@ -313,3 +316,112 @@ def _image_lengths(model: Any) -> tuple[int, ...]:
                 for _ in range(frames)
             )
     return ()
+
+
+# ---- Which tokens are patches of an image, and which are the tower's own.
+
+
+class _AtTheLayers(Exception):  # noqa: N818 - ends a run, never seen outside
+    """Raised where images have become tokens."""
+
+
+def read_changed(model: Any) -> Tensor | None:
+    """Find the tokens of the tower that change where the pixels do.
+
+    What enters the tower's first layer is made twice of a run's inputs, the second time
+    of other pixels, without the layers and unseen by the run's workers.
+
+    Args:
+        model: The traced model.
+
+    Returns:
+        True at tokens that change, as the tower shapes them; None in a run without
+        numbers, or without pixels.
+    """
+    inputs = inputs_of_run(model)
+    pixels = {name: value for name, value in inputs.items() if _are_pixels(value)}
+    if not pixels or any(map(is_abstract, pixels.values())):
+        return None
+    generator = torch.Generator().manual_seed(0)
+    other = {}
+    for name, value in pixels.items():
+        noise = torch.randn(value.shape, generator=generator).to(value)
+        if value.ndim > 3:  # an image of nothing but zeros stands for none (Idefics3)
+            shown = (value.flatten(-3) != 0).any(-1)
+            noise = noise * shown[..., None, None, None]
+        other[name] = value + noise
+    with unseen_by_workers(model), torch.no_grad():
+        one = _read_entering(model, inputs)
+        two = _read_entering(model, {**inputs, **other})
+    return (one != two).any(-1)
+
+
+def count_edges(changed: Tensor | None, tokens: ColumnMask) -> tuple[int, int]:
+    """Count the tokens that stand before and after the patches of an image.
+
+    Class tokens and registers are those that are the same whatever the image shows.
+
+    Args:
+        changed: As from `read_changed`.
+        tokens: The tokens of each image, False at padding.
+
+    Returns:
+        How many before, and how many after.
+
+    Example:
+        >>> changed = torch.tensor([[False, True, True, True, False]])
+        >>> count_edges(changed, torch.tensor([[True, True, True, True, False]]))
+        (1, 0)
+    """
+    if changed is None:
+        return 0, 0
+    lengths, found = tokens.sum(-1).tolist(), []
+    if changed.numel() == tokens.numel():
+        whole = changed.reshape(tokens.shape).to(tokens.device)
+        rows = [own[there] for own, there in zip(whole, tokens, strict=True)]
+    else:  # packed, one image after the other
+        rows = list(torch.split(changed.flatten(), lengths))
+    for own in rows:
+        place = own.nonzero().flatten().tolist()
+        if place:
+            found.append((place[0], len(own) - 1 - place[-1]))
+    if not found:
+        return 0, 0
+    # A patch at an image's edge may be the same by chance.
+    return min(before for before, _ in found), min(after for _, after in found)
+
+
+def _are_pixels(value: Any) -> bool:
+    """Tell pixels from masks and ids by what they hold."""
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        return False
+    return is_abstract(value) or bool(((value != 0) & (value != 1)).any())
+
+
+def _read_entering(model: Any, inputs: dict[str, Any]) -> Tensor:
+    """Run the bare module up to the tower's first layer, and take what enters it."""
+    seen: list[Tensor] = []
+
+    def stop(_: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        given = args[0] if args else next(iter(kwargs.values()))
+        seen.append(first_output(given))
+        raise _AtTheLayers
+
+    module = model._module
+    layer = module.get_submodule(f"{model.anatomy.tower.layers}.0")
+    handle = layer.register_forward_pre_hook(stop, with_kwargs=True)
+    names = inspect.signature(type(module).forward).parameters
+    device = next(module.parameters()).device
+    taken = {
+        name: value.to(device) if isinstance(value, Tensor) else value
+        for name, value in inputs.items()
+        if name in names
+    }
+    try:
+        module(**taken)
+    except _AtTheLayers:
+        return seen[0]
+    finally:
+        handle.remove()
+    msg = "the vision tower was not run on these inputs: expected an image among them"
+    raise InputError(msg)
