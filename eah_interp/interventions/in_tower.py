@@ -16,13 +16,20 @@ from eah_interp.errors import ModelError, SettingsError, UnsupportedError, show_
 from eah_interp.interventions.eah import EAHPatch
 from eah_interp.interventions.intervention import Intervention, Patch
 from eah_interp.interventions.point import PatchPoint
-from eah_interp.lvlm.anatomy import Anatomy, AttentionSite, check_model, name_model
+from eah_interp.lvlm.anatomy import (
+    Anatomy,
+    AttentionSite,
+    check_model,
+    envoy_at,
+    name_model,
+)
 from eah_interp.lvlm.attention import AttentionCall
 from eah_interp.lvlm.prompt import Prompt, memory_of_worker
-from eah_interp.lvlm.runs import PatchedCall, check_mode, wants_attentions
+from eah_interp.lvlm.runs import PatchedCall, check_mode, promise, wants_attentions
 from eah_interp.lvlm.tower import NO_TOWER
 from eah_interp.lvlm.tower_calls import (
     TowerItems,
+    check_pixels,
     count_edges,
     read_changed,
     tower_operation,
@@ -85,7 +92,8 @@ def intervene_in_tower(
 
     Raises:
         UnsupportedError: If the settings have no meaning in a tower, this is no step
-            that reads images, or invokes cannot be told apart.
+            that reads images, or invokes cannot be told apart. At the end of a run
+            in which the tower ran again, unpatched.
     """
     sites = check_tower_settings(model, settings)
     given = [name for name, value in of_prompts.items() if value is not None]
@@ -95,8 +103,11 @@ def intervene_in_tower(
             'tower reads images: leave it out with tower="vision"'
         )
         raise UnsupportedError(msg)
-    memory_of_worker()  # refused outside a trace
+    memory = memory_of_worker()
     check_mode(model)
+    promise(model.interleaver, memory, settings)
+    worker = Mediator.current("the vision tower")
+    memory.once += [(f"{envoy_at(model, s.path).path}.input", worker) for s in sites]
     done: dict[int, Any] = {}
     for point in tower_points(model, sites):
         point.kept = settings.learn(point, None)
@@ -118,9 +129,11 @@ def tower_points(model: Any, sites: Iterable[AttentionSite]) -> Iterator[PatchPo
     Raises:
         UnsupportedError: In a step after the prompt, in one of several invokes, or
             where a layer has run already.
+        InputError: If the run has no image.
         ModelError: If a call does not explain what its layer attends to.
     """
     _check_step(model)
+    check_pixels(model)
     edges: list[tuple[int, int]] = model.anatomy.edges
     changed = None if edges else read_changed(model)
     for site in sites:

@@ -152,6 +152,8 @@ class Memory:
         marks: What was seen of kinds of sinks at the prompt's doors, by kind.
         packed: The vision tower's packed sequences that were read last; see
             `tower_calls.PackedOperation`.
+        once: Modules of the tower that were patched, and must not run again: where
+            nnsight counts their visits, and the worker that patched them.
     """
 
     prompt: Prompt | None = None
@@ -160,6 +162,7 @@ class Memory:
     chosen: set[Any] = field(default_factory=set)
     marks: dict[str, Any] = field(default_factory=dict)
     packed: Any = None
+    once: list[tuple[str, Any]] = field(default_factory=list)
 
 
 def memory_of_worker() -> Memory:

@@ -243,6 +243,17 @@ def check_promises(interleaver: Any, passes: list[ForwardPass]) -> None:
     """
     steps = len(passes)
     for memory in getattr(interleaver, PROMISES, ()):
+        visits = [worker.occurrence(place) for place, worker in memory.once]
+        if max(visits, default=0) > 1 or (
+            memory.once and any(later.past == 0 for later in passes[1:])
+        ):
+            msg = (
+                "the vision tower ran more than once in this run (images, then videos; "
+                "or use_cache=False, which reads the prompt again at each step), and "
+                "was patched the first time alone; leave the cache on, and give images "
+                "and videos to runs of their own"
+            )
+            raise UnsupportedError(msg)
         for settings, done in memory.steps.items():
             prefill = settings.steps == "prefill"
             if prefill and any(later.past == 0 for later in passes[1:]):
@@ -565,8 +576,13 @@ def unseen_by_workers(model: Any) -> Iterator[None]:
     Args:
         model: The traced model.
     """
-    with _Run(model).plainly():
-        yield
+    passes = passes_of(model)
+    known = len(passes)
+    try:
+        with _Run(model).plainly():
+            yield
+    finally:
+        del passes[known:]  # of the decoder, where the tower is a part of it (Phi-4)
 
 
 def _list_handlers(

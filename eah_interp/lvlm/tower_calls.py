@@ -280,11 +280,11 @@ class TowerItems:
             items = _spread_call(call, packing)
             return cls(ItemsOperation(operation, call, packing), items, tokens)
         n_batch, n_keys = call.queries.shape[0], call.keys.shape[2]
-        mask = call.pattern_inputs()["mask"]
-        if mask is None:
-            tokens = torch.ones((n_batch, n_keys), dtype=torch.bool)
-            tokens = tokens.to(call.queries.device)
+        device = call.queries.device
+        if call.mask is None:
+            tokens = torch.ones((n_batch, n_keys), dtype=torch.bool, device=device)
         else:
+            mask = call.pattern_inputs()["mask"]
             tokens = find_visible(mask).any(1).any(1).expand(n_batch, -1)
         return cls(operation, call, tokens)
 
@@ -325,6 +325,20 @@ class _AtTheLayers(Exception):  # noqa: N818 - ends a run, never seen outside
     """Raised where images have become tokens."""
 
 
+def check_pixels(model: Any) -> None:
+    """Check that the running run has an image to look at.
+
+    Raises:
+        InputError: If it has none.
+    """
+    if not any(map(_are_pixels, inputs_of_run(model).values())):
+        msg = (
+            "expected an image in the run, got none: its vision tower reads nothing, "
+            'so that there is nothing for tower="vision" to act on'
+        )
+        raise InputError(msg)
+
+
 def read_changed(model: Any) -> Tensor | None:
     """Find the tokens of the tower that change where the pixels do.
 
@@ -336,11 +350,11 @@ def read_changed(model: Any) -> Tensor | None:
 
     Returns:
         True at tokens that change, as the tower shapes them; None in a run without
-        numbers, or without pixels.
+        numbers.
     """
     inputs = inputs_of_run(model)
     pixels = {name: value for name, value in inputs.items() if _are_pixels(value)}
-    if not pixels or any(map(is_abstract, pixels.values())):
+    if any(map(is_abstract, pixels.values())):
         return None
     generator = torch.Generator().manual_seed(0)
     other = {}

@@ -6,6 +6,7 @@ from nnsight.intervention.iterator import Iterations
 
 import eah_interp as eah
 from eah_interp.errors import (
+    InputError,
     KeywordError,
     ModelError,
     SettingsError,
@@ -14,6 +15,7 @@ from eah_interp.errors import (
 from eah_interp.finders import find_image_heads
 from eah_interp.testing import random_image
 from tests.hooked import NO_TOWER
+from tests.interventions.test_videos import video_inputs
 from tests.lvlm.test_hook_points import PACKED, TOLERANCE
 from tests.lvlm.test_tower_attention import ATTENDS, OWN_CODE
 from tests.tiny_families import (
@@ -310,6 +312,13 @@ def test_a_later_step_is_refused():
             eah.intervene(model, eah.EAH(layers=(0,)), tower="vision")
 
 
+def test_a_run_without_an_image_is_refused():
+    model = share_model("llava")
+    refused = pytest.raises(InputError, match="expected an image in the run, got none")
+    with refused, torch.no_grad(), model.trace("is there a cat ?"):
+        eah.intervene(model, eah.EAH(layers=(0,)), tower="vision")
+
+
 def test_one_of_several_invokes_is_refused():
     model = share_model("llava")
     refused = pytest.raises(UnsupportedError, match="for one of several invokes")
@@ -370,3 +379,47 @@ def test_what_is_no_tower_and_what_are_no_settings_is_refused():
     refused = pytest.raises(SettingsError, match="tower")
     with refused, torch.no_grad(), model.trace(**encoding):
         eah.intervene(model, eah.EAH(layers=(0,)), tower="visual")
+
+
+# ---- Videos, and towers that run again.
+
+
+def with_a_picture(inputs, config):
+    """Put an image of 4 x 4 patches, merged to 2 x 2 tokens, before a video."""
+    ids = torch.full((1, 5), config.image_token_id)
+    ids[0, 0] = config.vision_start_token_id
+    pixels = inputs["pixel_values_videos"][:16]
+    ids = torch.cat([ids, inputs["input_ids"]], 1)
+    kinds = torch.where(ids == config.video_token_id, 2, 0)
+    return inputs | {
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        "pixel_values": pixels.flip(0),
+        "image_grid_thw": torch.tensor([[1, 4, 4]]),
+        "mm_token_type_ids": kinds + (ids == config.image_token_id),
+    }
+
+
+def test_frames_of_a_video_are_items_of_their_own():
+    model = share_model("qwen2_5_vl")
+    inputs = video_inputs(model._module.config)
+    found = eah.score_sinks(model, inputs, tower="vision")
+    assert found.columns.tolist() == [[True] * 16] * 2
+    with torch.no_grad(), model.trace(**inputs):
+        patch = eah.intervene(model, eah.EAH(layers=(0,)), tower="vision")
+        model.logits.save()
+    assert patch.donors.tolist() == found.donors[:, 0].tolist()
+
+
+def test_a_tower_that_runs_again_is_refused_at_the_end_of_the_run():
+    model = share_model("qwen2_5_vl")
+    config = model._module.config
+    inputs = with_a_picture(video_inputs(config), config)
+    refused = pytest.raises(UnsupportedError, match="tower ran more than once")
+    with refused, torch.no_grad(), model.trace(**inputs):
+        eah.intervene(model, eah.EAH(layers=(0,)), tower="vision")
+        model.logits.save()
+    refused = pytest.raises(UnsupportedError, match="tower ran more than once")
+    again = {**NEW, "use_cache": False}
+    with refused, torch.no_grad(), model.generate(**encode("qwen2_5_vl"), **again):
+        eah.intervene(model, eah.EAH(layers=(0,)), tower="vision")
