@@ -56,3 +56,6 @@ SinkColumns = Literal["all", "tower", "language"]
 
 Steps = Literal["prefill", "all"]
 """Which forward passes of a generation are patched."""
+
+Tower = Literal["language", "vision"]
+"""Which of a model's two towers is meant: the decoder, or what looks at images."""

@@ -1,7 +1,7 @@
 """EAH as an activation patch: one head's pattern, given to the others of its layer."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
@@ -17,6 +17,7 @@ from eah_interp._types import (
     HeadMask,
     SinkColumns,
     Steps,
+    Tower,
 )
 from eah_interp.arguments import check_mapping
 from eah_interp.errors import InputError, SettingsError, UnsupportedError, show_value
@@ -31,6 +32,7 @@ from eah_interp.interventions.donation import (
 from eah_interp.interventions.intervention import (
     Intervention,
     check_indices,
+    of_tower,
 )
 from eah_interp.interventions.point import PatchPoint, RowIndex
 from eah_interp.kernels.patterns import PatternBlock
@@ -295,6 +297,19 @@ class EAH(Intervention):
             msg = f"heads {beyond} do not exist: the model has heads 0 to {n_heads - 1}"
             raise SettingsError(msg)
 
+    def why_not_in_tower(self) -> str:
+        """Say what the settings ask for that only a prompt has."""
+        if self.definition != "visible":
+            return (
+                f'definition="{self.definition}" counts the tokens of a causal prompt; '
+                'use definition="visible"'
+            )
+        if self.columns != "all":
+            return f'columns="{self.columns}" are kinds of the decoder\'s image columns'
+        if self.items != "all":
+            return 'items="first" means the first prompt of a batch'
+        return ""
+
     def check_late_start(self, step: int) -> None:
         """Check that it patches every step, from donors that need no scores."""
         if self.steps == "prefill":
@@ -459,17 +474,19 @@ class EAHPatch(ModelResult):
     Attributes:
         eah: The settings.
         layers: What it did in each patched layer, in order.
+        tower: Whose layers these are; see `Patch`.
     """
 
     eah: EAH
     layers: tuple[LayerPatch, ...]
+    tower: Tower = field(default="language", kw_only=True)
 
     def _about(self) -> str:
         named = ", ".join(str(patch.layer) for patch in self.layers) or "none"
         n_items = len(self.layers[0].donors) if self.layers else 0
         items = f"{n_items} item{'' if n_items == 1 else 's'}"
         plural = "" if len(self.layers) == 1 else "s"
-        return f"{items}, layer{plural} {named}"
+        return f"{items}, layer{plural} {named}{of_tower(self.tower)}"
 
     def frame(self) -> "pd.DataFrame":
         """List every head of the patched layers, or the donors where none was scored.

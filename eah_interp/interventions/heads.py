@@ -151,6 +151,14 @@ such as 'L3H7', each once, got ()
         """Whether it acts on image columns."""
         return self.how in ("uniform", "knockout")
 
+    def why_not_in_tower(self) -> str:
+        """Say what the settings ask for that only a prompt has."""
+        if self.how == "previous":
+            return 'how="previous" looks at the token that was read before'
+        if self.how == "knockout":
+            return 'how="knockout" hides the image columns, and there are no others'
+        return ""
+
     def learn(self, point: PatchPoint, stream: Tensor | None) -> Tensor | None:
         """Average what the heads return over each item's prompt."""
         del stream

@@ -10,11 +10,13 @@ from nnsight.intervention.interleaver import Mediator
 from nnsight.intervention.iterator import Iterations
 from torch import Tensor
 
-from eah_interp._types import ColumnMask, Donors, SinkColumns
+from eah_interp._types import ColumnMask, Donors, SinkColumns, Tower
 from eah_interp.arguments import by_name, rename_keywords
 from eah_interp.errors import ModelError, UnsupportedError
+from eah_interp.indices import check_choice
 from eah_interp.interventions.donation import LayerPatch
 from eah_interp.interventions.eah import EAH, EAHPatch
+from eah_interp.interventions.in_tower import intervene_in_tower
 from eah_interp.interventions.intervention import Intervention, Patch
 from eah_interp.interventions.kind_marks import KindMarks, find_marks
 from eah_interp.interventions.point import PatchPoint
@@ -55,6 +57,7 @@ def intervene(
     *,
     image_mask: ColumnMask | None = None,
     prompt_mask: ColumnMask | None = None,
+    tower: Tower = "language",
 ) -> EAHPatch: ...
 
 
@@ -65,6 +68,7 @@ def intervene(
     *,
     image_mask: ColumnMask | None = None,
     prompt_mask: ColumnMask | None = None,
+    tower: Tower = "language",
 ) -> Patch: ...
 
 
@@ -74,6 +78,7 @@ def intervene(
     *,
     image_mask: ColumnMask | None = None,
     prompt_mask: ColumnMask | None = None,
+    tower: Tower = "language",
     **others: Any,
 ) -> EAHPatch | Patch:
     """Patch the forward pass of the trace it is called in.
@@ -94,6 +99,11 @@ def intervene(
             is then the one that a generation of that answer would have had: donors
             are chosen from the prompt's rows, and with `steps="prefill"` only these
             rows are patched.
+        tower: `"language"`, or `"vision"`: layers and heads are those of the vision
+            tower, the batch is the images or tiles that it sees, and all patches of an
+            image are its image columns. `EAH` (`definition="visible"`), `Ablation` and
+            `ScaleHeads` act there, in the one pass that reads images, whatever `steps`
+            says; what only a prompt has is refused.
         **others: Other words for `eah`: `patch`, `settings`, `intervention`.
 
     Returns:
@@ -103,7 +113,8 @@ def intervene(
     Raises:
         UnsupportedError: Outside a trace; after the layer has run, or at a step that
             comes too late for the settings; or where the layer's patches, the batch's
-            rows, or the passes of a second prompt could not be kept apart.
+            rows, or the passes of a second prompt could not be kept apart; or if the
+            settings have no meaning in the tower that is asked for.
         SettingsError: If a layer or head does not exist.
         ModelError: If a layer has no attention to patch.
         InputError: If there is no image, or its tokens are not known.
@@ -125,6 +136,10 @@ def intervene(
         taken = () if eah is None else ("eah",)
         eah = rename_keywords("intervene", others, _ARGUMENTS, taken=taken)["eah"]
     settings = EAH() if eah is None else eah
+    if tower != "language":
+        check_choice("tower", tower, Tower)
+        of_prompts = {"image_mask": image_mask, "prompt_mask": prompt_mask}
+        return _keep(intervene_in_tower(model, settings, **of_prompts))
     memory = memory_of_worker()
     sites = check_settings(model, settings)
     if not settings.is_fitted:
@@ -147,13 +162,18 @@ def intervene(
     result: EAHPatch | Patch = settings.report(done)
     if isinstance(result, EAHPatch | Patch):
         result = replace(result, model=name_model(model))
+    return _keep(result)
+
+
+_ARGUMENTS = ("eah", "image_mask", "prompt_mask", "tower")
+
+
+def _keep(result: EAHPatch | Patch) -> EAHPatch | Patch:
+    """Keep a result beyond its trace."""
     # A stored edit that runs under a plain `generate` has no trace to return to.
     with contextlib.suppress(ValueError):
         nnsight.save(result)
     return result
-
-
-_ARGUMENTS = ("eah", "image_mask", "prompt_mask")
 
 
 def _patch_call(

@@ -4,12 +4,12 @@ import dataclasses
 import math
 import re
 from collections.abc import Mapping, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from torch import Tensor
 
-from eah_interp._types import SinkColumns, Steps
+from eah_interp._types import SinkColumns, Steps, Tower
 from eah_interp.arguments import Named, check_mapping
 from eah_interp.errors import SettingsError, UnsupportedError, show_value
 from eah_interp.indices import check_choice, to_float, to_ints
@@ -93,6 +93,20 @@ class Intervention(metaclass=Named):
             ModelError: If a layer has no such output.
         """
         raise NotImplementedError
+
+    def why_not_in_tower(self) -> str:
+        """Say why it cannot act at the attention calls of the vision tower.
+
+        There all rows are patches of an image (and its class tokens), which all see
+        each other; no row is a word's, and none is read last.
+
+        Returns:
+            A sentence; empty where it can (`EAH`, `Ablation`, `ScaleHeads`).
+        """
+        return (
+            "it was made for the language model's prompts; expected EAH, Ablation or "
+            "ScaleHeads, or one of your own whose why_not_in_tower() returns ''"
+        )
 
     def fit(self: Settings, model: Any, images: object, prompts: object) -> Settings:
         """Make settings for these very items, where something is found on them first.
@@ -243,14 +257,18 @@ class Patch(ModelResult):
         layers: The layers that it was at, in order.
         learned: What it learned from the prompt, by layer: VAR's sink tokens, `[batch,
             position]`; a mean ablation's means, `[batch, 1, head, d_value]`.
+        tower: Whose layers these are: the `"language"` model's, or those of the
+            `"vision"` tower, whose items are the images and tiles that it sees.
     """
 
     settings: Intervention
     layers: tuple[int, ...]
     learned: dict[int, Tensor]
+    tower: Tower = field(default="language", kw_only=True)
 
     def _about(self) -> str:
         layers = ", ".join(map(str, self.layers)) or "none"
+        layers += of_tower(self.tower)
         learned = [
             f"{list(value.shape)} in layer {layer}"
             for layer, value in self.learned.items()
@@ -317,6 +335,11 @@ class LayersIntervention(Intervention):
 
 
 register_by_source(Intervention)
+
+
+def of_tower(tower: Tower) -> str:
+    """Say whose layers are meant, where they are not the language model's."""
+    return "" if tower == "language" else f" of the {tower} tower"
 
 
 def known_kinds() -> dict[str, type[Intervention]]:

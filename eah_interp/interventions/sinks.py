@@ -10,14 +10,20 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from eah_interp._types import ColumnMask, Definition, SinkColumns
+from eah_interp._types import ColumnMask, Definition, SinkColumns, Tower
 from eah_interp.arguments import by_name
-from eah_interp.errors import InputError, SettingsError, show_value
+from eah_interp.errors import (
+    InputError,
+    SettingsError,
+    UnsupportedError,
+    show_value,
+)
 from eah_interp.indices import check_choice, check_item, to_int
 from eah_interp.interventions.donation import score_call
 from eah_interp.interventions.eah import EAH
+from eah_interp.interventions.in_tower import find_tower, tower_points
 from eah_interp.interventions.intervene import attention_calls
-from eah_interp.interventions.intervention import Intervention, list_layers
+from eah_interp.interventions.intervention import Intervention, list_layers, of_tower
 from eah_interp.kernels.sinks import choose_donors, dense_heads
 from eah_interp.lvlm.anatomy import check_model, name_model
 from eah_interp.lvlm.inputs import check_encoding, is_encoding
@@ -45,6 +51,8 @@ class SinkMap(ModelResult):
         beta: The threshold.
         patches: The interventions that `edit` had put into the model, in their order.
         counted: Which image columns could be sinks: `"all"`, or those of one kind.
+        tower: Whose heads these are. Of the `"vision"` tower items are the images and
+            tiles that it sees, in order, columns their patches, and there are no spans.
     """
 
     layers: tuple[int, ...]
@@ -57,6 +65,7 @@ class SinkMap(ModelResult):
     beta: float
     patches: tuple[Intervention, ...] = field(default=(), kw_only=True)
     counted: SinkColumns = field(default="all", kw_only=True)
+    tower: Tower = field(default="language", kw_only=True)
 
     def frame(self) -> pd.DataFrame:
         """List every head: item, layer, head, name (`L1H7`), density, sinks, donor.
@@ -83,7 +92,8 @@ class SinkMap(ModelResult):
         counts = self.columns.sum(-1).tolist() or [0]
         columns = " to ".join(map(str, sorted({min(counts), max(counts)})))
         of_kind = "" if self.counted == "all" else f", sinks of the {self.counted} kind"
-        what = f"{count(n_items, 'item')}, {count_heads(n_layers, n_heads)}"
+        heads = count_heads(n_layers, n_heads) + of_tower(self.tower)
+        what = f"{count(n_items, 'item')}, {heads}"
         return (
             f"{what}, {columns} image columns an item; definition {self.definition}, "
             f"beta {self.beta:g}{of_kind}; densest first"
@@ -224,6 +234,7 @@ def score_sinks(
     beta: float | None = None,
     layers: Iterable[int] | None = None,
     columns: SinkColumns = "all",
+    tower: Tower = "language",
 ) -> SinkMap:
     """Score the vision sinks of every head in one forward pass.
 
@@ -240,6 +251,9 @@ def score_sinks(
         columns: Which image columns count as sinks: `"all"`, or those that are sinks of
             the vision `"tower"` or of the `"language"` model, as for `EAH`; densities
             stay shares of all image columns.
+        tower: Whose heads: the `"language"` model's, or the `"vision"` tower's, under
+            `definition="visible"` alone. Layers are the tower's then, items the images
+            and tiles that it sees, and columns their patches, without class tokens.
 
     Returns:
         Densities, sinks, donors and image spans, on the CPU.
@@ -248,7 +262,8 @@ def score_sinks(
         InputError: If images or prompts do not fit.
         SettingsError: If a layer does not exist.
         ModelError: If a named layer has no heads.
-        UnsupportedError: If the tower's sinks have no columns of their own here.
+        UnsupportedError: If the tower's sinks have no columns of their own here, or
+            what is asked of the vision tower has a meaning in prompts only.
 
     Example:
         >>> import eah_interp as eah
@@ -260,17 +275,28 @@ def score_sinks(
     """
     check_model(model)
     check_choice("columns", columns, SinkColumns)
-    beta = float(EAH(definition=definition, beta=beta).beta or 0)
-    wanted = sorted(model.anatomy.sites) if layers is None else list_layers(layers)
-    for layer in wanted:
-        model.anatomy.site(layer)
+    check_choice("tower", tower, Tower)
+    settings = EAH(definition=definition, beta=beta, columns=columns)
+    beta = float(settings.beta or 0)
+    in_tower = tower == "vision"
+    anatomy = find_tower(model) if in_tower else model.anatomy
+    if in_tower and (why := settings.why_not_in_tower()):
+        msg = f'sinks of the vision tower (tower="vision") cannot be scored so: {why}'
+        raise UnsupportedError(msg)
+    wanted = sorted(anatomy.sites) if layers is None else list_layers(layers)
+    sites = [anatomy.site(layer) for layer in wanted or (0,)]
     encoding: Mapping[str, Any]
     encoding = images if is_encoding(images) else model.encode(images, prompts)
     check_encoding(encoding)
     scored: list[Any] = []
     with torch.no_grad(), model.trace(**encoding) as tracer:
         scored = nnsight.save([])
-        for point in attention_calls(model, layers=wanted, kind=columns):
+        points = (
+            tower_points(model, sites)
+            if in_tower
+            else attention_calls(model, layers=wanted, kind=columns)
+        )
+        for point in points:
             found = score_call(point.call, point.prompt, definition=definition)
             if columns != "all":
                 found = found.only(point.sinks_of_kind())
@@ -287,8 +313,9 @@ def score_sinks(
         sinks=torch.stack([pair[1].cpu() for pair in scored], 1),
         columns=judged.cpu(),
         donors=donors,
-        spans=model.spans(encoding),
+        spans=() if in_tower else model.spans(encoding),
         definition=definition,
         beta=beta,
         counted=columns,
+        tower=tower,
     )

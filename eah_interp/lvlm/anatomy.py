@@ -79,23 +79,8 @@ def find_attention_call(source: str) -> CallSite | None:
 
 def _parse_call(source: str) -> CallSite | None:
     tree = ast.parse(source)
-    variables = {
-        target.id
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Assign | ast.AnnAssign)
-        and node.value is not None
-        and any(
-            isinstance(n, ast.Name) and n.id == REGISTRY for n in ast.walk(node.value)
-        )
-        for target in (node.targets if isinstance(node, ast.Assign) else [node.target])
-        if isinstance(target, ast.Name)
-    }
     calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
-    dispatch = [
-        node
-        for node in calls
-        if isinstance(node.func, ast.Name) and node.func.id in variables
-    ]
+    dispatch = _dispatched(tree, calls)
     if len(dispatch) != 1:
         return None
     call = dispatch[0]
@@ -109,6 +94,110 @@ def _parse_call(source: str) -> CallSite | None:
     )
     assert isinstance(call.func, ast.Name)
     return CallSite(call.func.id, call.lineno, tuple(name for _, name in after))
+
+
+def _dispatched(tree: ast.AST, calls: list[ast.Call]) -> list[ast.Call]:
+    """List the calls of what was taken from the registry."""
+    variables = {
+        target.id
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Assign | ast.AnnAssign)
+        and node.value is not None
+        and any(
+            isinstance(n, ast.Name) and n.id == REGISTRY for n in ast.walk(node.value)
+        )
+        for target in (node.targets if isinstance(node, ast.Assign) else [node.target])
+        if isinstance(target, ast.Name)
+    }
+    return [
+        node
+        for node in calls
+        if isinstance(node.func, ast.Name) and node.func.id in variables
+    ]
+
+
+@dataclass(frozen=True)
+class PackedCallSite:
+    """Where a forward calls its attention for one packed sequence after the other.
+
+    Vision towers that pack images (Qwen-VL's) split queries, keys and values, call
+    their attention in a loop over the parts, and join what it returns; but for
+    FlashAttention, which they call once.
+
+    Attributes:
+        call: Name and line of the variable that is called.
+        splits: Of the variable that holds what was split.
+        joined: Of the call that joins, its dots as underscores.
+    """
+
+    call: tuple[str, int]
+    splits: tuple[str, int]
+    joined: tuple[str, int]
+
+
+_PACKED: dict[str, PackedCallSite | None] = {}
+
+_PACKED_KINDS: dict[type[nn.Module], PackedCallSite | None] = {}
+
+
+def packed_call_of(kind: type[nn.Module]) -> PackedCallSite | None:
+    """Find the looped attention call in a class's forward, reading its source once."""
+    if kind not in _PACKED_KINDS:
+        try:
+            source = textwrap.dedent(read_source(inspect.unwrap(kind.forward)))
+        except (OSError, TypeError):
+            source = ""
+        _PACKED_KINDS[kind] = find_packed_call(source)
+    return _PACKED_KINDS[kind]
+
+
+def find_packed_call(source: str) -> PackedCallSite | None:
+    """Find the looped attention call in a forward's source, parsing each once."""
+    if source not in _PACKED:
+        _PACKED[source] = _parse_packed(source) if REGISTRY in source else None
+    return _PACKED[source]
+
+
+def _parse_packed(source: str) -> PackedCallSite | None:
+    tree = ast.parse(source)
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    dispatch = _dispatched(tree, calls)
+    found = []
+    for loop in ast.walk(tree):
+        if not isinstance(loop, ast.For | ast.ListComp):
+            continue
+        inside = [node for node in ast.walk(loop) if node in dispatch]
+        over = loop.iter if isinstance(loop, ast.For) else loop.generators[0].iter
+        names = {
+            node.value.id
+            for node in ast.walk(over)
+            if isinstance(node, ast.Starred) and isinstance(node.value, ast.Name)
+        }
+        if len(inside) == 1 and len(names) == 1:
+            found.append((loop, inside[0], names.pop()))
+    if len(found) != 1:
+        return None
+    loop, call, name = found[0]
+    splits = [
+        node.lineno
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Assign)
+        and isinstance(node.targets[0], ast.Name)
+        and node.targets[0].id == name
+        and node.lineno < loop.lineno
+    ]
+    joined = [
+        (node.lineno, ast.unparse(node.func).replace(".", "_"))
+        for node in calls
+        if node.lineno > (loop.end_lineno or loop.lineno)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr == "cat"
+    ]
+    if not splits or not joined:
+        return None
+    assert isinstance(call.func, ast.Name)
+    line, cat = min(joined)
+    return PackedCallSite((call.func.id, call.lineno), (name, max(splits)), (cat, line))
 
 
 # ---- Models that cannot be worked on, told by their config alone.
@@ -163,19 +252,22 @@ def refuse_config(
 
 @dataclass(frozen=True)
 class AttentionSite:
-    """Where one decoder layer attends.
+    """Where one layer attends.
 
     Attributes:
-        layer: 0-based index in the decoder.
-        layer_path: The decoder layer, as a dotted path from the root module.
+        layer: 0-based index in the decoder, or in the vision tower.
+        layer_path: The layer, as a dotted path from the root module.
         path: The attention module.
-        out_proj: The output projection; None where no module follows the call.
+        out_proj: The output projection; None where no module follows the call, or in
+            the vision tower.
+        is_packed: Whether it attends in a loop over packed sequences.
     """
 
     layer: int
     layer_path: str
     path: str
     out_proj: str | None
+    is_packed: bool = False
 
 
 @dataclass(frozen=True)
@@ -216,6 +308,12 @@ class Anatomy:
         vision_layers: The layers of the vision tower; None where there are none.
         n_vision_layers: Number of these.
         vision_output: The last of these that is read by what follows the tower.
+        tower: The same of the vision tower's layers, as if they were a decoder's; None
+            where there are none.
+        checked: The tower's layers whose attention was seen to be explained by its
+            call, with the backend; see `verify_tower_call`.
+        edges: How many tokens of the tower stand before and after an image's patches,
+            once that was asked for; see `count_edges`.
     """
 
     sites: dict[int, AttentionSite]
@@ -232,6 +330,9 @@ class Anatomy:
     vision_layers: str | None = None
     n_vision_layers: int = 0
     vision_output: int | None = None
+    tower: "Anatomy | None" = None
+    checked: set[tuple[int, str]] = field(default_factory=set)
+    edges: list[tuple[int, int]] = field(default_factory=list)
 
     def site(self, layer: int) -> AttentionSite:
         """Find a layer's attention, or say why it cannot be worked on.
@@ -367,6 +468,64 @@ def resolve_anatomy(model: nn.Module, *, image_token: int | None = None) -> Anat
         vision_layers=vision_layers,
         n_vision_layers=n_vision_layers,
         vision_output=_find_vision_output(model.config, n_vision_layers),
+        tower=None if vision_layers is None else _resolve_tower(model, vision_layers),
+    )
+
+
+def _resolve_tower(model: nn.Module, path: str) -> Anatomy:
+    """Find where the layers of the vision tower attend.
+
+    What writes to its stream is found when it is asked for (`Anatomy.writers` is empty
+    here): no other model is to wait for it.
+    """
+    sites: dict[int, AttentionSite] = {}
+    unfit: dict[int, str] = {}
+    layers = list(model.get_submodule(path).children())
+    for index, layer in enumerate(layers):
+        once, packed = (
+            [name for name, part in layer.named_modules() if find(type(part))]
+            for find in (attention_call_of, packed_call_of)
+        )
+        found = once + packed
+        if len(found) == 1:
+            where = f"{path}.{index}"
+            attention = f"{where}.{found[0]}"
+            sites[index] = AttentionSite(index, where, attention, None, bool(packed))
+        else:
+            unfit[index] = _why_tower_unfit(layer, found)
+    n_heads = 0
+    if sites:
+        first = model.get_submodule(next(iter(sites.values())).path)
+        config: Any = model.config.vision_config  # type: ignore[union-attr]
+        names = ("num_heads", "num_attention_heads")
+        given = [getattr(owner, n, None) for owner in (first, config) for n in names]
+        n_heads = next((int(n) for n in given if n), 0)
+    return Anatomy(
+        sites=sites,
+        unfit=unfit,
+        n_layers=len(layers),
+        n_heads=n_heads,
+        n_kv_heads=n_heads,
+        d_head=0,
+        layers=path,
+        final_norm=None,
+        unembedding=None,
+        image_token_id=None,
+    )
+
+
+def _why_tower_unfit(layer: nn.Module, found: list[str]) -> str:
+    if found:
+        return f"expected one attention module, got {', '.join(found)}"
+    kinds = [
+        type(part).__name__
+        for part in layer.modules()
+        if part is not layer and "Attention" in type(part).__name__
+    ]
+    named = ", ".join(kinds) or f"none among {type(layer).__name__}'s modules"
+    return (
+        f"its attention ({named}) is computed by code of its own, and not by a call of "
+        f"transformers' {REGISTRY}"
     )
 
 
@@ -457,12 +616,33 @@ def attention_operation(root: Any, site: AttentionSite) -> Any:
     """
     source = envoy_at(root, site.path).source
     wanted = find_attention_call(source.compiled.source)
+    place = None if wanted is None else (wanted.variable, wanted.line)
+    return _operation_at(source, place, site)
+
+
+def packed_operations(root: Any, site: AttentionSite) -> tuple[Any, Any, Any]:
+    """Reach a looped attention call in nnsight: what is split, each call, what joins.
+
+    Raises:
+        ModelError: As for `attention_operation`.
+    """
+    source = envoy_at(root, site.path).source
+    wanted = find_packed_call(source.compiled.source)
+    splits, call, joined = (
+        _operation_at(source, None if wanted is None else getattr(wanted, name), site)
+        for name in ("splits", "call", "joined")
+    )
+    return splits, call, joined
+
+
+def _operation_at(
+    source: Any, place: tuple[str, int] | None, site: AttentionSite
+) -> Any:
+    """Find the one operation of a name on a line of a forward."""
     names = [
         name
         for name, line in source.compiled.lines.items()
-        if wanted is not None
-        and line == wanted.line
-        and name.rpartition("_")[0] == wanted.variable
+        if place is not None and (name.rpartition("_")[0], line) == place
     ]
     if len(names) != 1:
         msg = (

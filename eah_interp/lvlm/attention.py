@@ -27,6 +27,7 @@ from eah_interp.kernels.patterns import (
     mix_values,
     pattern_blocks,
 )
+from eah_interp.lvlm.sequences import SequenceMask
 
 # ---- What an attention call gets besides queries and keys: masks and biases.
 
@@ -91,7 +92,8 @@ class AttentionCall:
         keys: `[batch kv_head key d_head]`, after RoPE, cached keys included.
         values: `[batch kv_head key d_value]`.
         mask: What the model passes as attention mask: None, a 2-D padding mask, a
-            4-D boolean or additive mask, or Flex's block mask.
+            4-D boolean or additive mask, or Flex's block mask; or, where it makes a
+            call for each part of a packed sequence, which parts there are.
         rest: Further positional arguments.
         options: Keyword arguments.
     """
@@ -176,11 +178,13 @@ class AttentionCall:
     def pattern_inputs(self, token_mask: ColumnMask | None = None) -> dict[str, Any]:
         """Collect what `kernels.pattern_blocks` needs to rebuild this pattern."""
         n_rows, n_keys = self.queries.shape[2], self.keys.shape[2]
-        mask, tokens = self.mask, token_mask
+        mask, tokens, keys = self.mask, token_mask, self.keys
         if isinstance(mask, Tensor) and mask.ndim == 2:
             tokens, mask = mask[:, :n_keys].bool(), None
         elif isinstance(mask, Tensor):
             mask = mask[..., :n_keys]
+        elif isinstance(mask, SequenceMask):
+            mask = mask.write(self.keys.device)
         elif mask is not None:
             mask = write_out_block_mask(mask, self.queries, n_keys)
         if mask is None and n_rows > 1 and self._is_causal():
@@ -188,11 +192,13 @@ class AttentionCall:
             n_keys = n_rows
             mask = self._window_mask(tokens)
         elif mask is None:
-            shape = (1, 1, n_rows, n_keys)
-            mask = torch.ones(shape, dtype=torch.bool, device=self.keys.device)
-            if tokens is not None:
-                mask = mask & tokens[:, None, None, :]
-        keys = self.keys[:, :, :n_keys]
+            if tokens is None:
+                mask = torch.ones((1, n_keys), dtype=torch.bool, device=keys.device)
+            else:
+                mask = tokens[:, :n_keys]
+            # All rows see the same: one row is kept.
+            mask = mask[:, None, None].expand(-1, 1, n_rows, -1)
+        keys = keys[:, :, :n_keys]
         bias = self.options.get("position_bias")
         if bias is not None:
             mask = add_bias(bias, mask, self.queries, keys)
@@ -343,6 +349,8 @@ class AttentionCall:
         Where there are as many keys as queries' heads, none are repeated, whatever
         the module thinks of its groups.
         """
+        if isinstance(self.mask, SequenceMask):
+            return self._attend_parts(self.mask)
         # Imported here: a registry cannot travel to a server with this method.
         from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -355,6 +363,22 @@ class AttentionCall:
             module = Ungrouped(module)
         output: HeadOutputs = function(module, *args, **options)[0]
         return output
+
+    def _attend_parts(self, mask: SequenceMask) -> HeadOutputs:
+        """Make a call for each part of packed sequences, as the module does."""
+        n_batch, n_heads, n_rows, _ = self.queries.shape
+        shape = (n_batch, n_rows, n_heads, self.values.shape[-1])
+        whole = self.values.new_zeros(shape)
+        for row, part in mask.parts():
+            one = replace(
+                self,
+                queries=self.queries[row : row + 1, :, part],
+                keys=self.keys[row : row + 1, :, part],
+                values=self.values[row : row + 1, :, part],
+                mask=None,
+            )
+            whole[row, part] = one.attend()[0]
+        return whole
 
     def attend_partly(self, donors: Donors, recipients: HeadMask) -> HeadOutputs:
         """Attend with a broadcast to some heads, where heads share keys.

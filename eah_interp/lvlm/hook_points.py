@@ -34,8 +34,9 @@ from eah_interp.lvlm.runs import (
     note_pattern,
     passes_of,
 )
-
-PATTERNS = "attention_probabilities"
+from eah_interp.lvlm.tower_calls import PackedOperation, place_of, tower_operation
+from eah_interp.lvlm.verify import verify_tower_call
+from eah_interp.lvlm.writers import find_writers
 
 
 class LayerValues(ABC):
@@ -57,7 +58,7 @@ class LayerValues(ABC):
 
     def __len__(self) -> int:
         """Number of layers, those included that have no such value."""
-        return int(self._model.anatomy.n_layers)
+        return self._anatomy.n_layers
 
     def __iter__(self) -> Iterator[Tensor]:
         """Read layer after layer."""
@@ -103,7 +104,7 @@ class LayerValues(ABC):
             raise SettingsError(msg)
         memory_of_worker()  # refused outside a trace
         index %= n_layers
-        rewritten = index if writes and self._name == PATTERNS else None
+        rewritten = f"{self._name}[{index}]" if writes else None
         check_pattern_unchanged(self._model.interleaver, rewritten=rewritten)
         return index
 
@@ -265,8 +266,8 @@ class AddedValues(ModuleValues):
     def _path(self, layer: int) -> str:
         if self._of == "attention":
             self._anatomy.site(layer)
-        writer: str | None = getattr(self._anatomy.writers[layer], self._of)
         path = ModuleValues._path(self, layer)
+        writer: str | None = getattr(self._anatomy.writers[layer], self._of)
         if writer is None:
             msg = (
                 f"{self._name}[{layer}] does not exist: no module of {path} returns "
@@ -278,41 +279,6 @@ class AddedValues(ModuleValues):
         return f"{path}.{writer}"
 
 
-class VisionValues(ModuleValues):
-    """What the vision tower's layers return, in the tower's own shape."""
-
-    shape = "[image or tile, patch, d_vision] or [patch, d_vision]"
-
-    def __len__(self) -> int:
-        """Number of layers of the vision tower."""
-        if self._anatomy.vision_layers is None:
-            msg = (
-                f"this model has no {self._name}: its config has no vision tower, or "
-                "the tower has no list of layers that attend"
-            )
-            raise ModelError(msg)
-        return self._anatomy.n_vision_layers
-
-    def __repr__(self) -> str:
-        """Show what it is, also where there is none."""
-        if self._anatomy.vision_layers is None:
-            return f"<no {self._name} in this model>"
-        return LayerValues.__repr__(self)
-
-    def _path(self, layer: int) -> str:
-        if _rows_of_invoke() is not None:
-            msg = (
-                f"{self._name} cannot be told apart by invokes: the tower sees images, "
-                "tiles or patches, not rows; give all images and prompts to one trace, "
-                "or read it in an empty tracer.invoke()"
-            )
-            raise UnsupportedError(msg)
-        return f"{self._anatomy.vision_layers}.{layer}"
-
-    def _unpack(self, own: Tensor) -> Tensor:
-        return own
-
-
 # ---- At the attention call.
 
 
@@ -321,15 +287,20 @@ class CallValues(LayerValues):
 
     shape = "[batch, head, token, d_head]"
 
+    def _operation(self, site: AttentionSite) -> Any:
+        return attention_operation(self._model, site)
+
     def _reach(self, layer: int, key: str) -> tuple[AttentionSite, Any]:
         site = self._anatomy.site(layer)
-        operation = attention_operation(self._model, site)
+        operation = self._operation(site)
         attention = envoy_at(self._model, site.path)
         # nnsight does not count the calls of a module that it had not opened yet
-        self._check_order(layer, f"{operation.path}.{key}", f"{attention.path}.output")
+        places = (place_of(operation, key), f"{attention.path}.output")
+        self._check_order(layer, *places)
         return site, operation
 
-    def _call(self, operation: Any) -> AttentionCall:
+    def _call(self, site: AttentionSite, operation: Any) -> AttentionCall:
+        del site
         call = AttentionCall.parse(operation.inputs)
         self._check_rows(call.queries)
         return call
@@ -338,16 +309,22 @@ class CallValues(LayerValues):
 class CallInputs(CallValues):
     """Queries, keys or values as the attention function gets them."""
 
+    def __init__(
+        self, model: Any, name: str, *, which: Literal["queries", "keys", "values"]
+    ) -> None:
+        CallValues.__init__(self, model, name)
+        self._which = which
+
     def _read(self, layer: int) -> Tensor:
-        _, operation = self._reach(layer, "input")
-        own: Tensor = getattr(self._call(operation), self._name)
+        site, operation = self._reach(layer, "input")
+        own: Tensor = getattr(self._call(site, operation), self._which)
         return own
 
     def _write(self, layer: int, value: Tensor) -> None:
-        _, operation = self._reach(layer, "input")
-        call = self._call(operation)
-        fitted = self._fit(layer, value, getattr(call, self._name))
-        changes: dict[str, Any] = {self._name: fitted}
+        site, operation = self._reach(layer, "input")
+        call = self._call(site, operation)
+        fitted = self._fit(layer, value, getattr(call, self._which))
+        changes: dict[str, Any] = {self._which: fitted}
         operation.inputs = replace(call, **changes).inputs
 
 
@@ -385,16 +362,17 @@ class AttentionProbabilities(CallValues):
 
     def _read(self, layer: int) -> Pattern:
         check_mode(self._model)
-        _, operation = self._reach(layer, "input")
-        pattern = self._call(operation).pattern()
-        note_pattern(self._model.interleaver, pattern, layer=layer)
+        site, operation = self._reach(layer, "input")
+        pattern = self._call(site, operation).pattern()
+        place = f"{self._name}[{layer}]"
+        note_pattern(self._model.interleaver, pattern, place=place)
         return pattern
 
     def _write(self, layer: int, value: Tensor) -> None:
         check_mode(self._model)
         site, operation = self._reach(layer, "input")
         patched = PatchedCall(operation, layer=site.layer)
-        call = self._call(operation)
+        call = self._call(site, operation)
         n_keys = call.pattern_inputs()["keys"].shape[2]
         _check_shape(f"{self._name}[{layer}]", value, (*call.queries.shape[:3], n_keys))
         value = value.to(call.values.device)
@@ -402,6 +380,114 @@ class AttentionProbabilities(CallValues):
         if maps and maps[0] is not None:  # what the run returns with output_attentions
             maps[0] = value.to(maps[0].dtype)
         patched.output = (call.apply(value), *maps)
+
+
+# ---- The same in the vision tower.
+
+
+class InTower(LayerValues):
+    """What the vision tower's layers have, in the tower's own shape."""
+
+    shape = "[image or tile, patch, d_vision] or [patch, d_vision]"
+
+    @property
+    def _anatomy(self) -> Anatomy:
+        tower: Anatomy | None = self._model.anatomy.tower
+        if tower is None:
+            msg = (
+                f"this model has no {self._name}: its config has no vision tower, or "
+                "the tower has no list of layers that attend"
+            )
+            raise ModelError(msg)
+        return tower
+
+    def __repr__(self) -> str:
+        """Show what it is, also where there is none."""
+        if self._model.anatomy.tower is None:
+            return f"<no {self._name} in this model>"
+        return LayerValues.__repr__(self)
+
+    def _begin(self, layer: int, *, writes: bool = False) -> int:
+        index = LayerValues._begin(self, layer, writes=writes)
+        if _rows_of_invoke() is not None:
+            msg = (
+                f"{self._name} cannot be told apart by invokes: the tower sees images, "
+                "tiles or patches, not rows; give all images and prompts to one trace, "
+                "or read it in an empty tracer.invoke()"
+            )
+            raise UnsupportedError(msg)
+        return index
+
+    def _unpack(self, own: Tensor) -> Tensor:
+        return own
+
+    def _operation(self, site: AttentionSite) -> Any:
+        return tower_operation(self._model, site)
+
+    def _call(self, site: AttentionSite, operation: Any) -> AttentionCall:
+        call = AttentionCall.parse(operation.inputs)
+        verify_tower_call(self._model, site, call)
+        return call
+
+
+class VisionValues(InTower, ModuleValues):
+    """What the tower's layers take or return."""
+
+
+class VisionAdded(InTower, AddedValues):
+    """What a tower's layer's attention or MLP adds to its stream."""
+
+    def _path(self, layer: int) -> str:
+        anatomy = self._anatomy
+        if layer not in anatomy.writers:
+            # Found when it is asked for, and not while a model is loaded.
+            path = f"{anatomy.layers}.{layer}"
+            site = anatomy.sites.get(layer)
+            own = None if site is None else site.path.removeprefix(f"{path}.")
+            whole = self._model._module.get_submodule(path)
+            anatomy.writers[layer] = find_writers(whole, attention=own)
+        return AddedValues._path(self, layer)
+
+
+_INPUTS = ("queries", "keys", "values")
+
+_OF_CALL = "[image or tile, head, patch, d_head], or [1, head, patch, d_head]"
+
+
+class VisionInputs(InTower, CallInputs):
+    """Queries, keys or values of the tower, as its attention function gets them."""
+
+    shape = _OF_CALL
+
+    def _read(self, layer: int) -> Tensor:
+        _, operation = self._reach(layer, "input")
+        if not isinstance(operation, PackedOperation):
+            return CallInputs._read(self, layer)
+        return operation.tensors[_INPUTS.index(self._which)]
+
+    def _write(self, layer: int, value: Tensor) -> None:
+        _, operation = self._reach(layer, "input")
+        if not isinstance(operation, PackedOperation):
+            CallInputs._write(self, layer, value)
+            return
+        number, tensors = _INPUTS.index(self._which), operation.tensors
+        fitted = self._fit(layer, value, tensors[number])
+        queries, keys, values = (
+            fitted if place == number else own for place, own in enumerate(tensors)
+        )
+        operation.tensors = queries, keys, values
+
+
+class VisionHeads(InTower, HeadsOutput):
+    """What every head of the tower returns."""
+
+    shape = _OF_CALL.replace("d_head", "d_value")
+
+
+class VisionPatterns(InTower, AttentionProbabilities):
+    """The pattern of every head of the tower, written out where it is asked for."""
+
+    shape = "[image or tile, head, patch, patch], or [1, head, patch, patch]"
 
 
 class HookedModel(TransformersModel):
@@ -412,6 +498,49 @@ class HookedModel(TransformersModel):
     """
 
     anatomy: Anatomy
+
+    @property
+    def vision_layers_input(self) -> VisionValues:
+        """What enters layers of the vision tower, as the tower shapes it."""
+        return VisionValues(self, "vision_layers_input", side="input")
+
+    @property
+    def vision_queries(self) -> VisionInputs:
+        """Queries of the tower, `[image or tile, head, patch, d_head]`, rotated."""
+        return VisionInputs(self, "vision_queries", which="queries")
+
+    @property
+    def vision_keys(self) -> VisionInputs:
+        """Keys of the tower, `[image or tile, kv_head, patch, d_head]`, rotated."""
+        return VisionInputs(self, "vision_keys", which="keys")
+
+    @property
+    def vision_values(self) -> VisionInputs:
+        """Values of the tower, `[image or tile, kv_head, patch, d_value]`."""
+        return VisionInputs(self, "vision_values", which="values")
+
+    @property
+    def vision_attention_probabilities(self) -> VisionPatterns:
+        """Patterns of the tower, `[image or tile, head, patch, patch]`.
+
+        Where images are packed, `[1, head, patch, patch]`: zero from one to another.
+        """
+        return VisionPatterns(self, "vision_attention_probabilities")
+
+    @property
+    def vision_heads_output(self) -> VisionHeads:
+        """What each head of the tower returns, `[image or tile, head, patch, ...]`."""
+        return VisionHeads(self, "vision_heads_output")
+
+    @property
+    def vision_attentions_output(self) -> VisionAdded:
+        """What attention adds to the tower's stream, as the tower shapes it."""
+        return VisionAdded(self, "vision_attentions_output", of="attention")
+
+    @property
+    def vision_mlps_output(self) -> VisionAdded:
+        """What the MLP adds to the tower's stream, as the tower shapes it."""
+        return VisionAdded(self, "vision_mlps_output", of="mlp")
 
     @property
     def vision_layers_output(self) -> VisionValues:
@@ -491,22 +620,22 @@ class HookedModel(TransformersModel):
     @property
     def queries(self) -> CallInputs:
         """Queries, `[batch, head, query, d_head]`, normed and rotated."""
-        return CallInputs(self, "queries")
+        return CallInputs(self, "queries", which="queries")
 
     @property
     def keys(self) -> CallInputs:
         """Keys, `[batch, kv_head, key, d_head]`: rotated, cached ones included."""
-        return CallInputs(self, "keys")
+        return CallInputs(self, "keys", which="keys")
 
     @property
     def values(self) -> CallInputs:
         """Values, `[batch, kv_head, key, d_value]`, cached ones included."""
-        return CallInputs(self, "values")
+        return CallInputs(self, "values", which="values")
 
     @property
     def attention_probabilities(self) -> AttentionProbabilities:
         """Patterns, `[batch, head, query, key]`, under any attention backend."""
-        return AttentionProbabilities(self, PATTERNS)
+        return AttentionProbabilities(self, "attention_probabilities")
 
     @property
     def heads_output(self) -> HeadsOutput:

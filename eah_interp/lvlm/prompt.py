@@ -150,6 +150,10 @@ class Memory:
         steps: At how many forward passes each settings were called.
         chosen: The settings that were called at steps of the caller's choice.
         marks: What was seen of kinds of sinks at the prompt's doors, by kind.
+        packed: The vision tower's packed sequences that were read last; see
+            `tower_calls.PackedOperation`.
+        once: Modules of the tower that were patched, and must not run again: where
+            nnsight counts their visits, and the worker that patched them.
     """
 
     prompt: Prompt | None = None
@@ -157,6 +161,8 @@ class Memory:
     steps: dict[Any, int] = field(default_factory=dict)
     chosen: set[Any] = field(default_factory=set)
     marks: dict[str, Any] = field(default_factory=dict)
+    packed: Any = None
+    once: list[tuple[str, Any]] = field(default_factory=list)
 
 
 def memory_of_worker() -> Memory:
@@ -203,6 +209,17 @@ def prompt_of_worker(
     if memory.prompt is None:
         memory.prompt = _read_prompt(model, image_mask)
     return memory.prompt
+
+
+def inputs_of_run(model: Any) -> dict[str, Any]:
+    """Find what the running run was given, of all rows.
+
+    Where the run did not go through `LVLM`, it is read at the root module's door.
+    """
+    inputs: dict[str, Any] | None = getattr(model.interleaver, INPUTS, None)
+    if not inputs or not isinstance(inputs.get("input_ids"), Tensor):
+        inputs = model.inputs[1]
+    return inputs or {}
 
 
 def _read_prompt(model: Any, image_mask: ColumnMask | None) -> Prompt:

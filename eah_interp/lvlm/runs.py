@@ -43,7 +43,7 @@ PATTERN = "eah_pattern"
 """Attribute of nnsight's interleaver: the pattern that was written out last."""
 
 _PATCHED = "eah_patched"
-"""Attribute of the run's batcher: the outputs replaced, as (layer, step, rows)."""
+"""Attribute of the run's batcher: the outputs replaced, as (place, step, rows)."""
 
 
 class PatchedCall:
@@ -132,8 +132,9 @@ class PatchedCall:
         return self._worker.batch_group if batching else None
 
     def _check_untouched(self) -> None:
-        for layer, step, rows in self._claims():
-            if (layer, step) == (self._layer, self.step) and _overlap(rows, self._rows):
+        here = (self._location, self.step)
+        for location, step, rows in self._claims():
+            if (location, step) == here and _overlap(rows, self._rows):
                 msg = (
                     f"layer {self._layer} is patched twice in one forward pass: "
                     "patches add up only after a broadcast to all heads; patch the "
@@ -143,9 +144,9 @@ class PatchedCall:
 
     def _claim(self) -> None:
         self._check_untouched()
-        self._claims().append((self._layer, self.step, self._rows))
+        self._claims().append((self._location, self.step, self._rows))
 
-    def _claims(self) -> list[tuple[int, int, list[int] | None]]:
+    def _claims(self) -> list[tuple[str, int, list[int] | None]]:
         run = self._worker.interleaver.batcher
         claims: list[Any] = vars(run).setdefault(_PATCHED, [])
         return claims
@@ -242,6 +243,17 @@ def check_promises(interleaver: Any, passes: list[ForwardPass]) -> None:
     """
     steps = len(passes)
     for memory in getattr(interleaver, PROMISES, ()):
+        visits = [worker.occurrence(place) for place, worker in memory.once]
+        if max(visits, default=0) > 1 or (
+            memory.once and any(later.past == 0 for later in passes[1:])
+        ):
+            msg = (
+                "the vision tower ran more than once in this run (images, then videos; "
+                "or use_cache=False, which reads the prompt again at each step), and "
+                "was patched the first time alone; leave the cache on, and give images "
+                "and videos to runs of their own"
+            )
+            raise UnsupportedError(msg)
         for settings, done in memory.steps.items():
             prefill = settings.steps == "prefill"
             if prefill and any(later.past == 0 for later in passes[1:]):
@@ -346,18 +358,24 @@ def name_training(root: nn.Module) -> str:
     return ""
 
 
-def note_pattern(interleaver: Any, pattern: Tensor, *, layer: int) -> None:
-    """Note a pattern that was written out for a reader, until anything else is read."""
+def note_pattern(interleaver: Any, pattern: Tensor, *, place: str) -> None:
+    """Note a pattern that was written out for a reader, until anything else is read.
+
+    Args:
+        interleaver: nnsight's interleaver.
+        pattern: What was written out.
+        place: What it was read as, such as `attention_probabilities[3]`.
+    """
     if not pattern.is_inference():  # these do not count their changes
-        setattr(interleaver, PATTERN, (pattern, pattern._version, layer))
+        setattr(interleaver, PATTERN, (pattern, pattern._version, place))
 
 
-def check_pattern_unchanged(interleaver: Any, *, rewritten: int | None = None) -> None:
+def check_pattern_unchanged(interleaver: Any, *, rewritten: str | None = None) -> None:
     """Check that a pattern was not changed in place, which changes nothing in the run.
 
     Args:
         interleaver: nnsight's interleaver.
-        rewritten: The layer whose pattern is written right now.
+        rewritten: The pattern that is written right now.
 
     Raises:
         UnsupportedError: If it was, and was not written back.
@@ -366,12 +384,12 @@ def check_pattern_unchanged(interleaver: Any, *, rewritten: int | None = None) -
     setattr(interleaver, PATTERN, None)
     if noted is None:
         return
-    pattern, version, layer = noted
-    if pattern._version != version and layer != rewritten:
+    pattern, version, place = noted
+    if pattern._version != version and place != rewritten:
         msg = (
-            f"attention_probabilities[{layer}] was changed in place, which changes "
+            f"{place} was changed in place, which changes "
             "nothing in the model: it was written out for you; keep it, change it, "
-            f"and assign it, as in model.attention_probabilities[{layer}] = pattern, "
+            f"and assign it, as in model.{place} = pattern, "
             "or change a clone() of it"
         )
         raise UnsupportedError(msg)
@@ -549,6 +567,22 @@ class _Run:
             if place.get("forward") is forward:
                 place["forward"] = handler
         self.is_plain = False
+
+
+@contextlib.contextmanager
+def unseen_by_workers(model: Any) -> Iterator[None]:
+    """Let the bare module be run inside of a run, without its workers.
+
+    Args:
+        model: The traced model.
+    """
+    passes = passes_of(model)
+    known = len(passes)
+    try:
+        with _Run(model).plainly():
+            yield
+    finally:
+        del passes[known:]  # of the decoder, where the tower is a part of it (Phi-4)
 
 
 def _list_handlers(

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from eah_interp.errors import ModelError
 from eah_interp.kernels.broadcast import broadcast_pattern
+from eah_interp.kernels.patterns import is_abstract
 from eah_interp.lvlm.anatomy import (
     Anatomy,
     AttentionSite,
@@ -255,7 +256,7 @@ def _patched_forward(
                     continue
                 call = call.broadcast(donors.long())
             operation.inputs = call.inputs
-            _check_explained(site, call, operation.output)
+            _check_explained(f"layer {site.layer}", call, operation.output)
         logits: Tensor = model.output.logits.save()
     return logits, any(changed)
 
@@ -264,12 +265,41 @@ def _attend_like(call: AttentionCall, donors: Tensor) -> Tensor:
     return call.attend_with(lambda block: broadcast_pattern(block.weights, donors))
 
 
-def _check_explained(site: AttentionSite, call: AttentionCall, output: Any) -> None:
+def verify_tower_call(model: Any, site: AttentionSite, call: AttentionCall) -> None:
+    """Check that a tower's call is explained by its pattern, once for each layer.
+
+    Loading looks at no image, and nobody who does not ask for the tower's attention
+    waits for it: it is checked on the first call that somebody reads, with the model's
+    own attention function, before the model itself makes the call.
+
+    Args:
+        model: The traced model.
+        site: The layer of the tower.
+        call: What its attention is given.
+
+    Raises:
+        ModelError: If queries, keys, mask and scale do not explain what it returns.
+    """
+    backend = str(
+        getattr(getattr(call.module, "config", None), "_attn_implementation", "")
+    )
+    checked = model.anatomy.checked
+    if (site.layer, backend) in checked or not getattr(model, "_verify", True):
+        return
+    if is_abstract(call.queries):
+        return
+    with torch.no_grad():
+        own = call.detach()
+        _check_explained(f"layer {site.layer} of the vision tower", own, own.attend())
+    checked.add((site.layer, backend))
+
+
+def _check_explained(where: str, call: AttentionCall, output: Any) -> None:
     actual = output[0] if isinstance(output, tuple | list) else output
     expected = call.attend_with(lambda block: block.weights)
     if actual.shape != expected.shape:
         msg = (
-            f"the attention call of layer {site.layer} returns shape "
+            f"the attention call of {where} returns shape "
             f"{tuple(actual.shape)}: expected [batch query head d_value] = "
             f"{tuple(expected.shape)}"
         )
@@ -279,7 +309,7 @@ def _check_explained(site: AttentionSite, call: AttentionCall, output: Any) -> N
     distance = _distance(actual, expected)
     if not distance <= allowed * max(size, 1e-6):
         msg = (
-            f"the attention of layer {site.layer} is not explained by its queries, "
+            f"the attention of {where} is not explained by its queries, "
             f"keys, mask and scale: off by {distance:.2g} on outputs of size "
             f"{size:.2g} (allowed {allowed:g} of it). The layer uses something else "
             "besides (learned sinks or a bias that its call does not show), so its "

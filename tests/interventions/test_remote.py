@@ -99,6 +99,7 @@ assert "eah_interp" not in sys.modules or not hasattr(
             marks=pytest.mark.slow,
         ),
         pytest.param("eah.PAI(layers=(1,))", marks=pytest.mark.slow),
+        pytest.param('eah.EAH(layers=(0,)), tower="vision"', marks=pytest.mark.slow),
     ],
 )
 def test_a_server_without_the_package_computes_the_same(
@@ -111,6 +112,9 @@ def test_a_server_without_the_package_computes_the_same(
 
 BY_NAME = """
     mask = model.image_mask
+    model.vision_values[0][:, 1] *= 0.5
+    model.vision_attention_probabilities[0] *= 0.9
+    model.vision_mlps_output[0] = model.vision_mlps_output[0] * 2
     queries = model.queries[0]
     model.attention_probabilities[1] *= ~mask[:, None, None]
     model.heads_output[1][:, 2] = 0

@@ -85,6 +85,14 @@ class ScaleHeads(HeadsIntervention):
         """Whether it acts on image columns."""
         return self.gate is not None
 
+    def why_not_in_tower(self) -> str:
+        """Say what the settings ask for that only a prompt has."""
+        if self.rows == "last":
+            return 'rows="last" means the rows that words are read from'
+        if self.gate == "behind":
+            return 'gate="behind" measures what stands behind an image in a prompt'
+        return ""
+
     def apply_at(self, point: PatchPoint) -> None:
         """Scale one layer's heads."""
         last = self.rows == "last"
