@@ -67,6 +67,9 @@ NAMES = {
 }
 
 
+MOST_TICKS = 14
+"""So many layers are numbered at most."""
+
 MOST_ABREAST = 3
 """So many panels stand side by side at most."""
 
@@ -239,9 +242,13 @@ def plot_norms(
         named.add(kind)
     axes.axvline(-0.5, color="0.5", linewidth=0.6, linestyle=":")
     axes.set_yscale("log")
-    axes.set_xlabel("layers of the vision tower | depth of the decoder")
+    every = [*before, *after]
+    shown = every[:: max(1, -(-len(every) // MOST_TICKS))]
+    names = [str(place + n_tower if place < 0 else place) for place in shown]
+    axes.set_xticks(shown, names)
+    axes.set_xlabel("tower's layer | decoder's depth")
     axes.set_ylabel("norm")
     if named:
-        axes.legend(fontsize=7, frameon=False)
+        explain(axes, alone=ax is None, loc="upper center", ncols=len(named))
     figure: Figure = axes.figure
     return figure
