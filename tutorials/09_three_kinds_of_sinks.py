@@ -234,8 +234,8 @@ if ON_TOY:
 # little. Of the sink of the tower no control does the same when it is dropped: the
 # louder token helps, a little. Dropping that of the language model does no more than
 # dropping a column that is like it in norm. Many intervals are looked at here, and all
-# are of one toy: `docs/sinks-by-kind.md` has three toys, more scenes, and allows for
-# how many comparisons there are.
+# are of one toy. Over three toys and more scenes, with an allowance for how many
+# comparisons there are, none of it is left: `docs/sinks-by-kind.md`.
 #
 # Sinks can also be moved (`act="move"`), swapped between two images (`act="swap"`), and
 # edited before the projector (`at="vision"`), where this planting can be undone:
