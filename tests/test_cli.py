@@ -16,6 +16,7 @@ import eah_interp as eah
 from eah_interp.cli import app
 from eah_interp.cli.options import PatchOptions
 from eah_interp.cli.tables import tabulate_density
+from eah_interp.interventions import SinkRule, find_sinks
 from eah_interp.report.inspection import judge
 from eah_interp.report.reading import (
     likeliest,
@@ -315,6 +316,29 @@ def test_sinks_prints_the_densest_heads(folder, photo, tiny):
         assert re.search(
             rf"{row.name} +{row.density:.1%} +{row.n_sinks}", result.stdout
         )
+
+
+def test_sinks_are_told_apart_where_it_is_asked_for(folder, photo, tiny, monkeypatch):
+    record = run_json("sinks", photo, "-m", folder, "--kinds")
+    assert set(record["kinds"]["counts"]) == {"none", "tower", "language", "both"}
+    n_columns = find_sinks(tiny, photo).columns.sum()
+    assert record["kinds"]["counts"]["none"] == record["n_columns"] == n_columns
+    assert record["kinds"]["sinks"] == record["kinds"]["learned"] == []
+    assert "kinds" not in run_json("sinks", photo, "-m", folder)
+
+    # From here on every norm that stands out at all is a sink of the tower's.
+    class Low(SinkRule):
+        def __init__(self):
+            super().__init__(norm_times=1.001, norm_spread=0.1)
+
+    monkeypatch.setattr(sys.modules[find_sinks.__module__], "SinkRule", Low)
+    record = run_json("sinks", photo, "-m", folder, "--kinds")
+    found = find_sinks(tiny, photo)
+    assert record["kinds"]["counts"]["tower"] == found.mask("tower").sum() > 0
+    (first, *_) = record["kinds"]["sinks"]
+    assert found.kind_of(first["column"]) == first["kind"] == "tower"
+    printed = run("sinks", photo, "-m", folder, "--kinds", "--top", 1).stdout
+    assert re.search(rf"{first['column']} +tower +norm", printed)
 
 
 # -- models --------------------------------------------------------------------------

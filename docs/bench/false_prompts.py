@@ -572,11 +572,11 @@ def _sum_up(record: Mapping[str, Any]) -> Iterator[str]:
     yield (
         f"Asked how many there are, the toys say a number in {asked:.0f} % of answers "
         f"at most. Of one, two, three and four they name the object as often as it is "
-        f"there in {right} % of descriptions; four are named {_write(counted['rise'])} "
+        f"there in {right} % of descriptions; four are named {write(counted['rise'])} "
         "times more often than one."
     )
     more = ", ".join(
-        f"{_write(counted[f'{key}, 2: more'])} ({said})"
+        f"{write(counted[f'{key}, 2: more'])} ({said})"
         for key, said in (
             ("told a number", "as a number"),
             ("told four times", "as four names"),
@@ -587,7 +587,7 @@ def _sum_up(record: Mapping[str, Any]) -> Iterator[str]:
     yield (
         "Told to describe what is not there, they name it in "
         f"{_plain(followed['describe: false'])} % of descriptions; unasked in "
-        f"{_plain(followed['neutral: false'])} %: {_write(led)} points. Asked for it, "
+        f"{_plain(followed['neutral: false'])} %: {write(led)} points. Asked for it, "
         f"they say yes in {_plain(followed['ask: false'])} %."
     )
     effects = {
@@ -598,13 +598,14 @@ def _sum_up(record: Mapping[str, Any]) -> Iterator[str]:
         false, true, apart = (effects[kind, where, "random", name] for name in POINTS)
         yield (
             f"Without the {K_HEADS} foremost heads of {WHERE[where]} ({SAID[kind]}), "
-            f"against random ones: {_write(false)} points of false prompts followed "
-            f"(**{false['verdict']}**), {_write(true)} of true ones, {_write(apart)} "
+            f"against random ones: {write(false)} points of false prompts followed "
+            f"(**{false['verdict']}**), {write(true)} of true ones, {write(apart)} "
             f"of true minus false (**{apart['verdict']}**)."
         )
 
 
-def _write(one: Mapping[str, Any], digits: int = 1) -> str:
+def write(one: Mapping[str, Any], digits: int = 1) -> str:
+    """Write a change with its interval."""
     if one["low"] is None:
         return f"{one['value']:+.{digits}f} (undetermined)"
     parts = (f"{one[key]:+.{digits}f}" for key in ("value", "low", "high"))
@@ -618,11 +619,13 @@ def _plain(one: Mapping[str, Any], digits: int = 1) -> str:
     return "{} [{}, {}]".format(*parts)
 
 
-def _toys(one: Mapping[str, Any], digits: int = 1, sign: str = "") -> str:
+def write_toys(one: Mapping[str, Any], digits: int = 1, sign: str = "") -> str:
+    """Write each toy's own number."""
     return ", ".join(f"{value:{sign}.{digits}f}" for value in one["toys"])
 
 
-def _tabulate(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def tabulate(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Write a table of Markdown."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
@@ -642,11 +645,11 @@ def _tabulate_counts(counted: Mapping[str, Any]) -> str:
                 name: counted[f"{key}, {n}: {name}"]
                 for name in ("named", "right", "four", "number")
             }
-            named = f"{_plain(one['named'], 2)} ({_toys(one['named'], 2)})"
+            named = f"{_plain(one['named'], 2)} ({write_toys(one['named'], 2)})"
             shares = [f"{one[x]['value']:.1f}" for x in ("right", "four", "number")]
             rows.append([said, str(n), named, *shares])
     header = ["prompt", "there are", "named, times (by toy)", "named as often, %"]
-    return _tabulate([*header, "named four times, %", "a number said, %"], rows)
+    return tabulate([*header, "named four times, %", "a number said, %"], rows)
 
 
 def _tabulate_followed(followed: Mapping[str, Any]) -> str:
@@ -654,13 +657,13 @@ def _tabulate_followed(followed: Mapping[str, Any]) -> str:
     for key, said in (("neutral", '"Describe the image."'), *SAID.items()):
         for name, there in (("false", "no"), ("true", "yes")):
             one = followed[f"{key}: {name}"]
-            rows.append([said, there, _plain(one), _toys(one)])
+            rows.append([said, there, _plain(one), write_toys(one)])
     header = ["prompt", "the object is there", "named, or yes, %", "by toy"]
     told = followed["describe: rise"]
     return (
-        f"{_tabulate(header, rows)}\n\n"
+        f"{tabulate(header, rows)}\n\n"
         "The first object of a begun description: the false name's logit rises over "
-        f"the true one's by {_write(told, 2)} ({_toys(told, 2, '+')}) beyond that "
+        f"the true one's by {write(told, 2)} ({write_toys(told, 2, '+')}) beyond that "
         'after "Describe the image.".'
     )
 
@@ -688,7 +691,7 @@ def _tabulate_heads(toys: Mapping[str, Any]) -> str:
                     str(found["shallow of 10"]),
                 ]
             )
-    return _tabulate(
+    return tabulate(
         [
             "toy",
             "prompt",
@@ -716,14 +719,14 @@ def _tabulate_effects(effects: Sequence[Mapping[str, Any]]) -> str:
                 WHERE[one["where"]],
                 against[one["against"]],
                 WHAT[one["what"]],
-                _write(one, digits),
-                _toys(one, digits, "+"),
+                write(one, digits),
+                write_toys(one, digits, "+"),
                 p,
                 one.get("verdict", ""),
             ]
         )
     header = ["prompt", "heads of", "against", "what", "change", "by toy", "p (Holm)"]
-    return _tabulate([*header, "verdict"], rows)
+    return tabulate([*header, "verdict"], rows)
 
 
 @app.command()

@@ -214,6 +214,14 @@ def sinks(
         int,
         typer.Option(min=1, metavar="K", help="How many of the densest heads to list."),
     ] = 10,
+    kinds: Annotated[
+        bool,
+        typer.Option(
+            "--kinds",
+            help="Also tell sinks of the vision tower from those of the language "
+            "model.",
+        ),
+    ] = False,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -227,15 +235,23 @@ def sinks(
     """Score the vision sinks of every head of every layer on one image.
 
     Densities are the plain model's. The donors are those that EAH would take in
-    --layers with these settings; nothing else of EAH shows here.
+    --layers with these settings; nothing else of EAH shows here. The report command
+    draws sinks by kind on the image.
 
         eah-interp sinks photo.jpg --prompt "Is there a dog?" --out sinks.png
+        eah-interp sinks photo.jpg --kinds
     """
     with working() as bar:
         bar.expect(2)
         bar.step("importing torch and transformers")
         from eah_interp.cli.records import record_sinks
-        from eah_interp.cli.tables import donor_heads, show_note, show_sinks
+        from eah_interp.cli.tables import (
+            donor_heads,
+            show_kinds,
+            show_note,
+            show_sinks,
+        )
+        from eah_interp.interventions.find_sinks import find_sinks
         from eah_interp.interventions.sinks import score_sinks
         from eah_interp.lvlm.images import read_image
         from eah_interp.report.inspection import list_donors
@@ -257,6 +273,7 @@ def sinks(
             model, opened, prompt=prompt, conditions={PATCHED: eah}, bar=bar
         )
         donors = list_donors(reading.patches[PATCHED])
+        told = find_sinks(model, opened, prompt) if kinds else None
         record = record_sinks(
             found,
             k=top,
@@ -266,6 +283,7 @@ def sinks(
             eah=eah,
             image=image,
             prompt=prompt,
+            kinds=told,
         )
         if out is not None:
             save_figure(found.plot(donors=donor_heads(donors)), out)
@@ -273,6 +291,8 @@ def sinks(
         show_json(record)
         return
     show(show_sinks(found, k=top, donors=donors, eah=eah, prompt=prompt))
+    if told is not None:
+        show(show_kinds(told, k=top))
     show(show_note(record["note"]))
     if out is not None:
         show([f"\nWritten: {out}"])

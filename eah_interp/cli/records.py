@@ -17,7 +17,8 @@ from eah_interp.benchmarks.tabulated import to_plain
 from eah_interp.cli.app import save_figure, write_json
 from eah_interp.errors import ExtraMissingError, UnsupportedError
 from eah_interp.files import save_bytes
-from eah_interp.interventions import EAH, SinkMap
+from eah_interp.interventions import EAH, FoundSinks, SinkMap
+from eah_interp.interventions.found_sinks import KINDS as SINK_KINDS
 from eah_interp.lvlm import LVLM, ImageSpan
 from eah_interp.report.inspection import (
     Asked,
@@ -74,6 +75,7 @@ def record_sinks(
     eah: EAH,
     image: Path,
     prompt: str,
+    kinds: FoundSinks | None = None,
 ) -> dict[str, Any]:
     """Record the density of every head, the `k` densest, and whom EAH makes donors."""
     top = found.top(k)[["name", "layer", "head", "density", "n_sinks"]]
@@ -90,6 +92,23 @@ def record_sinks(
         "dense": None if gamma is None else found.dense(gamma)[0].tolist(),
         "top": top.to_dict(orient="records"),
         "donors": donors,
+        **({} if kinds is None else {"kinds": _record_kinds(kinds)}),
+    }
+
+
+def _record_kinds(found: FoundSinks) -> dict[str, Any]:
+    """Record how many columns are sinks of each kind, and which."""
+    sinks = found.frame().query("kind != 'none'")
+    names = ["column", "kind", "tower_score", "language_score", "from_words", "share"]
+    rows = sinks[names].to_dict(orient="records")
+    return {
+        "counts": {kind: int(found.mask(kind).sum()) for kind in SINK_KINDS},
+        "reason": found.reason or None,
+        "sinks": [
+            {name: None if value != value else value for name, value in row.items()}
+            for row in rows
+        ],
+        "learned": found.learned_frame().to_dict(orient="records"),
     }
 
 

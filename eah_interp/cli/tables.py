@@ -10,7 +10,7 @@ from rich.text import Text
 
 from eah_interp.cli.layout import lay_out, make_columns
 from eah_interp.cli.records import SUMS
-from eah_interp.interventions import EAH, SinkMap
+from eah_interp.interventions import EAH, FoundSinks, SinkMap
 from eah_interp.report.inspection import Asked, Inspection, list_donors
 from eah_interp.report.reading import PATCHED, PLAIN
 from eah_interp.report.tables import (
@@ -175,6 +175,22 @@ def show_sinks(
     if eah.gamma is not None:
         n_dense = int(found.dense(eah.gamma).sum())
         yield Text(f"Dense heads (at least {eah.gamma:.0%}): {n_dense}")
+
+
+def show_kinds(found: FoundSinks, *, k: int) -> Iterator[RenderableType]:
+    """Lay out whose sinks the image columns are: the first `k`, with what decided."""
+    yield Text("\nSinks of the vision tower and of the language model", style="bold")
+    yield Text(f"{found._about()}.")
+    sinks = found.frame().query("kind != 'none'")
+    if not len(sinks):
+        return
+    table = make_columns("column", "kind", "why", "heads", right=(0, 3))
+    for row in sinks.head(k).itertuples():
+        cells = (row.column, row.kind, row.rule, f"{row.share:.1%}")
+        table.add_row(*(Text(str(cell)) for cell in cells))
+    yield table
+    if len(sinks) > k:
+        yield Text(f"... and {len(sinks) - k} more")
 
 
 def show_attention(record: Mapping[str, Any]) -> Iterator[RenderableType]:

@@ -1,6 +1,6 @@
 """Sinks by kind: the result of `find_sinks`, its tables and figures."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,8 @@ from eah_interp.shown_results import count
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+    from eah_interp.viz.towers import KindPanel
 
 KINDS = ("none", "tower", "language", "both")
 """Kinds of a column: whose sink it is."""
@@ -324,25 +326,32 @@ class FoundSinks(ModelResult):
     ) -> "Figure":
         """Draw where one item's sinks of each kind are on its image.
 
+        Where the model looks at an image several times (an overview and crops), or the
+        item has several images, each way has a panel of its own. Sinks without a place,
+        such as newline vectors, are left out; `frame()` has them.
+
         Args:
             item: Which batch item.
-            image: The image to draw on; a blank one when None.
-            ax: Axes of matplotlib to draw into; a figure of its own when None.
+            image: The image to draw on, or a list of the item's images; blank ones when
+                None.
+            ax: Axes of matplotlib to draw a single panel into; a figure of its own when
+                None.
 
         Returns:
-            A matplotlib figure, one column wide.
+            A matplotlib figure, one column wide, of several panels a page.
 
         Raises:
-            InputError: If there is no such item.
-            UnsupportedError: If its image tokens have no places in the image.
-            SettingsError: If `ax` is no axes.
+            InputError: If there is no such item, or there are not as many images.
+            UnsupportedError: If its image tokens have no places in the image, or it is
+                not known which.
+            SettingsError: If `ax` is no axes, or there are several panels for it.
             ExtraMissingError: If matplotlib is not installed.
         """
         from eah_interp.viz.towers import plot_kinds
 
         index = check_item(item, len(self.columns))
-        parts = [part for span in self.spans[index] for part in span.parts]
-        if not parts:
+        panels = list(self._panels(index, image))
+        if not panels:
             msg = (
                 f"the image tokens of item {index} have no places in the image: look "
                 "at frame() instead, or at plot_norms()"
@@ -350,7 +359,37 @@ class FoundSinks(ModelResult):
             raise UnsupportedError(msg)
         codes = self._codes()[index].tolist()
         kinds = {place: KINDS[code] for place, code in enumerate(codes) if code}
-        return plot_kinds(parts[0], kinds, image=image, ax=ax)
+        return plot_kinds(panels, kinds, ax=ax)
+
+    def _panels(self, item: int, image: Any) -> "Iterator[KindPanel]":
+        """List the ways in which the model looks at an item's images."""
+        from eah_interp.viz.towers import KindPanel
+
+        spans = self.spans[item]
+        images = list(image) if isinstance(image, list | tuple) else [image]
+        if image is None:
+            images = [None] * len(spans)
+        if len(images) != len(spans):
+            msg = (
+                f"item {item} has {len(spans)} images, and {len(images)} are given to "
+                "draw on: expected a list of as many, or none"
+            )
+            raise InputError(msg)
+        for number, (span, own) in enumerate(zip(spans, images, strict=True)):
+            names = dict.fromkeys(part.name for part in span.parts)
+            for name in names:
+                parts = [part for part in span.parts if part.name == name]
+                if len(parts) > 1 and any(part.box is None for part in parts):
+                    msg = (
+                        f"which regions of the image its {len(parts)} {name!r} grids "
+                        "show is not known: give images and prompts to find_sinks, or "
+                        "look at frame()"
+                    )
+                    raise UnsupportedError(msg)
+                which = f"image {number}" * (len(spans) > 1)
+                way = name * (len(names) > 1 or not which)
+                title = ", ".join(filter(None, (which, way)))
+                yield KindPanel(title, parts, own)
 
     def plot_norms(self, item: int = 0, *, ax: "Axes | None" = None) -> "Figure":
         """Draw the norms of one item's columns along both towers, by kind.

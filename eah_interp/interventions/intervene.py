@@ -20,7 +20,7 @@ from eah_interp.interventions.in_tower import intervene_in_tower
 from eah_interp.interventions.intervention import Intervention, Patch
 from eah_interp.interventions.kind_marks import KindMarks, find_marks
 from eah_interp.interventions.point import PatchPoint
-from eah_interp.interventions.stream import StreamPoint, find_step
+from eah_interp.interventions.stream import StreamPoint, TowerPoint, find_step
 from eah_interp.kernels.sinks import check_image_columns
 from eah_interp.lvlm.anatomy import (
     AttentionSite,
@@ -230,6 +230,13 @@ def _patch_stream(
         settings.check_late_start(step)
     if not is_first and settings.steps == "prefill":
         return
+    if site.place == "vision":
+        if is_first:
+            _apply_to_tower(model, settings, whole)
+            memory.learned[key] = None
+        else:  # images are read with the prompt: wait for the step, and do nothing
+            _ = model.layers_input[0]
+        return
 
     def find_first() -> int:
         return _first_row(model, step, width=width)
@@ -330,10 +337,14 @@ def attention_calls(
     patched = {site.layer for site in found if isinstance(site, AttentionSite)}
     streams = {site.layer: site for site in found if isinstance(site, StreamSite)}
     doors = {n: site for n, site in streams.items() if site.place == "input"}
-    streams = {n: site for n, site in streams.items() if site.place != "input"}
+    towers = {n: site for n, site in streams.items() if site.place == "vision"}
+    streams = {n: site for n, site in streams.items() if site.place in ("mlp", "layer")}
     if settings is not None:
         settings.check_fitted()
-        _check_followed(settings, doors | streams, follows_streams=follows_streams)
+        acted = doors | towers | streams
+        _check_followed(settings, acted, follows_streams=follows_streams)
+        if towers:
+            _apply_to_tower(model, settings, whole)
     kind = kind if settings is None or kind != "all" else settings.reads_kind
     memory = memory_of_worker()
     marks = None if kind == "all" else find_marks(model, kind, whole, memory)
@@ -355,6 +366,14 @@ def attention_calls(
             )
         if settings is not None and layer in streams:
             _apply_to_stream(model, settings, streams[layer], whole, marks)
+
+
+def _apply_to_tower(model: Any, settings: Intervention, whole: Prompt) -> None:
+    """Patch what the vision tower returns."""
+    point = TowerPoint(model, model.vision_output, whole)
+    if settings.reads_images:
+        check_image_columns(point.image_mask)
+    settings.apply_to_tower(point)
 
 
 def _apply_to_stream(

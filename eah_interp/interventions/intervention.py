@@ -15,7 +15,7 @@ from eah_interp.errors import SettingsError, UnsupportedError, show_value
 from eah_interp.indices import check_choice, to_float, to_ints
 from eah_interp.interventions.head_lists import HeadList
 from eah_interp.interventions.point import PatchPoint
-from eah_interp.interventions.stream import StreamPoint
+from eah_interp.interventions.stream import StreamPoint, TowerPoint
 from eah_interp.kinds import needs_source, register_by_source
 from eah_interp.lvlm.anatomy import Anatomy, AttentionSite, StreamSite
 from eah_interp.results import ModelResult
@@ -41,7 +41,7 @@ class Intervention(metaclass=Named):
     """Settings of something done to a run: what `intervene` and `edit` take.
 
     It acts at attention calls (`find_sites`, `apply_at`), or on what layers and their
-    MLPs return (`find_streams`, `apply_to_stream`).
+    MLPs return (`find_streams`, `apply_to_stream`), or the tower (`apply_to_tower`).
 
     Attributes:
         steps: `"all"`, or `"prefill"`: rows that a generation reads after its prompt
@@ -172,6 +172,10 @@ class Intervention(metaclass=Named):
 
     def apply_to_stream(self, point: StreamPoint) -> None:
         """Change what one layer, or its MLP, returns: by `StreamPoint.write`."""
+        raise NotImplementedError
+
+    def apply_to_tower(self, point: TowerPoint) -> None:
+        """Change what the vision tower returns: by `TowerPoint.write`."""
         raise NotImplementedError
 
     def repeat(self, kept: Any, n_rows: int) -> Any:

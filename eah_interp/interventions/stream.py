@@ -1,4 +1,4 @@
-"""What a layer, or its MLP, returns while an intervention is at it."""
+"""What a layer, its MLP, or the tower returns while an intervention is at it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,6 +10,7 @@ from nnsight.intervention.interleaver import Mediator
 from torch import Tensor
 
 from eah_interp._types import ColumnMask, Steps
+from eah_interp.errors import InputError
 from eah_interp.lvlm.anatomy import StreamSite, envoy_at
 from eah_interp.lvlm.prompt import Prompt, QueryRows, RowMask
 
@@ -100,9 +101,64 @@ class StreamPoint:
         self.values[self.layer] = self.output
 
 
+@dataclass
+class TowerPoint:
+    """What the vision tower returns, before the projector or merger.
+
+    Attributes:
+        model: The traced model.
+        tokens: `vision_output`, `[..., d_vision]`, as the model made it.
+        prompt: The run's prompt.
+    """
+
+    model: Any
+    tokens: Float[Tensor, "*place d_vision"]
+    prompt: Prompt
+
+    @property
+    def image_mask(self) -> ColumnMask:
+        """True at the prompt's image tokens."""
+        return self.prompt.image_mask
+
+    def check_map(self, found: Any) -> None:
+        """Check that a map of tokens to columns is one of this run's items.
+
+        Raises:
+            InputError: If the run has other tokens, or other image columns.
+        """
+        got, columns = tuple(self.tokens.shape[:-1]), self.image_mask
+        if got == found.shape and torch.equal(columns.cpu(), found.columns):
+            return
+        msg = (
+            "the tower's tokens were mapped for other items: expected tokens of shape "
+            f"{found.shape} and {_count(found.columns)} image columns by item, where "
+            f"they were, got {got} and {_count(columns)}; call .fit(model, images, "
+            "prompts) with the items of this run, in one batch and without beams"
+        )
+        raise InputError(msg)
+
+    def write(self, new: Tensor) -> None:
+        """Write other tokens in their place.
+
+        Args:
+            new: Of the shape of `tokens`.
+        """
+        self.tokens = new.to(self.tokens.dtype)
+        self.model.vision_output = self.tokens
+
+
+def _count(columns: ColumnMask) -> list[int]:
+    counts: list[int] = columns.sum(-1).tolist()
+    return counts
+
+
 def find_step(model: Any, site: StreamSite) -> int:
     """Find which forward pass of the run a worker stands in, counted from 0."""
-    layer = envoy_at(model, f"{model.anatomy.layers}.{site.layer}")
+    anatomy = model.anatomy
+    path = f"{anatomy.layers}.{site.layer}"
+    if site.place == "vision":
+        path = f"{anatomy.vision_layers}.{anatomy.vision_output}"
+    layer = envoy_at(model, path)
     side = "input" if site.place == "input" else "output"
     step: int = Mediator.current("a layer").wanted(f"{layer.path}.{side}")
     return step

@@ -277,11 +277,12 @@ class StreamSite:
     Attributes:
         layer: 0-based index in the decoder.
         place: `"input"`: what enters the layer; `"mlp"`: what its MLP or experts add;
-            `"layer"`: what the layer returns.
+            `"layer"`: what the layer returns; `"vision"`: what the vision tower
+            returns, long before layer 0.
     """
 
     layer: int
-    place: Literal["input", "mlp", "layer"]
+    place: Literal["vision", "input", "mlp", "layer"]
 
 
 Site = AttentionSite | StreamSite
@@ -592,8 +593,8 @@ def check_settings(model: Any, settings: Any) -> list[Site]:
     if settings.acts_on_streams:
         # Stable: within a layer the attention comes before what follows it.
         streams = settings.find_streams(anatomy)
-        doors = [site for site in streams if site.place == "input"]
-        rest = [site for site in streams if site.place != "input"]
+        doors = [site for site in streams if site.place in ("vision", "input")]
+        rest = [site for site in streams if site.place not in ("vision", "input")]
         found = sorted([*doors, *found, *rest], key=lambda site: site.layer)
     return found
 

@@ -12,6 +12,7 @@ from eah_interp.attribution import (
     PictureAttribution,
 )
 from eah_interp.errors import UnsupportedError
+from eah_interp.interventions import FoundSinks
 from eah_interp.report.inspection import (
     DonorSinks,
     Explained,
@@ -146,6 +147,101 @@ def _write_score(sinks: DonorSinks, column: int) -> str:
         return f"{int(is_sink)}{star}"
     score = sinks.scores[column]
     return f"{score:.3f}{star}" if sinks.is_share else f"{score:.2e}{star}"
+
+
+MOST_SINKS = 40
+"""Sinks of either kind that are listed: the first."""
+
+
+def say_kinds(found: Inspection) -> str:
+    """Count the sinks of each kind in a sentence; empty where they were not found."""
+    kinds = found.kinds
+    if kinds is None:
+        return ""
+    tower, language, both = (
+        int(kinds.mask(kind).sum()) for kind in ("tower", "language", "both")
+    )
+    said = (
+        f"Of {int(kinds.columns.sum())} image columns {tower} are sinks of the vision "
+        f"tower (a huge norm there), {language} of the language model (massive "
+        f"activations), {both} of both"
+    )
+    learned = kinds.learned_frame()
+    if len(learned):
+        said += f"; {len(learned)} heads have learned sinks, which are no columns"
+    if kinds.reason:
+        said += f". Of the tower none are known: {kinds.reason}"
+    return f"{said}."
+
+
+def draw_kinds(found: Inspection) -> Iterator[Drawing]:
+    """Draw sinks of each kind on the image, and norms along both towers."""
+    kinds = found.kinds
+    if kinds is None:
+        return
+    sinks = _tabulate_sinks_by_kind(kinds)
+    listed = [sinks] if sinks.rows else []
+    if listed and found.span.spatial:
+        text = "Sinks of each kind on the image, filled; other patches are outlined."
+        try:
+            figure = kinds.plot(image=shrink(found.subject.image))
+        except UnsupportedError:
+            figure = None
+        if figure is not None:
+            wide = bool(figure.get_figwidth() > 1.2 * COLUMN_WIDTH)
+            source = embed_photo(figure)
+            yield Drawing(source=source, text=text, tables=tuple(listed), wide=wide)
+            listed = []
+    text = (
+        "The norm of every image column along the vision tower, and behind the dotted "
+        "line along the decoder, on a logarithmic scale; sinks in colour."
+    )
+    tables = (*listed, _tabulate_norms(kinds))
+    yield Drawing(source=embed_figure(kinds.plot_norms()), text=text, tables=tables)
+
+
+def _tabulate_sinks_by_kind(kinds: FoundSinks) -> Table:
+    """List the sinks of either kind, with what decided it."""
+    listed = kinds.frame().query("kind != 'none'")
+    notes = f"The first {MOST_SINKS} of {len(listed)}." * (len(listed) > MOST_SINKS)
+    return Table(
+        caption="Sinks by kind",
+        header=("column", "kind", "why", "attention from words, %", "heads, %"),
+        rows=tuple(
+            (
+                str(row["column"]),
+                row["kind"],
+                row["rule"],
+                _percent(row["from_words"]),
+                _percent(row["share"]),
+            )
+            for row in listed.head(MOST_SINKS).to_dict("records")
+        ),
+        notes=notes,
+    )
+
+
+def _tabulate_norms(kinds: FoundSinks) -> Table:
+    """Lay out norms along both towers: the median of all columns, and the largest."""
+    own = kinds.columns[0]
+    rows = [
+        (f"{where} {number}", norms[own])
+        for where, all_norms in (
+            ("vision layer", kinds.tower_norms[0]),
+            ("decoder depth", kinds.norms[0]),
+        )
+        for number, norms in enumerate(all_norms)
+    ]
+    return Table(
+        caption="Norms of image columns",
+        header=("where", "median", "largest"),
+        rows=tuple(
+            (where, f"{norms.nanmedian():.3g}", f"{norms.nan_to_num(0).max():.3g}")
+            for where, norms in rows
+        ),
+        notes="Depth 0 is what enters the decoder. A column that is made of several of "
+        "the tower's tokens has the largest of their norms.",
+    )
 
 
 def draw_broadcast(found: Inspection) -> Iterator[Drawing]:

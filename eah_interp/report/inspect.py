@@ -22,7 +22,7 @@ from eah_interp.attribution import (
 from eah_interp.attribution.readouts import Term, read_tokens
 from eah_interp.attribution.sides import check_broadcast
 from eah_interp.errors import EAHError, InputError
-from eah_interp.interventions import EAH, score_sinks
+from eah_interp.interventions import EAH, find_sinks, score_sinks
 from eah_interp.lvlm import LVLM
 from eah_interp.lvlm.inputs import DEFAULT_PROMPT
 from eah_interp.report.inspection import (
@@ -63,6 +63,7 @@ Found = TypeVar("Found")
 
 NOT_SPLIT = "Logits were not split by heads"
 NOT_LOOKED = "Heads were not read before and after the broadcast"
+NOT_TOLD = "Sinks of the vision tower and of the language model were not told apart"
 
 
 @by_name
@@ -213,6 +214,8 @@ def inspect_subject(
     )
     look = partial(look_at_broadcast, model, subject, last, eah=eah)
     looked = _attempt(look, remarks, NOT_LOOKED)
+    tell = partial(find_sinks, model, subject.image, last)
+    kinds = _attempt(tell, remarks, NOT_TOLD)
     now = datetime.datetime.now(datetime.UTC)
     objects = told.objects if told else ()
     return Inspection(
@@ -241,6 +244,7 @@ def inspect_subject(
         ),
         remarks=tuple(dict.fromkeys(remarks)),
         note=note_image(model, drawn=subject.drawn),
+        kinds=kinds[0] if kinds else None,
     )
 
 

@@ -14,7 +14,7 @@ from eah_interp.attribution import (
     HeadPatterns,
     PictureAttribution,
 )
-from eah_interp.interventions import EAH, EAHPatch, SinkMap
+from eah_interp.interventions import EAH, EAHPatch, FoundSinks, SinkMap
 from eah_interp.lvlm import ImageSpan
 from eah_interp.report.reading import PATCHED, PLAIN, Reading
 from eah_interp.report.subjects import Question, Subject
@@ -157,6 +157,8 @@ class Inspection(Result):
         verdict: What it comes to, in sentences.
         remarks: What could not be measured, and why.
         note: What the model cannot know of this image; empty where there is nothing.
+        kinds: Whose sinks the image columns are, on the last question; None where that
+            was not told.
     """
 
     model: Mapping[str, Any]
@@ -174,6 +176,7 @@ class Inspection(Result):
     verdict: tuple[str, ...]
     remarks: tuple[str, ...]
     note: str = ""
+    kinds: FoundSinks | None = None
 
     def _about(self) -> str:
         name = self.model.get("name", "a model")

@@ -15,8 +15,10 @@ from eah_interp.report.figures import (
     draw_donors,
     draw_heads,
     draw_image,
+    draw_kinds,
     draw_logits,
     draw_patches,
+    say_kinds,
 )
 from eah_interp.report.inspection import Inspection
 from eah_interp.report.tables import (
@@ -84,6 +86,8 @@ def render(found: Inspection) -> str:
         sinks=[*donors, *draw_broadcast(found), *draw_attention(found)],
         logits=list(draw_logits(found)),
         sinks_note=note,
+        kinds_said=say_kinds(found),
+        kinds=list(draw_kinds(found)),
         asked=[
             {
                 "prompt": one.question.prompt,

@@ -341,3 +341,54 @@ def test_an_image_without_places_cannot_be_drawn_on():
     found = find_sinks(share_model("blip_2"), encode("blip_2"))
     with pytest.raises(UnsupportedError, match="have no places in the image"):
         found.plot()
+
+
+@pytest.mark.parametrize("family", ["llava", "llava_next", "internvl", "idefics3"])
+def test_every_sink_with_a_place_is_drawn_whatever_the_model_tiles(family):
+    model, encoding = share_model(family), encode(family)
+    cells = [
+        (part.name, column)
+        for span in model.spans(encoding)[0]
+        for part in span.parts
+        for line in part.columns
+        for column in line
+    ]
+    chosen = dict(cells)  # the last of each way
+    places = tuple((0, column) for column in chosen.values())
+    with planted(model, family, encoding, places=places):
+        found = find_sinks(model, encoding)
+    figure = found.plot()
+    ways = list(dict.fromkeys(name for name, _ in cells))
+    drawn = [
+        sum(patch.get_alpha() == 0.6 for patch in axes.patches) for axes in figure.axes
+    ]
+    outlined = sum(len(axes.patches) for axes in figure.axes)
+    assert drawn == [1] * len(ways)
+    assert outlined == len(cells)
+    if len(ways) > 1:
+        assert [axes.get_title() for axes in figure.axes] == ways
+        with pytest.raises(SettingsError, match="makes a figure for them"):
+            found.plot(ax=figure.axes[0])
+    with pytest.raises(InputError, match="item 0 has 1 images, and 2 are given"):
+        found.plot(image=[random_image(), random_image()])
+
+
+def test_other_kernels_find_the_same_sinks():
+    """Eager attention and SDPA, of the same weights."""
+    both = []
+    for attention in ("eager", "sdpa"):
+        hf_model = tiny_lvlm("llava", attn_implementation=attention)
+        model = eah.wrap(hf_model, tiny_processor("llava"))
+        inputs = dict(model.encode([random_image(), random_image(3)], ["A cat?"] * 2))
+        links = map_tower(model, inputs)
+        own = links.links[links.links[:, 1] == 0]
+        places = ((0, int(own[6, 2])), (1, int(links.columns[1].nonzero()[3])))
+        given = {"token": int(own[2, 0]), "places": places}
+        with planted(model, "llava", inputs, **given):
+            both.append(find_sinks(model, inputs))
+    one, other = both
+    assert columns_by_kind(one) == columns_by_kind(other)
+    assert set(columns_by_kind(one)) == {"tower", "language"}
+    for name in ("tower_scores", "shares", "attention", "norms"):
+        ours, theirs = getattr(one, name), getattr(other, name)
+        assert torch.allclose(ours, theirs, rtol=1e-3, atol=1e-5, equal_nan=True), name

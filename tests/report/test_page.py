@@ -289,3 +289,31 @@ def test_the_picture_on_the_page_is_the_picture(found, read):
     small = shown.resize(found.subject.image.size, Image.Resampling.NEAREST)
     assert factor == 6
     assert np.array_equal(np.asarray(small), np.asarray(found.subject.image))
+
+
+def test_sinks_of_each_kind_and_norms_are_on_the_page(found, read):
+    """The toy has none of either kind, and the page says so."""
+    assert "0 are sinks of the vision tower" in " ".join(read.text.split())
+    _, *rows = read.table("Norms of image columns")
+    own = found.kinds.columns[0]
+    norms = [*found.kinds.tower_norms[0], *found.kinds.norms[0]]
+    assert len(rows) == len(norms)
+    for row, expected in zip(rows, norms, strict=True):
+        median, largest = numbers(row[1:])
+        assert median == pytest.approx(float(expected[own].median()), rel=0.01)
+        assert largest == pytest.approx(float(expected[own].max()), rel=0.01)
+
+
+def test_planted_sinks_are_listed_by_kind_and_drawn():
+    processor = tiny_processor("llava")
+    model = eah.wrap(tiny_lvlm("llava"), processor)
+    column = model.spans(model.encode(random_image(), "Hello?"))[0][0].columns[2]
+    with model.edit() as (_, planted):
+        planted.layers_output[1][0, column, 3] = 3000.0
+    planted.patches = ()
+    image = random_image()
+    found = inspect_image(planted, image, "Hello?", caption=False, max_new_tokens=2)
+    read = Page(render(found))
+    (_, row) = read.table("Sinks by kind")
+    assert row[:2] == [str(column), "language"]
+    assert "Sinks of each kind on the image" in read.text
