@@ -461,10 +461,11 @@ def approximate_item(
         {one for together in plan.receivers for one in together},
         key=lambda one: (one.layer, one.name),
     )
+    n_rows = plan.rows(model, exchange.replay.n_tokens)
     changes = torch.cat(
         [
-            exchange.changes(model, plan.senders[i : i + plan.batch_size])
-            for i in range(0, len(plan.senders), plan.batch_size)
+            exchange.changes(model, plan.senders[i : i + n_rows])
+            for i in range(0, len(plan.senders), n_rows)
         ]
     )
     begin, end = exchange.own.entering[0], exchange.given.entering[0]
@@ -512,7 +513,7 @@ def approximate_paths(
     n_steps: int = 5,
     check: int = 32,
     seed: int = 0,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     progress: bool = False,
     **asked: Unpack[Ask],
 ) -> PathApproximation:
@@ -551,7 +552,7 @@ def approximate_paths(
             targets; three at least.
         seed: Of that draw, and of `"resampled"`.
         batch_size: Most edges in a forward pass of exact patching, and most senders
-            whose changes are computed at a time.
+            whose changes are computed at a time; by device and memory when None.
         progress: Whether to show a bar.
         **asked: What is read: `objects`, `metric`, `caption`, `synonyms` and `truth`,
             as for `pose`.
@@ -585,7 +586,8 @@ def approximate_paths(
         >>> found.approximate.shape, found.agreement.n_checked
         (torch.Size([1, 54]), 8)
     """
-    check_batch_size(batch_size)
+    if batch_size is not None:
+        check_batch_size(batch_size)
     seed, n_steps = (
         check_integer("seed", seed),
         check_integer("n_steps", n_steps, least=1),

@@ -42,7 +42,13 @@ from eah_interp.attribution.edges import (
 )
 from eah_interp.attribution.nodes import grid_of_heads
 from eah_interp.attribution.readouts import MetricName, Target, TargetValues
-from eah_interp.attribution.replay import check_batch_size, in_batches, prepare_replay
+from eah_interp.attribution.replay import (
+    check_batch_size,
+    choose_batch_size,
+    in_batches,
+    prepare_replay,
+    worth_cutting,
+)
 from eah_interp.attribution.results import (
     check_finite_result,
     check_target,
@@ -268,20 +274,20 @@ class Plan:
         senders: Whose outputs are exchanged, each set by itself.
         receivers: Who reads them, each set by itself.
         edges: Which of the senders, and which of the receivers, for each edge.
-        batch_size: Most rows in a batch.
+        batch_size: Most rows in a batch; by device and memory when None.
     """
 
     senders: tuple[Senders, ...]
     receivers: tuple[Receivers, ...]
     edges: tuple[tuple[int, int], ...]
-    batch_size: int
+    batch_size: int | None
 
     @classmethod
     def of(
         cls,
         senders: Sequence[Senders],
         receivers: Sequence[Receivers],
-        batch_size: int,
+        batch_size: int | None,
     ) -> "Plan":
         """List the edges between senders and receivers: whoever writes before.
 
@@ -304,11 +310,15 @@ class Plan:
             raise SettingsError(msg)
         return cls(tuple(senders), tuple(receivers), edges, batch_size)
 
-    def chunks(self) -> Iterator[list[int]]:
-        """Yield senders that share a batch: as many as fit."""
+    def rows(self, model: Any, n_positions: int) -> int:
+        """Say how many copies share a batch that run so many positions each."""
+        return self.batch_size or choose_batch_size(model, n_positions)
+
+    def chunks(self, n_rows: int) -> Iterator[list[int]]:
+        """Yield senders whose changes share a batch: as many as fit."""
         used = sorted({sender for sender, _ in self.edges})
-        for start in range(0, len(used), self.batch_size):
-            yield used[start : start + self.batch_size]
+        for start in range(0, len(used), n_rows):
+            yield used[start : start + n_rows]
 
     def groups(self) -> dict[tuple[int, ...], list[int]]:
         """List receivers by the layers in which they read."""
@@ -318,17 +328,17 @@ class Plan:
             groups.setdefault(layers, []).append(number)
         return groups
 
-    def count_passes(self) -> int:
+    def count_passes(self, n_rows: int) -> int:
         """Count the forward passes of an item, most of them of its last layers only."""
         edges = set(self.edges)
         total = 4  # the run, its source, and two that try what can be left out
-        for chunk in self.chunks():
+        for chunk in self.chunks(n_rows):
             sent = [sender for i in chunk for sender in self.senders[i]]
             total += len({one.layer for one in sent if one.kind == "head"})
             for layers, receivers in self.groups().items():
                 rows = sum((i, j) in edges for i in chunk for j in receivers)
                 reads = [layer for layer in layers if self._reads(layer)]
-                total += (len(reads) if rows else 0) + math.ceil(rows / self.batch_size)
+                total += (len(reads) if rows else 0) + math.ceil(rows / n_rows)
         return total
 
     def _reads(self, layer: int) -> bool:
@@ -360,7 +370,8 @@ def measure_paths(
     values = exchange.replay.recording.values
     place = {edge: number for number, edge in enumerate(plan.edges)}
     found = torch.zeros(len(plan.edges), len(values), device=values.device)
-    for chunk in plan.chunks():
+    n_tokens = exchange.replay.n_tokens
+    for chunk in plan.chunks(plan.rows(model, n_tokens)):
         senders = [plan.senders[i] for i in chunk]
         change = exchange.changes(model, senders)
         moved = change.flatten(1).any(1).tolist()
@@ -383,7 +394,7 @@ def measure_paths(
                 senders=senders,
                 layers=layers,
                 final_norm=final_norm,
-                batch_size=plan.batch_size,
+                batch_size=plan.rows(model, n_tokens - exchange.first),
             )
             for (row, j), line in zip(edges, measured, strict=True):
                 found[place[chunk[row], j]] = line
@@ -440,34 +451,53 @@ def _measure_group(
             jobs.append((number, given))
     found = torch.zeros(len(edges), len(exchange.replay.recording.values)).to(change)
     if jobs:
-        lines = _run_jobs(model, exchange, [given for _, given in jobs], batch_size)
+        own = [given for _, given in jobs]
+        lines = _run_jobs(model, exchange, layers, own, batch_size)
         found[[number for number, _ in jobs]] = lines.to(found)
     return found
 
 
 def _run_jobs(
-    model: Any, exchange: Exchange, jobs: Sequence[Given], batch_size: int
+    model: Any,
+    exchange: Exchange,
+    layers: tuple[int, ...],
+    jobs: Sequence[Given],
+    batch_size: int,
 ) -> Tensor:
-    """Measure what receivers do that have something else, `[job target]`."""
+    """Measure what receivers of some layers do that have something else.
 
-    def alike(given: Given) -> str:
-        """Tell apart what can share the cheap way: inputs of one head, of a group."""
-        inputs = [one.input for one in given]
-        if len(inputs) > 1 or inputs[0] == "mlp":
-            return "others"
-        return "head" if inputs[0] == "q" else "group"
+    Returns:
+        Changes of the targets, `[job target]`: relative to a copy that was left alone
+        in a batch of that kind, so that what a batch does to rounding cancels out.
+    """
+    kinds = [_kind_of(given) for given in jobs]
+    missing = sorted({kind for kind in kinds if (layers, kind) not in exchange.alone})
+    listed: list[tuple[str, Given]] = [(kind, {}) for kind in missing]
+    listed += zip(kinds, jobs, strict=True)
 
-    def give(batch: list[Given]) -> Tensor:
+    def give(batch: list[tuple[str, Given]]) -> Tensor:
         values = None
-        if alike(batch[0]) != "others":
-            single = [next(iter(given.items())) for given in batch]
-            values = run_attended(model, exchange, single)
+        if batch[0][0] != "others":
+            single = [next(iter(given.items()), None) for _, given in batch]
+            values = run_attended(model, exchange, layers[0], single)
         if values is None:
-            values = run_given(model, exchange.replay, [{}, *batch])
-        # beside a copy that is left alone: what a batch does to rounding cancels out
-        return values[1:] - values[:1]
+            rows = [given for _, given in batch]
+            values = run_given(model, exchange, layers[0], rows)
+        return values
 
-    return in_batches(jobs, give, batch_size=batch_size, key=alike)
+    values = in_batches(listed, give, batch_size=batch_size, key=lambda job: job[0])
+    for kind, line in zip(missing, values, strict=False):
+        exchange.alone[layers, kind] = line
+    alone = torch.stack([exchange.alone[layers, kind] for kind in kinds])
+    return values[len(missing) :] - alone
+
+
+def _kind_of(given: Given) -> str:
+    """Tell apart what can share the cheap way: inputs of one head, of a group."""
+    inputs = [one.input for one in given]
+    if len(inputs) > 1 or inputs[0] == "mlp":
+        return "others"
+    return "head" if inputs[0] == "q" else "group"
 
 
 def _heads_of(senders: Senders, layer: int) -> Senders:
@@ -550,9 +580,10 @@ def prepare_exchange(
         )
     else:
         taken, given = record_streams(model, other, patch)
-    exchange = Exchange(
-        prepare_replay(model, run), own, given, run.prompt.image_mask[0], tokens
-    )
+    first = own.first_apart(given)
+    replay = prepare_replay(model, run, first=first)
+    first = worth_cutting(first, replay.n_tokens) if replay.cuts_rows else 0
+    exchange = Exchange(replay, own, given, run.prompt.image_mask[0], tokens, first)
     return exchange, taken
 
 
@@ -579,7 +610,7 @@ def patch_paths(
     source_images: object = None,
     source_prompts: object = None,
     final_norm: FinalNorm = "recomputed",
-    batch_size: int = 32,
+    batch_size: int | None = None,
     seed: int = 0,
     progress: bool = False,
     **asked: Unpack[Ask],
@@ -600,8 +631,9 @@ def patch_paths(
     `final_norm="frozen"` its norm keeps the scale of the run as it is, and effects of
     senders add up to that of all of them (the change of direct effects).
 
-    Many edges share a forward pass, which starts at the receiver's layer; the bar says
-    how many passes there are at most before it begins.
+    Many edges share a forward pass, which starts at the receiver's layer and, where the
+    source differs in the last positions alone, at the first of these; the bar says how
+    many passes there are at most before it begins.
 
     Args:
         model: An LVLM.
@@ -623,8 +655,8 @@ def patch_paths(
         source_prompts: Other prompts for the source, of the same length.
         final_norm: `"recomputed"` or `"frozen"`; the latter changes edges to the
             logit only.
-        batch_size: Most edges in one forward pass; halved, with a warning, when
-            memory runs out.
+        batch_size: Most edges in one forward pass; by device and memory when None.
+            Halved, with a warning, when memory runs out.
         seed: Which items `"resampled"` draws.
         progress: Whether to show a bar.
         **asked: What is read: `objects`, `metric`, `caption`, `synonyms` and `truth`,
@@ -659,7 +691,8 @@ def patch_paths(
         >>> found.names[:2], found.effects.shape
         (('L1H3 -> L3H7.q', 'L1H3 -> L3G3.k'), torch.Size([1, 8]))
     """
-    check_batch_size(batch_size)
+    if batch_size is not None:
+        check_batch_size(batch_size)
     seed = check_integer("seed", seed)
     progress = check_flag("progress", progress)
     check_choice("final_norm", final_norm, FinalNorm)
@@ -683,7 +716,8 @@ def patch_paths(
     )
     items = split_items(case, source if isinstance(source, Intervention) else "plain")
     effects, values, theirs = [], [], []
-    n_edges, n_passes = len(plan.edges), plan.count_passes()
+    n_tokens = int(case.encoding["input_ids"].shape[1])
+    n_edges, n_passes = len(plan.edges), plan.count_passes(plan.rows(model, n_tokens))
     with tqdm(
         total=n_edges * len(items),
         desc=f"{n_edges} edges, at most {n_passes} passes an item",
