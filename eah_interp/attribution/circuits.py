@@ -41,7 +41,7 @@ from eah_interp.attribution.paths import (
     split_receiver,
 )
 from eah_interp.attribution.readouts import MetricName, Target, TargetValues
-from eah_interp.attribution.replay import check_batch_size
+from eah_interp.attribution.replay import check_batch_size, choose_batch_size
 from eah_interp.attribution.results import (
     check_finite_result,
     label_targets,
@@ -313,7 +313,7 @@ def find_circuits(
     shares: Sequence[float] = SHARES,
     chosen: float = 0.01,
     n_random: int = 5,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     seed: int = 0,
     progress: bool = False,
     **asked: Unpack[Ask],
@@ -346,7 +346,7 @@ def find_circuits(
         shares: Which shares of all edges are kept, ascending.
         chosen: The share, one of `shares`, whose edges are left out one by one.
         n_random: Draws of random edges, for each size.
-        batch_size: Most rows in one forward pass.
+        batch_size: Most rows in one forward pass; by device and memory when None.
         seed: Of random edges, of halves, and of `"resampled"`.
         progress: Whether to show a bar over items.
         **asked: What is read: `objects`, `metric`, `caption`, `synonyms` and `truth`,
@@ -381,7 +381,8 @@ def find_circuits(
         >>> found.sizes, round(float(found.faithfulness[-1]), 3)
         ((13, 262), 1.0)
     """
-    check_batch_size(batch_size)
+    if batch_size is not None:
+        check_batch_size(batch_size)
     seed, n_random = check_integer("seed", seed), check_integer("n_random", n_random)
     progress = check_flag("progress", progress)
     ascending = _check_shares(shares, chosen)
@@ -418,6 +419,8 @@ def find_circuits(
     which = ascending.index(chosen)
     draws = _draw_orders(len(ordered), n_random, seed=seed)
     listed = list_circuits(ordered, sizes, which, draws)
+    n_tokens = int(case.encoding["input_ids"].shape[1])
+    n_rows = batch_size or choose_batch_size(model, n_tokens)
     parts: dict[str, list[tuple[list[int], Tensor]]] = {}
     items = split_items(case, "plain")
     for item, indices, _ in tqdm(items, desc="items", disable=not progress):
@@ -430,10 +433,10 @@ def find_circuits(
                 model,
                 exchange,
                 taken,
-                listed[start : start + batch_size],
-                batch_size=batch_size,
+                listed[start : start + n_rows],
+                batch_size=n_rows,
             )
-            for start in range(0, len(listed), batch_size)
+            for start in range(0, len(listed), n_rows)
         ]
         values = exchange.replay.recording.values
         rows = torch.cat(found)

@@ -35,6 +35,7 @@ from eah_interp.attribution.replay import (
     AtCall,
     Replay,
     check_batch_size,
+    choose_batch_size,
     in_batches,
     prepare_replay,
 )
@@ -366,8 +367,10 @@ Job = tuple[Point, Tensor, Tensor]
 
 
 @torch.no_grad()
-def run_changed(model: Any, replay: Replay, jobs: Sequence[Job | None]) -> Tensor:
-    """Run copies of an item, in each of which one node is changed, or none."""
+def run_changed(
+    model: Any, replay: Replay, jobs: Sequence[Job | None], *, start: int
+) -> Tensor:
+    """Run copies of an item from a layer on; in each one node is changed, or none."""
     streams: dict[int, list[Change]] = {}
     calls: dict[int, list[tuple[int | None, Change]]] = {}
     blocks: dict[str, list[Change]] = {}
@@ -382,7 +385,6 @@ def run_changed(model: Any, replay: Replay, jobs: Sequence[Job | None]) -> Tenso
             calls.setdefault(point.layer, []).append((point.head, change))
         else:
             blocks.setdefault(str(path_of(model.anatomy, point)), []).append(change)
-    start = min((job[0].layer for job in jobs if job is not None), default=0)
     with _changed_streams(model, streams, len(jobs)):
         return replay.run(
             model,
@@ -444,7 +446,7 @@ def patch_nodes(
     source: PathSource = "plain",
     source_images: object = None,
     source_prompts: object = None,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     seed: int = 0,
     progress: bool = False,
     **asked: Unpack[Ask],
@@ -474,8 +476,8 @@ def patch_nodes(
         source_images: Other images for the source (or a `Case`), whose tokens stand
             where those of `images` do.
         source_prompts: Other prompts for the source, of the same length.
-        batch_size: Most patched copies in one forward pass; halved, with a warning,
-            when memory runs out.
+        batch_size: Most patched copies in one forward pass; by device and memory when
+            None. Halved, with a warning, when memory runs out.
         seed: Which items `"resampled"` draws.
         progress: Whether to show a bar.
         **asked: What is read: `objects`, `metric`, `caption`, `synonyms` and `truth`,
@@ -507,7 +509,8 @@ def patch_nodes(
         >>> found.effects.shape
         torch.Size([1, 8, 3])
     """
-    check_batch_size(batch_size)
+    if batch_size is not None:
+        check_batch_size(batch_size)
     seed = check_integer("seed", seed)
     progress = check_flag("progress", progress)
     check_source(model, source)
@@ -538,25 +541,34 @@ def patch_nodes(
         tokens = own.run.prompt.token_mask[0]
         masks = places.masks(model, own.run.case)
         replay = prepare_replay(model, own.run)
-        jobs: list[Job] = [
+        jobs = [
             (point, mask, _stand(given.of(model, point), source, tokens)[0])
             for point in points
             for mask in masks
         ]
+        starts = [point.layer for point, _, _ in jobs]
+        # Each layer's first batch has a copy that is left alone, and changes are
+        # relative to it: what a batch does to rounding cancels out.
+        begun = sorted(set(starts))
+        listed: list[tuple[int, Job | None]] = [(layer, None) for layer in begun]
+        listed += zip(starts, jobs, strict=True)
 
-        def measure(batch: list[Job], replay: Replay = replay) -> Tensor:
-            # beside a copy that is left alone: what a batch does to rounding cancels
-            found = run_changed(model, replay, [None, *batch])
-            return found[1:] - found[:1]
+        def measure(
+            batch: list[tuple[int, Job | None]], replay: Replay = replay
+        ) -> Tensor:
+            own = [job for _, job in batch]
+            return run_changed(model, replay, own, start=batch[0][0])
 
         found = in_batches(
-            jobs,
+            listed,
             measure,
-            batch_size=batch_size,
-            key=lambda job: job[0].layer,
+            batch_size=batch_size or choose_batch_size(model, replay.n_tokens),
+            key=lambda job: job[0],
             progress=progress and case.n_items == 1,
             label="patches",
         )
+        alone = dict(zip(begun, found, strict=False))
+        found = found[len(begun) :] - torch.stack([alone[layer] for layer in starts])
         shape = (len(points), len(masks), found.shape[-1])
         effects.append((indices, found.view(shape).movedim(-1, 0)))
         values.append((indices, own.run.values))

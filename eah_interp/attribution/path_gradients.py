@@ -528,7 +528,8 @@ def approximate_paths(
     item's first layer to what enters the source's, by the rule of Gauss and Legendre.
     All edges of the embedding then sum to the change of the target along that way, but
     for the rule's error, which is returned and falls as steps grow. That an edge's
-    number is the effect of patching it alone follows from neither.
+    number is the effect of patching it alone follows from neither: with more steps
+    `"eap_ig"` converges to the mean over runs on the way, not to the exact effect.
 
     A sample of edges is patched exactly as well (`patch_paths`), and `.agreement` says
     how the ranks correlate, with an interval, and how large the largest error is.
