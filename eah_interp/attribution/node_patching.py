@@ -9,7 +9,7 @@ import contextlib
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Unpack, get_args
+from typing import TYPE_CHECKING, Any, Unpack
 
 import pandas as pd
 import torch
@@ -18,18 +18,10 @@ from torch import Tensor, nn
 
 from eah_interp.arguments import by_name, check_flag
 from eah_interp.attribution.averages import ObjectResult
-from eah_interp.attribution.cases import Ask, as_case, asks
+from eah_interp.attribution.cases import Ask, asks
 from eah_interp.attribution.chunks import show_items
 from eah_interp.attribution.edge_runs import attention_writer, mlp_writer
 from eah_interp.attribution.node_places import Where, check_places
-from eah_interp.attribution.paths import (
-    PathSource,
-    Stand,
-    average_over,
-    check_source,
-    name_source,
-    pose_exchange,
-)
 from eah_interp.attribution.readouts import MetricName, Target, TargetValues
 from eah_interp.attribution.replay import (
     AtCall,
@@ -49,7 +41,12 @@ from eah_interp.attribution.results import (
     name_targets,
 )
 from eah_interp.attribution.runs import Recording, record
-from eah_interp.attribution.sides import gather, split_items, take_item
+from eah_interp.attribution.sources import (
+    PathSource,
+    average_over,
+    check_source,
+    pose_both,
+)
 from eah_interp.errors import ModelError, SettingsError, show_value
 from eah_interp.indices import check_integer, to_list
 from eah_interp.interventions.intervention import Intervention
@@ -516,10 +513,8 @@ def patch_nodes(
     check_source(model, source)
     places = check_places(positions)
     points = find_points(model, nodes)
-    case = as_case(model, images, prompts, **asked)
-    other = pose_exchange(
+    posed = pose_both(
         model,
-        case,
         images,
         prompts,
         source=source,
@@ -529,14 +524,12 @@ def patch_nodes(
         **asked,
     )
     effects, values, theirs = [], [], []
-    items = split_items(case, source if isinstance(source, Intervention) else "plain")
-    for item, indices, (patch,) in show_items(
-        items, progress=progress and case.n_items > 1
-    ):
-        own = record_values(model, take_item(case, item), None, points)
+    several = posed.case.n_items > 1
+    for item in show_items(posed.items(), progress=progress and several):
+        own = record_values(model, item.case, None, points)
         given = own
         if source not in ("zero", "mean"):
-            given = record_values(model, take_item(other, item), patch, points)
+            given = record_values(model, item.other, item.patch, points)
         assert own.run.prompt is not None
         tokens = own.run.prompt.token_mask[0]
         masks = places.masks(model, own.run.case)
@@ -564,30 +557,28 @@ def patch_nodes(
             measure,
             batch_size=batch_size or choose_batch_size(model, replay.n_tokens),
             key=lambda job: job[0],
-            progress=progress and case.n_items == 1,
+            progress=progress and not several,
             label="patches",
         )
         alone = dict(zip(begun, found, strict=False))
         found = found[len(begun) :] - torch.stack([alone[layer] for layer in starts])
         shape = (len(points), len(masks), found.shape[-1])
-        effects.append((indices, found.view(shape).movedim(-1, 0)))
-        values.append((indices, own.run.values))
-        theirs.append((indices, given.run.values))
-    n_targets = len(case.readout.targets)
+        effects.append((item.targets, found.view(shape).movedim(-1, 0)))
+        values.append((item.targets, own.run.values))
+        theirs.append((item.targets, given.run.values))
+    readout = posed.case.readout
     return check_finite_result(
         NodePatching(
             model=name_model(model),
-            metric=case.readout.metric,
-            targets=case.readout.targets,
-            source=name_source(source, pictured=other is not case),
-            source_patch=source if isinstance(source, Intervention) else None,
+            metric=readout.metric,
+            targets=readout.targets,
+            source=posed.name,
+            source_patch=posed.patch,
             nodes=tuple(point.name for point in points),
             places=places.names,
-            values=gather(values, n_targets),
-            source_values=(
-                None if source in get_args(Stand) else gather(theirs, n_targets)
-            ),
-            effects=gather(effects, n_targets),
+            values=posed.gather(values),
+            source_values=posed.gather(theirs) if posed.is_run else None,
+            effects=posed.gather(effects),
         )
     )
 

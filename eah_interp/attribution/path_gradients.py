@@ -8,7 +8,7 @@ EAP-IG (Hanna et al., arXiv:2403.17806).
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Unpack, get_args
+from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 import pandas as pd
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from eah_interp.arguments import by_name, check_flag
 from eah_interp.attribution.averages import ObjectResult
-from eah_interp.attribution.cases import Ask, Case, as_case, asks
+from eah_interp.attribution.cases import Ask, Case, asks
 from eah_interp.attribution.chunks import show_items
 from eah_interp.attribution.edge_runs import (
     Exchange,
@@ -38,15 +38,10 @@ from eah_interp.attribution.gradient_runs import (
     with_gradients,
 )
 from eah_interp.attribution.paths import (
-    PathSource,
     Plan,
-    Stand,
-    check_source,
     list_edges,
     measure_paths,
     name_path,
-    name_source,
-    pose_exchange,
     prepare_exchange,
 )
 from eah_interp.attribution.readouts import (
@@ -63,7 +58,7 @@ from eah_interp.attribution.results import (
     largest,
     name_targets,
 )
-from eah_interp.attribution.sides import gather, split_items, take_item
+from eah_interp.attribution.sources import PathSource, check_source, pose_both
 from eah_interp.errors import SettingsError
 from eah_interp.indices import check_choice, check_integer
 from eah_interp.interventions.intervention import Intervention
@@ -611,10 +606,8 @@ def approximate_paths(
     plan = Plan.of(
         find_senders(model, senders), find_receivers(model, receivers), batch_size
     )
-    case = as_case(model, images, prompts, **asked)
-    other = pose_exchange(
+    posed = pose_both(
         model,
-        case,
         images,
         prompts,
         source=source,
@@ -625,14 +618,10 @@ def approximate_paths(
     )
     sample = draw_edges(plan, check, seed=seed)
     parts: dict[str, list[tuple[list[int], Tensor]]] = {}
-    items = split_items(case, source if isinstance(source, Intervention) else "plain")
     steps = n_steps if method == "eap_ig" else None
-    for item, indices, (patch,) in show_items(
-        items, progress=progress and case.n_items > 1
-    ):
-        exchange, taken = prepare_exchange(
-            model, take_item(case, item), take_item(other, item), source, patch
-        )
+    several = posed.case.n_items > 1
+    for item in show_items(posed.items(), progress=progress and several):
+        exchange, taken = prepare_exchange(model, item, source)
         scored = approximate_item(model, exchange, plan, n_steps=steps)
         edges = [scored.effects[:, i, j] for i, j in plan.edges]
         found = {
@@ -644,24 +633,22 @@ def approximate_paths(
         if scored.remainder is not None:
             found["remainder"] = scored.remainder
         for name, tensor in found.items():
-            parts.setdefault(name, []).append((indices, tensor))
-    n_targets = len(case.readout.targets)
-    gathered = {name: gather(part, n_targets) for name, part in parts.items()}
+            parts.setdefault(name, []).append((item.targets, tensor))
+    readout = posed.case.readout
+    gathered = {name: posed.gather(part) for name, part in parts.items()}
     return check_finite_result(
         PathApproximation(
             model=name_model(model),
-            metric=case.readout.metric,
-            targets=case.readout.targets,
+            metric=readout.metric,
+            targets=readout.targets,
             method=method,
-            source=name_source(source, pictured=other is not case),
-            source_patch=source if isinstance(source, Intervention) else None,
+            source=posed.name,
+            source_patch=posed.patch,
             n_steps=steps,
             senders=tuple(name_set(plan.senders[i]) for i, _ in plan.edges),
             receivers=tuple(name_set(plan.receivers[j]) for _, j in plan.edges),
             values=gathered["values"],
-            source_values=(
-                None if source in get_args(Stand) else gathered["source_values"]
-            ),
+            source_values=gathered["source_values"] if posed.is_run else None,
             approximate=gathered["approximate"],
             exact=gathered["exact"],
             remainder=gathered.get("remainder"),

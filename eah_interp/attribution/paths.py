@@ -9,7 +9,7 @@ written what it writes in another run; everything else that writes is frozen.
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Unpack, get_args
+from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 import pandas as pd
 import torch
@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from eah_interp.arguments import by_name, check_flag
 from eah_interp.attribution.averages import ObjectResult
-from eah_interp.attribution.cases import Ask, Case, as_case, asks
+from eah_interp.attribution.cases import Ask, Case, asks
 from eah_interp.attribution.edge_runs import (
     Exchange,
     Given,
@@ -58,21 +58,17 @@ from eah_interp.attribution.results import (
     name_targets,
 )
 from eah_interp.attribution.runs import Recording
-from eah_interp.attribution.sides import (
-    Side,
-    check_same_places,
-    check_side,
-    gather,
-    name_side,
-    pose_source,
-    split_items,
-    take_item,
+from eah_interp.attribution.sources import (
+    PathSource,
+    PosedItem,
+    average_over,
+    check_source,
+    pose_both,
 )
-from eah_interp.errors import InputError, SettingsError, show_value
+from eah_interp.errors import SettingsError, show_value
 from eah_interp.indices import check_choice, check_integer
 from eah_interp.interventions.intervention import Intervention
 from eah_interp.lvlm.anatomy import name_model
-from eah_interp.lvlm.inputs import repeat_rows
 from eah_interp.shown_results import list_largest
 
 if TYPE_CHECKING:
@@ -81,10 +77,6 @@ if TYPE_CHECKING:
 
 # ---- Effects of edges, labelled: the result of `patch_paths`.
 
-
-Stand = Literal["zero", "mean", "resampled"]
-"""What a sender writes instead, where it is no run of the same item: nothing; its mean
-over the item's positions; what it writes in another item of the batch."""
 
 FinalNorm = Literal["recomputed", "frozen"]
 """Whether the last norm is computed anew for what reaches the logit directly, or keeps
@@ -505,64 +497,13 @@ def _heads_of(senders: Senders, layer: int) -> Senders:
     return tuple(sender for sender in senders if sender.place == (layer, 0))
 
 
-# ---- What senders write instead.
-
-
-PathSource = Side | Stand
-"""Where senders' outputs are taken from."""
-
-
-def check_source(model: Any, source: object) -> None:
-    """Check that a source is a run, or says what is written instead.
-
-    Raises:
-        SettingsError: If it is something else, or settings do not fit the model.
-    """
-    if isinstance(source, Intervention):
-        check_side(model, source, name="source")
-    elif not isinstance(source, str) or source not in ("plain", *get_args(Stand)):
-        msg = (
-            'source must be "plain" (with source_images or source_prompts), '
-            f"{', '.join(repr(one) for one in get_args(Stand))} or an intervention's "
-            f"settings, such as eah.EAH(), got {show_value(source)}"
-        )
-        raise SettingsError(msg)
-
-
-def draw_items(model: Any, case: Case, *, seed: int) -> Case:
-    """Ask of every item what is asked of it, and show it another item's inputs.
-
-    Raises:
-        InputError: If there is one item only, or positions do not correspond.
-    """
-    n_items = case.n_items
-    if n_items < 2:
-        msg = (
-            'source="resampled" takes what a sender writes in another item: expected '
-            "two items at least, got 1; pass more images, or source_images="
-        )
-        raise InputError(msg)
-    generator = torch.Generator().manual_seed(seed)
-    order = torch.randperm(n_items, generator=generator).tolist()
-    drawn = [0] * n_items
-    for place, item in enumerate(order):  # a circle: nobody gets its own
-        drawn[item] = order[(place + 1) % n_items]
-    mask = case.prompt_mask
-    other = Case(
-        repeat_rows(case.encoding, drawn),
-        None if mask is None else mask[drawn],
-        case.readout,
-    )
-    check_same_places(model, case, other)
-    return other
+# ---- Effects of edges over items: `patch_paths`.
 
 
 def prepare_exchange(
     model: Any,
-    case: Case,
-    other: Case,
+    item: PosedItem,
     source: PathSource,
-    patch: Intervention | None,
 ) -> tuple[Exchange, Recording]:
     """Run one item, and the run that its senders' outputs are taken from.
 
@@ -570,7 +511,7 @@ def prepare_exchange(
         What senders would write instead; and the run that it is from, which for
         `"zero"` and `"mean"` is the item's own.
     """
-    run, own = record_streams(model, case)
+    run, own = record_streams(model, item.case)
     assert run.prompt is not None
     taken, given = run, own
     tokens = run.prompt.token_mask[0]
@@ -579,22 +520,12 @@ def prepare_exchange(
             average_over(tokens) if source == "mean" else torch.zeros_like
         )
     else:
-        taken, given = record_streams(model, other, patch)
+        taken, given = record_streams(model, item.other, item.patch)
     first = own.first_apart(given)
     replay = prepare_replay(model, run, first=first)
     first = worth_cutting(first, replay.n_tokens) if replay.cuts_rows else 0
     exchange = Exchange(replay, own, given, run.prompt.image_mask[0], tokens, first)
     return exchange, taken
-
-
-def average_over(tokens: Tensor) -> Callable[[Tensor], Tensor]:
-    """Make a function that writes the mean over an item's tokens at every position."""
-
-    def average(output: Tensor) -> Tensor:
-        mean = output[:, tokens].float().mean(1, keepdim=True)
-        return mean.expand_as(output).to(output.dtype)
-
-    return average
 
 
 @by_name
@@ -701,11 +632,8 @@ def patch_paths(
     plan = Plan.of(
         find_senders(model, senders), find_receivers(model, receivers), batch_size
     )
-    case = as_case(model, images, prompts, **asked)
-    check_frozen(case, final_norm)
-    other = pose_exchange(
+    posed = pose_both(
         model,
-        case,
         images,
         prompts,
         source=source,
@@ -714,41 +642,38 @@ def patch_paths(
         seed=seed,
         **asked,
     )
-    items = split_items(case, source if isinstance(source, Intervention) else "plain")
+    check_frozen(posed.case, final_norm)
+    items = posed.items()
     effects, values, theirs = [], [], []
-    n_tokens = int(case.encoding["input_ids"].shape[1])
-    n_edges, n_passes = len(plan.edges), plan.count_passes(plan.rows(model, n_tokens))
+    n_passes = plan.count_passes(plan.rows(model, posed.n_tokens))
+    n_edges = len(plan.edges)
     with tqdm(
         total=n_edges * len(items),
         desc=f"{n_edges} edges, at most {n_passes} passes an item",
         disable=not progress,
     ) as bar:
-        for item, indices, (patch,) in items:
-            exchange, taken = prepare_exchange(
-                model, take_item(case, item), take_item(other, item), source, patch
-            )
+        for item in items:
+            exchange, taken = prepare_exchange(model, item, source)
             found = measure_paths(
                 model, exchange, plan, final_norm=final_norm, advance=bar.update
             )
-            effects.append((indices, found.T))
-            values.append((indices, exchange.replay.recording.values))
-            theirs.append((indices, taken.values))
-    n_targets = len(case.readout.targets)
+            effects.append((item.targets, found.T))
+            values.append((item.targets, exchange.replay.recording.values))
+            theirs.append((item.targets, taken.values))
+    readout = posed.case.readout
     return check_finite_result(
         PathPatching(
             model=name_model(model),
-            metric=case.readout.metric,
-            targets=case.readout.targets,
-            source=name_source(source, pictured=other is not case),
-            source_patch=source if isinstance(source, Intervention) else None,
+            metric=readout.metric,
+            targets=readout.targets,
+            source=posed.name,
+            source_patch=posed.patch,
             final_norm=final_norm,
             senders=tuple(name_set(plan.senders[i]) for i, _ in plan.edges),
             receivers=tuple(name_set(plan.receivers[j]) for _, j in plan.edges),
-            values=gather(values, n_targets),
-            source_values=(
-                None if source in get_args(Stand) else gather(theirs, n_targets)
-            ),
-            effects=gather(effects, n_targets),
+            values=posed.gather(values),
+            source_values=posed.gather(theirs) if posed.is_run else None,
+            effects=posed.gather(effects),
         )
     )
 
@@ -766,61 +691,3 @@ def check_frozen(case: Case, final_norm: FinalNorm) -> None:
             'final_norm="recomputed"'
         )
         raise SettingsError(msg)
-
-
-def pose_exchange(
-    model: Any,
-    case: Case,
-    images: object,
-    prompts: object,
-    *,
-    source: PathSource,
-    source_images: object,
-    source_prompts: object,
-    seed: int,
-    **asked: Any,
-) -> Case:
-    """Ask of the source what a case asks; the case itself where it is the same item.
-
-    Raises:
-        InputError: If positions do not correspond.
-        SettingsError: If a plain run is given nothing else to see, or what senders
-            write instead needs no other inputs.
-    """
-    others = source_images is not None or source_prompts is not None
-    if source in get_args(Stand):
-        if others:
-            msg = (
-                f"source={source!r} takes nothing from other inputs: expected no "
-                'source_images and source_prompts, or source="plain"'
-            )
-            raise SettingsError(msg)
-        return draw_items(model, case, seed=seed) if source == "resampled" else case
-    if source == "plain" and not others:
-        msg = (
-            "the source is the run itself, so nothing would change: expected "
-            'source_images or source_prompts, or source="zero", "mean", "resampled" '
-            "or settings such as eah.EAH()"
-        )
-        raise SettingsError(msg)
-    return pose_source(
-        model,
-        case,
-        images,
-        prompts,
-        source_images=source_images,
-        source_prompts=source_prompts,
-        **asked,
-    )
-
-
-def name_source(source: PathSource, *, pictured: bool) -> str:
-    """Name where senders' outputs are taken from.
-
-    Example:
-        >>> name_source("mean", pictured=False), name_source("plain", pictured=True)
-        ('mean', 'plain, another image')
-    """
-    if isinstance(source, str) and source in get_args(Stand):
-        return source
-    return name_side(source, pictured=pictured)  # type: ignore[arg-type]
