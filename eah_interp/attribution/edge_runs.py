@@ -24,8 +24,10 @@ from eah_interp.attribution.readouts import TargetValues, keep_logits
 from eah_interp.attribution.replay import (
     BREAKS,
     AtCall,
+    HeadChanges,
     Replay,
     RowValues,
+    add_to_attended,
     check_copy,
 )
 from eah_interp.attribution.runs import Recording, record
@@ -428,22 +430,18 @@ def run_attended(
     proj = exchange.projection(model, layer)
     if replay.ways.get(layer) or not _attends_alone(recording, layer, proj):
         return None
-    assert proj is not None
+    assert isinstance(proj, nn.Linear)
     last = layer == model.anatomy.n_layers - 1
     first = exchange.first
     if last and replay.cuts_rows:
         first = max(first, replay.first_read)
-    kept = recording.attended[layer]
-    whole = kept[0] if isinstance(kept, tuple) else kept
-    rows = whole[:, first:].repeat(len(given), 1, 1)
-    weight = proj.weight.unflatten(1, (model.n_heads, -1))  # type: ignore[operator]
+    rows: list[HeadChanges | None] = [None] * len(given)
     if changed := [(row, one) for row, one in enumerate(given) if one is not None]:
         numbers, readers = zip(*changed, strict=True)
         changes, heads = _attend_anew(model, recording, layer, readers)
-        for row, change, own in zip(numbers, changes, heads, strict=True):
-            added = change[first:].flatten(1) @ weight[:, own].flatten(1).float().T
-            rows[row] = (rows[row].float() + added).to(rows)
-    returned = (rows, *kept[1:]) if isinstance(kept, tuple) else rows
+        for row, own, change in zip(numbers, heads, changes, strict=True):
+            rows[row] = (own, change)
+    returned = add_to_attended(recording, layer, proj, rows, first=first)
     try:
         values = replay.run(
             model, len(rows), start=layer, first=first, attended={layer: returned}

@@ -224,7 +224,9 @@ def test_batches_of_any_size_say_the_same():
 
 
 @ignore_renamed
-@pytest.mark.parametrize("family", ["llava", "gemma3", "qwen3_vl", "aya_vision"])
+@pytest.mark.parametrize(
+    "family", ["llava", "gemma3", "qwen3_vl", "aya_vision", "paligemma"]
+)
 def test_what_stands_before_the_first_change_is_not_run_again(family, monkeypatch):
     """Two prompts that differ at the end, each edge by whole passes of its own."""
     model, case = share_model(family), pose_answer(family)
