@@ -1,5 +1,6 @@
 """What the measured times say, and the tables that say it."""
 
+import json
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -285,6 +286,28 @@ def replace_section(page: Path, name: str, text: str) -> None:
     before, _, rest = content.partition(start)
     _, _, after = rest.partition(end)
     page.write_text(f"{before}{start}\n\n{text}\n\n{end}{after}", encoding="utf-8")
+
+
+def add_parts(out: Path, name: str, parts: Mapping[str, Any]) -> dict[str, Any]:
+    """Write parts of a result into the JSON under its name, keeping all others.
+
+    Returns:
+        The result with all parts that there are.
+    """
+    kept = json.loads(out.read_text(encoding="utf-8")) if out.is_file() else {}
+    kept[name] = {**kept.get(name, {}), **parts}
+    out.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+    whole: dict[str, Any] = kept[name]
+    return whole
+
+
+def say_machine(where: Mapping[str, Any]) -> str:
+    """Say in a sentence by which command, when and on what a part was measured."""
+    hardware = where["hardware"]
+    return (
+        f"`{where['command']}` on {where['date'][:10]}: {hardware['device']}, "
+        f"{hardware['threads']} threads, load {hardware['load']} when it began"
+    )
 
 
 def rows_as_data(rows: Mapping[str, Row]) -> dict[str, dict[str, Any]]:

@@ -14,11 +14,11 @@ import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from tqdm import tqdm
 
 from eah_interp.arguments import by_name, check_flag, check_kind
 from eah_interp.attribution.averages import ObjectResult
-from eah_interp.attribution.cases import Ask, as_case, asks
+from eah_interp.attribution.cases import Ask, asks
+from eah_interp.attribution.chunks import show_items
 from eah_interp.attribution.circuit_runs import Edge, check_circuits, run_circuits
 from eah_interp.attribution.edges import (
     EMBEDDINGS,
@@ -32,22 +32,18 @@ from eah_interp.attribution.edges import (
 from eah_interp.attribution.path_gradients import PathApproximation
 from eah_interp.attribution.paths import (
     PathPatching,
-    PathSource,
-    check_source,
     name_path,
-    name_source,
-    pose_exchange,
     prepare_exchange,
     split_receiver,
 )
 from eah_interp.attribution.readouts import MetricName, Target, TargetValues
-from eah_interp.attribution.replay import check_batch_size
+from eah_interp.attribution.replay import check_batch_size, choose_batch_size
 from eah_interp.attribution.results import (
     check_finite_result,
     label_targets,
     name_targets,
 )
-from eah_interp.attribution.sides import gather, split_items, take_item
+from eah_interp.attribution.sources import PathSource, check_source, pose_both
 from eah_interp.errors import InputError, SettingsError, UnsupportedError, show_value
 from eah_interp.indices import check_integer, to_float, to_list
 from eah_interp.lvlm.anatomy import name_model
@@ -313,7 +309,7 @@ def find_circuits(
     shares: Sequence[float] = SHARES,
     chosen: float = 0.01,
     n_random: int = 5,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     seed: int = 0,
     progress: bool = False,
     **asked: Unpack[Ask],
@@ -346,7 +342,7 @@ def find_circuits(
         shares: Which shares of all edges are kept, ascending.
         chosen: The share, one of `shares`, whose edges are left out one by one.
         n_random: Draws of random edges, for each size.
-        batch_size: Most rows in one forward pass.
+        batch_size: Most rows in one forward pass; by device and memory when None.
         seed: Of random edges, of halves, and of `"resampled"`.
         progress: Whether to show a bar over items.
         **asked: What is read: `objects`, `metric`, `caption`, `synonyms` and `truth`,
@@ -381,7 +377,8 @@ def find_circuits(
         >>> found.sizes, round(float(found.faithfulness[-1]), 3)
         ((13, 262), 1.0)
     """
-    check_batch_size(batch_size)
+    if batch_size is not None:
+        check_batch_size(batch_size)
     seed, n_random = check_integer("seed", seed), check_integer("n_random", n_random)
     progress = check_flag("progress", progress)
     ascending = _check_shares(shares, chosen)
@@ -401,10 +398,8 @@ def find_circuits(
         )
         raise SettingsError(msg)
     check_stream(model)
-    case = as_case(model, images, prompts, **asked)
-    other = pose_exchange(
+    posed = pose_both(
         model,
-        case,
         images,
         prompts,
         source=source,
@@ -418,22 +413,20 @@ def find_circuits(
     which = ascending.index(chosen)
     draws = _draw_orders(len(ordered), n_random, seed=seed)
     listed = list_circuits(ordered, sizes, which, draws)
+    n_rows = batch_size or choose_batch_size(model, posed.n_tokens)
     parts: dict[str, list[tuple[list[int], Tensor]]] = {}
-    items = split_items(case, "plain")
-    for item, indices, _ in tqdm(items, desc="items", disable=not progress):
-        exchange, taken = prepare_exchange(
-            model, take_item(case, item), take_item(other, item), source, None
-        )
+    for item in show_items(posed.items(), progress=progress):
+        exchange, taken = prepare_exchange(model, item, source)
         check_circuits(model, exchange)
         found = [
             run_circuits(
                 model,
                 exchange,
                 taken,
-                listed[start : start + batch_size],
-                batch_size=batch_size,
+                listed[start : start + n_rows],
+                batch_size=n_rows,
             )
-            for start in range(0, len(listed), batch_size)
+            for start in range(0, len(listed), n_rows)
         ]
         values = exchange.replay.recording.values
         rows = torch.cat(found)
@@ -444,9 +437,9 @@ def find_circuits(
             ("values", values),
             ("source_values", taken.values),
         ):
-            parts.setdefault(name, []).append((indices, tensor))
-    n_targets = len(case.readout.targets)
-    gathered = {name: gather(part, n_targets) for name, part in parts.items()}
+            parts.setdefault(name, []).append((item.targets, tensor))
+    readout = posed.case.readout
+    gathered = {name: posed.gather(part) for name, part in parts.items()}
     n_sizes, rows = len(sizes), gathered["rows"]
     after = 2 * n_sizes + sizes[which]
     behaviour = gathered["values"].mean() - gathered["source_values"].mean()
@@ -459,9 +452,9 @@ def find_circuits(
     return check_finite_result(
         Circuits(
             model=name_model(model),
-            metric=case.readout.metric,
-            targets=case.readout.targets,
-            source=name_source(source, pictured=other is not case),
+            metric=readout.metric,
+            targets=readout.targets,
+            source=posed.name,
             senders=tuple(sender.name for sender, _ in ordered),
             receivers=tuple(receiver.name for _, receiver in ordered),
             scores=scores,
@@ -473,7 +466,7 @@ def find_circuits(
             kept=rows[:, :n_sizes],
             left=rows[:, n_sizes : 2 * n_sizes],
             random=rows[:, after:]
-            .view(n_targets, n_random, n_sizes)
+            .view(len(rows), n_random, n_sizes)
             .movedim(1, 0)
             .contiguous(),
             without=rows[:, 2 * n_sizes : after],

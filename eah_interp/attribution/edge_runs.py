@@ -24,8 +24,10 @@ from eah_interp.attribution.readouts import TargetValues, keep_logits
 from eah_interp.attribution.replay import (
     BREAKS,
     AtCall,
+    HeadChanges,
     Replay,
     RowValues,
+    add_to_attended,
     check_copy,
 )
 from eah_interp.attribution.runs import Recording, record
@@ -58,6 +60,29 @@ class Written:
     heads: dict[int, Tensor] = field(default_factory=dict)
     attention: dict[int, Tensor] = field(default_factory=dict)
     mlp: dict[int, Tensor] = field(default_factory=dict)
+
+    def first_apart(self, other: "Written") -> int:
+        """Find the first position where another run wrote something else.
+
+        Returns:
+            The position; the last one where they wrote the same, and 0 where what was
+            written does not lie position by position.
+        """
+        n_tokens = self.entering[0].shape[1]
+        apart = torch.zeros(n_tokens, dtype=torch.bool, device=self.entering[0].device)
+        pairs = [(self.entering[0], other.entering[0])]
+        for kept, others in (
+            (self.heads, other.heads),
+            (self.attention, other.attention),
+            (self.mlp, other.mlp),
+        ):
+            pairs += [(tensor, others[layer]) for layer, tensor in kept.items()]
+        for one, two in pairs:
+            if one.shape != two.shape or one.shape[1] != n_tokens:
+                return 0
+            apart |= (one != two)[0].flatten(1).any(1)
+        found = apart.nonzero()
+        return int(found[0]) if len(found) else n_tokens - 1
 
     def change(self, transform: Callable[[Tensor], Tensor]) -> "Written":
         """Write something else instead, at every place."""
@@ -133,7 +158,11 @@ class Exchange:
         given: What it would write.
         image: True at the item's image tokens.
         token: False at padding.
+        first: The first position where anything would be written that was not; 0
+            unless positions before it can be left out of a run.
         projections: Output projections that were looked for, by layer.
+        alone: The targets of a copy that was left alone, by how it was run.
+        whole: Layers from which on no position can be left out, as was found.
     """
 
     replay: Replay
@@ -141,7 +170,10 @@ class Exchange:
     given: Written
     image: Bool[Tensor, " position"]
     token: Bool[Tensor, " position"]
+    first: int = 0
     projections: dict[int, nn.Module | None] = field(default_factory=dict)
+    alone: dict[Any, TargetValues] = field(default_factory=dict)
+    whole: set[int] = field(default_factory=set)
 
     def projection(self, model: Any, layer: int) -> nn.Module | None:
         """Find a layer's output projection, once; see `find_projection`."""
@@ -371,7 +403,10 @@ def _changed_stream(model: Any, layer: int, change: Change) -> Iterator[None]:
 
 @torch.no_grad()
 def run_attended(
-    model: Any, exchange: Exchange, given: Sequence[tuple[Receiver, Tensor]]
+    model: Any,
+    exchange: Exchange,
+    layer: int,
+    given: Sequence[tuple[Receiver, Tensor] | None],
 ) -> RowValues | None:
     """Run copies in which one reader's query, key or value is another, the cheap way.
 
@@ -382,39 +417,38 @@ def run_attended(
     Args:
         model: The LVLM.
         exchange: The item.
-        given: A reader and what it has, for each copy: of one layer, and of as many
-            heads each.
+        layer: The readers' layer.
+        given: A reader and what it has, for each copy, of as many heads each; None for
+            a copy that is left alone.
 
     Returns:
-        Every target in a copy that is left alone, and in each of these; None where
-        what attention returns does not follow from its heads that way.
+        Every target in each copy; None where what attention returns does not follow
+        from its heads that way.
     """
-    replay, layer = exchange.replay, given[0][0].layer
+    replay = exchange.replay
     recording = replay.recording
     proj = exchange.projection(model, layer)
     if replay.ways.get(layer) or not _attends_alone(recording, layer, proj):
         return None
-    assert proj is not None
+    assert isinstance(proj, nn.Linear)
     last = layer == model.anatomy.n_layers - 1
-    first = replay.first_read if last and replay.cuts_rows else 0
-    kept = recording.attended[layer]
-    whole = kept[0] if isinstance(kept, tuple) else kept
-    changes, heads = _attend_anew(model, recording, given)
-    weight = proj.weight.unflatten(1, (model.n_heads, -1))  # type: ignore[operator]
-    added = torch.stack(
-        [
-            change[first:].flatten(1) @ weight[:, own].flatten(1).float().T
-            for change, own in zip(changes, heads, strict=True)
-        ]
-    )
-    own_rows = whole[:, first:]
-    rows = torch.cat([own_rows, (own_rows.float() + added).to(own_rows)])
-    returned = (rows, *kept[1:]) if isinstance(kept, tuple) else rows
+    first = exchange.first
+    if last and replay.cuts_rows:
+        first = max(first, replay.first_read)
+    rows: list[HeadChanges | None] = [None] * len(given)
+    if changed := [(row, one) for row, one in enumerate(given) if one is not None]:
+        numbers, readers = zip(*changed, strict=True)
+        changes, heads = _attend_anew(model, recording, layer, readers)
+        for row, own, change in zip(numbers, heads, changes, strict=True):
+            rows[row] = (own, change)
+    returned = add_to_attended(recording, layer, proj, rows, first=first)
     try:
         values = replay.run(
             model, len(rows), start=layer, first=first, attended={layer: returned}
         )
-        check_copy(model, recording, values[:1])
+        alone = [row for row, one in enumerate(given) if one is None]
+        if alone:
+            check_copy(model, recording, values[alone])
     except BREAKS as error:
         if is_out_of_memory(error):
             raise
@@ -438,14 +472,16 @@ def _attends_alone(recording: Recording, layer: int, proj: nn.Module | None) -> 
 
 
 def _attend_anew(
-    model: Any, recording: Recording, given: Sequence[tuple[Receiver, Tensor]]
+    model: Any,
+    recording: Recording,
+    layer: int,
+    given: Sequence[tuple[Receiver, Tensor]],
 ) -> tuple[Float[Tensor, "row query head d_value"], list[list[int]]]:
     """Let the heads of readers attend with what these are given.
 
     Returns:
         What each head returns more than in the recording; and which heads they are.
     """
-    layer = given[0][0].layer
     call, own = recording.calls[layer], recording.heads[layer]
     groups = model.n_heads // call.n_kv_heads
     heads = [
@@ -475,14 +511,34 @@ Given = Mapping[Receiver, Tensor]
 
 
 @torch.no_grad()
-def run_given(model: Any, replay: Replay, rows: Sequence[Given]) -> RowValues:
+def run_given(
+    model: Any, exchange: Exchange, start: int, rows: Sequence[Given]
+) -> RowValues:
     """Run copies of an item in which receivers have what they are given.
 
     Args:
         model: The LVLM.
-        replay: The item.
-        rows: What is given to whom, in each copy.
+        exchange: The item.
+        start: The first layer with such a receiver.
+        rows: What is given to whom, in each copy; nothing to one that is left alone.
     """
+    first = 0 if start in exchange.whole else exchange.first
+    alone = [row for row, given in enumerate(rows) if not given]
+    try:
+        values = _run_rows(model, exchange.replay, rows, start=start, first=first)
+        if first and alone:
+            check_copy(model, exchange.replay.recording, values[alone])
+    except BREAKS as error:
+        if is_out_of_memory(error) or not first:
+            raise
+        exchange.whole.add(start)
+        values = _run_rows(model, exchange.replay, rows, start=start, first=0)
+    return values
+
+
+def _run_rows(
+    model: Any, replay: Replay, rows: Sequence[Given], *, start: int, first: int
+) -> RowValues:
     anatomy: Anatomy = model.anatomy
     by_layer: dict[int, list[tuple[int, Receiver, Tensor]]] = {}
     blocks: dict[str, Callable[[Tensor], Tensor]] = {}
@@ -496,11 +552,11 @@ def run_given(model: Any, replay: Replay, rows: Sequence[Given]) -> RowValues:
                 by_layer.setdefault(receiver.layer, []).append(entry)
     for layer, entries in added.items():
         blocks[str(mlp_writer(anatomy, layer))] = _write_rows(entries, len(rows))
-    layers = [receiver.layer for given in rows for receiver in given]
     return replay.run(
         model,
         len(rows),
-        start=min(layers, default=0),
+        start=start,
+        first=first,
         at_calls={layer: _give(entries) for layer, entries in by_layer.items()},
         blocks=blocks,
     )
@@ -517,7 +573,8 @@ def _give(entries: Sequence[tuple[int, Receiver, Tensor]]) -> AtCall:
             name = names[receiver.input]
             if name not in changed:
                 changed[name] = getattr(call, name).clone()
-            changed[name][row, receiver.index] = value.to(changed[name])
+            own = changed[name][row, receiver.index]
+            own.copy_(value[-len(own) :])  # a run may have the last rows only
         operation.inputs = replace(call, **changed).inputs  # type: ignore[arg-type]
 
     return change
@@ -529,7 +586,7 @@ def _write_rows(
     def change(output: Tensor) -> Tensor:
         lines = output.reshape(n_rows, -1).clone()
         for row, value in entries:
-            lines[row] = value.reshape(-1).to(lines)
+            lines[row] = value.reshape(-1)[-lines.shape[1] :].to(lines)
         return lines.view(output.shape)
 
     return change

@@ -9,7 +9,7 @@ import contextlib
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Unpack, get_args
+from typing import TYPE_CHECKING, Any, Unpack
 
 import pandas as pd
 import torch
@@ -18,23 +18,16 @@ from torch import Tensor, nn
 
 from eah_interp.arguments import by_name, check_flag
 from eah_interp.attribution.averages import ObjectResult
-from eah_interp.attribution.cases import Ask, as_case, asks
+from eah_interp.attribution.cases import Ask, asks
 from eah_interp.attribution.chunks import show_items
 from eah_interp.attribution.edge_runs import attention_writer, mlp_writer
 from eah_interp.attribution.node_places import Where, check_places
-from eah_interp.attribution.paths import (
-    PathSource,
-    Stand,
-    average_over,
-    check_source,
-    name_source,
-    pose_exchange,
-)
 from eah_interp.attribution.readouts import MetricName, Target, TargetValues
 from eah_interp.attribution.replay import (
     AtCall,
     Replay,
     check_batch_size,
+    choose_batch_size,
     in_batches,
     prepare_replay,
 )
@@ -48,7 +41,12 @@ from eah_interp.attribution.results import (
     name_targets,
 )
 from eah_interp.attribution.runs import Recording, record
-from eah_interp.attribution.sides import gather, split_items, take_item
+from eah_interp.attribution.sources import (
+    PathSource,
+    average_over,
+    check_source,
+    pose_both,
+)
 from eah_interp.errors import ModelError, SettingsError, show_value
 from eah_interp.indices import check_integer, to_list
 from eah_interp.interventions.intervention import Intervention
@@ -366,8 +364,10 @@ Job = tuple[Point, Tensor, Tensor]
 
 
 @torch.no_grad()
-def run_changed(model: Any, replay: Replay, jobs: Sequence[Job | None]) -> Tensor:
-    """Run copies of an item, in each of which one node is changed, or none."""
+def run_changed(
+    model: Any, replay: Replay, jobs: Sequence[Job | None], *, start: int
+) -> Tensor:
+    """Run copies of an item from a layer on; in each one node is changed, or none."""
     streams: dict[int, list[Change]] = {}
     calls: dict[int, list[tuple[int | None, Change]]] = {}
     blocks: dict[str, list[Change]] = {}
@@ -382,7 +382,6 @@ def run_changed(model: Any, replay: Replay, jobs: Sequence[Job | None]) -> Tenso
             calls.setdefault(point.layer, []).append((point.head, change))
         else:
             blocks.setdefault(str(path_of(model.anatomy, point)), []).append(change)
-    start = min((job[0].layer for job in jobs if job is not None), default=0)
     with _changed_streams(model, streams, len(jobs)):
         return replay.run(
             model,
@@ -444,7 +443,7 @@ def patch_nodes(
     source: PathSource = "plain",
     source_images: object = None,
     source_prompts: object = None,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     seed: int = 0,
     progress: bool = False,
     **asked: Unpack[Ask],
@@ -474,8 +473,8 @@ def patch_nodes(
         source_images: Other images for the source (or a `Case`), whose tokens stand
             where those of `images` do.
         source_prompts: Other prompts for the source, of the same length.
-        batch_size: Most patched copies in one forward pass; halved, with a warning,
-            when memory runs out.
+        batch_size: Most patched copies in one forward pass; by device and memory when
+            None. Halved, with a warning, when memory runs out.
         seed: Which items `"resampled"` draws.
         progress: Whether to show a bar.
         **asked: What is read: `objects`, `metric`, `caption`, `synonyms` and `truth`,
@@ -507,16 +506,15 @@ def patch_nodes(
         >>> found.effects.shape
         torch.Size([1, 8, 3])
     """
-    check_batch_size(batch_size)
+    if batch_size is not None:
+        check_batch_size(batch_size)
     seed = check_integer("seed", seed)
     progress = check_flag("progress", progress)
     check_source(model, source)
     places = check_places(positions)
     points = find_points(model, nodes)
-    case = as_case(model, images, prompts, **asked)
-    other = pose_exchange(
+    posed = pose_both(
         model,
-        case,
         images,
         prompts,
         source=source,
@@ -526,56 +524,61 @@ def patch_nodes(
         **asked,
     )
     effects, values, theirs = [], [], []
-    items = split_items(case, source if isinstance(source, Intervention) else "plain")
-    for item, indices, (patch,) in show_items(
-        items, progress=progress and case.n_items > 1
-    ):
-        own = record_values(model, take_item(case, item), None, points)
+    several = posed.case.n_items > 1
+    for item in show_items(posed.items(), progress=progress and several):
+        own = record_values(model, item.case, None, points)
         given = own
         if source not in ("zero", "mean"):
-            given = record_values(model, take_item(other, item), patch, points)
+            given = record_values(model, item.other, item.patch, points)
         assert own.run.prompt is not None
         tokens = own.run.prompt.token_mask[0]
         masks = places.masks(model, own.run.case)
         replay = prepare_replay(model, own.run)
-        jobs: list[Job] = [
+        jobs = [
             (point, mask, _stand(given.of(model, point), source, tokens)[0])
             for point in points
             for mask in masks
         ]
+        starts = [point.layer for point, _, _ in jobs]
+        # Each layer's first batch has a copy that is left alone, and changes are
+        # relative to it: what a batch does to rounding cancels out.
+        begun = sorted(set(starts))
+        listed: list[tuple[int, Job | None]] = [(layer, None) for layer in begun]
+        listed += zip(starts, jobs, strict=True)
 
-        def measure(batch: list[Job], replay: Replay = replay) -> Tensor:
-            # beside a copy that is left alone: what a batch does to rounding cancels
-            found = run_changed(model, replay, [None, *batch])
-            return found[1:] - found[:1]
+        def measure(
+            batch: list[tuple[int, Job | None]], replay: Replay = replay
+        ) -> Tensor:
+            own = [job for _, job in batch]
+            return run_changed(model, replay, own, start=batch[0][0])
 
         found = in_batches(
-            jobs,
+            listed,
             measure,
-            batch_size=batch_size,
-            key=lambda job: job[0].layer,
-            progress=progress and case.n_items == 1,
+            batch_size=batch_size or choose_batch_size(model, replay.n_tokens),
+            key=lambda job: job[0],
+            progress=progress and not several,
             label="patches",
         )
+        alone = dict(zip(begun, found, strict=False))
+        found = found[len(begun) :] - torch.stack([alone[layer] for layer in starts])
         shape = (len(points), len(masks), found.shape[-1])
-        effects.append((indices, found.view(shape).movedim(-1, 0)))
-        values.append((indices, own.run.values))
-        theirs.append((indices, given.run.values))
-    n_targets = len(case.readout.targets)
+        effects.append((item.targets, found.view(shape).movedim(-1, 0)))
+        values.append((item.targets, own.run.values))
+        theirs.append((item.targets, given.run.values))
+    readout = posed.case.readout
     return check_finite_result(
         NodePatching(
             model=name_model(model),
-            metric=case.readout.metric,
-            targets=case.readout.targets,
-            source=name_source(source, pictured=other is not case),
-            source_patch=source if isinstance(source, Intervention) else None,
+            metric=readout.metric,
+            targets=readout.targets,
+            source=posed.name,
+            source_patch=posed.patch,
             nodes=tuple(point.name for point in points),
             places=places.names,
-            values=gather(values, n_targets),
-            source_values=(
-                None if source in get_args(Stand) else gather(theirs, n_targets)
-            ),
-            effects=gather(effects, n_targets),
+            values=posed.gather(values),
+            source_values=posed.gather(theirs) if posed.is_run else None,
+            effects=posed.gather(effects),
         )
     )
 

@@ -9,14 +9,18 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from eah_interp.attribution.cases import Case
-from eah_interp.attribution.places import PlaceName, PlacesWanted, find_places
+from eah_interp.attribution.positions import (
+    PositionName,
+    PositionsWanted,
+    find_positions,
+)
 from eah_interp.errors import InputError, SettingsError, show_value
 from eah_interp.indices import to_float, to_int, to_list
 from eah_interp.lvlm.spans import ImageSpan
 
 Box = tuple[float, float, float, float]
 
-Place = PlacesWanted | str | Box
+Place = PositionsWanted | str | Box
 """What `patch_heads` takes as positions; `"all"`; or a box: left, top, right and bottom
 as four floats, fractions of the image."""
 
@@ -83,7 +87,7 @@ def check_places(where: Where) -> Places:
 
 
 def _refuse(place: object) -> SettingsError:
-    names = ", ".join(f'"{name}"' for name in ("all", *get_args(PlaceName)))
+    names = ", ".join(f'"{name}"' for name in ("all", *get_args(PositionName)))
     msg = (
         f"positions must be one of {names}, or several; positions such as [3, -1]; "
         "a mask; a box of four floats from 0.0 to 1.0 (left, top, right, bottom); or a "
@@ -94,7 +98,7 @@ def _refuse(place: object) -> SettingsError:
 
 def _check(place: object) -> Any:
     if isinstance(place, str):
-        if place not in ("all", *get_args(PlaceName)):
+        if place not in ("all", *get_args(PositionName)):
             raise _refuse(place)
         return place
     if isinstance(place, Tensor) and place.dtype == torch.bool:
@@ -118,7 +122,7 @@ def _find(model: Any, case: Case, name: str, place: Any) -> Tensor:
         every: Tensor = given[0].bool().cpu()
         return every
     if not (isinstance(place, tuple) and place[0] == "box"):
-        return find_places(model, case, place)[0]
+        return find_positions(model, case, place)[0]
     mask = torch.zeros(ids.shape[1], dtype=torch.bool)
     mask[_columns_in(model.spans(case.encoding)[0], place[1:])] = True
     if not mask.any():

@@ -14,7 +14,11 @@ from eah_interp.attribution.averages import ObjectResult
 from eah_interp.attribution.cases import Ask, as_case, asks
 from eah_interp.attribution.chunks import show_items
 from eah_interp.attribution.nodes import NodeName, find_nodes, grid_of_heads, list_nodes
-from eah_interp.attribution.places import PlacesWanted, find_places, name_places
+from eah_interp.attribution.positions import (
+    PositionsWanted,
+    find_positions,
+    name_positions,
+)
 from eah_interp.attribution.readouts import MetricName, Target, TargetValues
 from eah_interp.attribution.replay import check_batch_size
 from eah_interp.attribution.results import (
@@ -166,7 +170,7 @@ def patch_heads(
     source_prompts: object = None,
     heads: Sequence[NodeName] | None = None,
     what: What = "output",
-    positions: PlacesWanted | None = None,
+    positions: PositionsWanted | None = None,
     together: bool = False,
     batch_size: int | None = None,
     progress: bool = False,
@@ -260,7 +264,7 @@ def patch_heads(
         source_prompts=source_prompts,
         **asked,
     )
-    places = None if positions is None else find_places(model, case, positions)
+    places = None if positions is None else find_positions(model, case, positions)
     variants = [nodes] if together else [(node,) for node in nodes]
     effects, values, theirs = [], [], []
     for item, indices, (of_target, of_source) in show_items(
@@ -298,7 +302,7 @@ def patch_heads(
             values=gather(values, n_targets),
             source_values=gather(theirs, n_targets),
             effects=gather(effects, n_targets),
-            positions=name_places(positions),
+            positions=name_positions(positions),
         )
     )
 
@@ -338,7 +342,7 @@ def ablate_heads(
     how: AblationMode = "zero",
     target: Side = "plain",
     heads: Sequence[NodeName] | None = None,
-    positions: PlacesWanted | None = None,
+    positions: PositionsWanted | None = None,
     together: bool = False,
     batch_size: int | None = None,
     progress: bool = False,
@@ -399,7 +403,7 @@ def ablate_heads(
     check_side(model, target, name="target")
     nodes = find_nodes(model, heads)
     case = as_case(model, images, prompts, **asked)
-    places = None if positions is None else find_places(model, case, positions)
+    places = None if positions is None else find_positions(model, case, positions)
     variants = [nodes] if together else [(node,) for node in nodes]
     effects, values = [], []
     for item, indices, (settings,) in show_items(
@@ -433,7 +437,7 @@ def ablate_heads(
             values=gather(values, n_targets),
             source_values=None,
             effects=gather(effects, n_targets),
-            positions=name_places(positions),
+            positions=name_positions(positions),
         )
     )
 

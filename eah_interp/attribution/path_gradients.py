@@ -8,7 +8,7 @@ EAP-IG (Hanna et al., arXiv:2403.17806).
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Unpack, get_args
+from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 import pandas as pd
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from eah_interp.arguments import by_name, check_flag
 from eah_interp.attribution.averages import ObjectResult
-from eah_interp.attribution.cases import Ask, Case, as_case, asks
+from eah_interp.attribution.cases import Ask, Case, asks
 from eah_interp.attribution.chunks import show_items
 from eah_interp.attribution.edge_runs import (
     Exchange,
@@ -38,15 +38,10 @@ from eah_interp.attribution.gradient_runs import (
     with_gradients,
 )
 from eah_interp.attribution.paths import (
-    PathSource,
     Plan,
-    Stand,
-    check_source,
     list_edges,
     measure_paths,
     name_path,
-    name_source,
-    pose_exchange,
     prepare_exchange,
 )
 from eah_interp.attribution.readouts import (
@@ -63,7 +58,7 @@ from eah_interp.attribution.results import (
     largest,
     name_targets,
 )
-from eah_interp.attribution.sides import gather, split_items, take_item
+from eah_interp.attribution.sources import PathSource, check_source, pose_both
 from eah_interp.errors import SettingsError
 from eah_interp.indices import check_choice, check_integer
 from eah_interp.interventions.intervention import Intervention
@@ -461,10 +456,11 @@ def approximate_item(
         {one for together in plan.receivers for one in together},
         key=lambda one: (one.layer, one.name),
     )
+    n_rows = plan.rows(model, exchange.replay.n_tokens)
     changes = torch.cat(
         [
-            exchange.changes(model, plan.senders[i : i + plan.batch_size])
-            for i in range(0, len(plan.senders), plan.batch_size)
+            exchange.changes(model, plan.senders[i : i + n_rows])
+            for i in range(0, len(plan.senders), n_rows)
         ]
     )
     begin, end = exchange.own.entering[0], exchange.given.entering[0]
@@ -512,7 +508,7 @@ def approximate_paths(
     n_steps: int = 5,
     check: int = 32,
     seed: int = 0,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     progress: bool = False,
     **asked: Unpack[Ask],
 ) -> PathApproximation:
@@ -527,7 +523,8 @@ def approximate_paths(
     item's first layer to what enters the source's, by the rule of Gauss and Legendre.
     All edges of the embedding then sum to the change of the target along that way, but
     for the rule's error, which is returned and falls as steps grow. That an edge's
-    number is the effect of patching it alone follows from neither.
+    number is the effect of patching it alone follows from neither: with more steps
+    `"eap_ig"` converges to the mean over runs on the way, not to the exact effect.
 
     A sample of edges is patched exactly as well (`patch_paths`), and `.agreement` says
     how the ranks correlate, with an interval, and how large the largest error is.
@@ -551,7 +548,7 @@ def approximate_paths(
             targets; three at least.
         seed: Of that draw, and of `"resampled"`.
         batch_size: Most edges in a forward pass of exact patching, and most senders
-            whose changes are computed at a time.
+            whose changes are computed at a time; by device and memory when None.
         progress: Whether to show a bar.
         **asked: What is read: `objects`, `metric`, `caption`, `synonyms` and `truth`,
             as for `pose`.
@@ -585,7 +582,8 @@ def approximate_paths(
         >>> found.approximate.shape, found.agreement.n_checked
         (torch.Size([1, 54]), 8)
     """
-    check_batch_size(batch_size)
+    if batch_size is not None:
+        check_batch_size(batch_size)
     seed, n_steps = (
         check_integer("seed", seed),
         check_integer("n_steps", n_steps, least=1),
@@ -608,10 +606,8 @@ def approximate_paths(
     plan = Plan.of(
         find_senders(model, senders), find_receivers(model, receivers), batch_size
     )
-    case = as_case(model, images, prompts, **asked)
-    other = pose_exchange(
+    posed = pose_both(
         model,
-        case,
         images,
         prompts,
         source=source,
@@ -622,14 +618,10 @@ def approximate_paths(
     )
     sample = draw_edges(plan, check, seed=seed)
     parts: dict[str, list[tuple[list[int], Tensor]]] = {}
-    items = split_items(case, source if isinstance(source, Intervention) else "plain")
     steps = n_steps if method == "eap_ig" else None
-    for item, indices, (patch,) in show_items(
-        items, progress=progress and case.n_items > 1
-    ):
-        exchange, taken = prepare_exchange(
-            model, take_item(case, item), take_item(other, item), source, patch
-        )
+    several = posed.case.n_items > 1
+    for item in show_items(posed.items(), progress=progress and several):
+        exchange, taken = prepare_exchange(model, item, source)
         scored = approximate_item(model, exchange, plan, n_steps=steps)
         edges = [scored.effects[:, i, j] for i, j in plan.edges]
         found = {
@@ -641,24 +633,22 @@ def approximate_paths(
         if scored.remainder is not None:
             found["remainder"] = scored.remainder
         for name, tensor in found.items():
-            parts.setdefault(name, []).append((indices, tensor))
-    n_targets = len(case.readout.targets)
-    gathered = {name: gather(part, n_targets) for name, part in parts.items()}
+            parts.setdefault(name, []).append((item.targets, tensor))
+    readout = posed.case.readout
+    gathered = {name: posed.gather(part) for name, part in parts.items()}
     return check_finite_result(
         PathApproximation(
             model=name_model(model),
-            metric=case.readout.metric,
-            targets=case.readout.targets,
+            metric=readout.metric,
+            targets=readout.targets,
             method=method,
-            source=name_source(source, pictured=other is not case),
-            source_patch=source if isinstance(source, Intervention) else None,
+            source=posed.name,
+            source_patch=posed.patch,
             n_steps=steps,
             senders=tuple(name_set(plan.senders[i]) for i, _ in plan.edges),
             receivers=tuple(name_set(plan.receivers[j]) for _, j in plan.edges),
             values=gathered["values"],
-            source_values=(
-                None if source in get_args(Stand) else gathered["source_values"]
-            ),
+            source_values=gathered["source_values"] if posed.is_run else None,
             approximate=gathered["approximate"],
             exact=gathered["exact"],
             remainder=gathered.get("remainder"),

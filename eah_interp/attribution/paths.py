@@ -9,7 +9,7 @@ written what it writes in another run; everything else that writes is frozen.
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Unpack, get_args
+from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 import pandas as pd
 import torch
@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from eah_interp.arguments import by_name, check_flag
 from eah_interp.attribution.averages import ObjectResult
-from eah_interp.attribution.cases import Ask, Case, as_case, asks
+from eah_interp.attribution.cases import Ask, Case, asks
 from eah_interp.attribution.edge_runs import (
     Exchange,
     Given,
@@ -42,7 +42,13 @@ from eah_interp.attribution.edges import (
 )
 from eah_interp.attribution.nodes import grid_of_heads
 from eah_interp.attribution.readouts import MetricName, Target, TargetValues
-from eah_interp.attribution.replay import check_batch_size, in_batches, prepare_replay
+from eah_interp.attribution.replay import (
+    check_batch_size,
+    choose_batch_size,
+    in_batches,
+    prepare_replay,
+    worth_cutting,
+)
 from eah_interp.attribution.results import (
     check_finite_result,
     check_target,
@@ -52,21 +58,17 @@ from eah_interp.attribution.results import (
     name_targets,
 )
 from eah_interp.attribution.runs import Recording
-from eah_interp.attribution.sides import (
-    Side,
-    check_same_places,
-    check_side,
-    gather,
-    name_side,
-    pose_source,
-    split_items,
-    take_item,
+from eah_interp.attribution.sources import (
+    PathSource,
+    PosedItem,
+    average_over,
+    check_source,
+    pose_both,
 )
-from eah_interp.errors import InputError, SettingsError, show_value
+from eah_interp.errors import SettingsError, show_value
 from eah_interp.indices import check_choice, check_integer
 from eah_interp.interventions.intervention import Intervention
 from eah_interp.lvlm.anatomy import name_model
-from eah_interp.lvlm.inputs import repeat_rows
 from eah_interp.shown_results import list_largest
 
 if TYPE_CHECKING:
@@ -75,10 +77,6 @@ if TYPE_CHECKING:
 
 # ---- Effects of edges, labelled: the result of `patch_paths`.
 
-
-Stand = Literal["zero", "mean", "resampled"]
-"""What a sender writes instead, where it is no run of the same item: nothing; its mean
-over the item's positions; what it writes in another item of the batch."""
 
 FinalNorm = Literal["recomputed", "frozen"]
 """Whether the last norm is computed anew for what reaches the logit directly, or keeps
@@ -268,20 +266,20 @@ class Plan:
         senders: Whose outputs are exchanged, each set by itself.
         receivers: Who reads them, each set by itself.
         edges: Which of the senders, and which of the receivers, for each edge.
-        batch_size: Most rows in a batch.
+        batch_size: Most rows in a batch; by device and memory when None.
     """
 
     senders: tuple[Senders, ...]
     receivers: tuple[Receivers, ...]
     edges: tuple[tuple[int, int], ...]
-    batch_size: int
+    batch_size: int | None
 
     @classmethod
     def of(
         cls,
         senders: Sequence[Senders],
         receivers: Sequence[Receivers],
-        batch_size: int,
+        batch_size: int | None,
     ) -> "Plan":
         """List the edges between senders and receivers: whoever writes before.
 
@@ -304,11 +302,15 @@ class Plan:
             raise SettingsError(msg)
         return cls(tuple(senders), tuple(receivers), edges, batch_size)
 
-    def chunks(self) -> Iterator[list[int]]:
-        """Yield senders that share a batch: as many as fit."""
+    def rows(self, model: Any, n_positions: int) -> int:
+        """Say how many copies share a batch that run so many positions each."""
+        return self.batch_size or choose_batch_size(model, n_positions)
+
+    def chunks(self, n_rows: int) -> Iterator[list[int]]:
+        """Yield senders whose changes share a batch: as many as fit."""
         used = sorted({sender for sender, _ in self.edges})
-        for start in range(0, len(used), self.batch_size):
-            yield used[start : start + self.batch_size]
+        for start in range(0, len(used), n_rows):
+            yield used[start : start + n_rows]
 
     def groups(self) -> dict[tuple[int, ...], list[int]]:
         """List receivers by the layers in which they read."""
@@ -318,17 +320,17 @@ class Plan:
             groups.setdefault(layers, []).append(number)
         return groups
 
-    def count_passes(self) -> int:
+    def count_passes(self, n_rows: int) -> int:
         """Count the forward passes of an item, most of them of its last layers only."""
         edges = set(self.edges)
         total = 4  # the run, its source, and two that try what can be left out
-        for chunk in self.chunks():
+        for chunk in self.chunks(n_rows):
             sent = [sender for i in chunk for sender in self.senders[i]]
             total += len({one.layer for one in sent if one.kind == "head"})
             for layers, receivers in self.groups().items():
                 rows = sum((i, j) in edges for i in chunk for j in receivers)
                 reads = [layer for layer in layers if self._reads(layer)]
-                total += (len(reads) if rows else 0) + math.ceil(rows / self.batch_size)
+                total += (len(reads) if rows else 0) + math.ceil(rows / n_rows)
         return total
 
     def _reads(self, layer: int) -> bool:
@@ -360,7 +362,8 @@ def measure_paths(
     values = exchange.replay.recording.values
     place = {edge: number for number, edge in enumerate(plan.edges)}
     found = torch.zeros(len(plan.edges), len(values), device=values.device)
-    for chunk in plan.chunks():
+    n_tokens = exchange.replay.n_tokens
+    for chunk in plan.chunks(plan.rows(model, n_tokens)):
         senders = [plan.senders[i] for i in chunk]
         change = exchange.changes(model, senders)
         moved = change.flatten(1).any(1).tolist()
@@ -383,7 +386,7 @@ def measure_paths(
                 senders=senders,
                 layers=layers,
                 final_norm=final_norm,
-                batch_size=plan.batch_size,
+                batch_size=plan.rows(model, n_tokens - exchange.first),
             )
             for (row, j), line in zip(edges, measured, strict=True):
                 found[place[chunk[row], j]] = line
@@ -440,34 +443,53 @@ def _measure_group(
             jobs.append((number, given))
     found = torch.zeros(len(edges), len(exchange.replay.recording.values)).to(change)
     if jobs:
-        lines = _run_jobs(model, exchange, [given for _, given in jobs], batch_size)
+        own = [given for _, given in jobs]
+        lines = _run_jobs(model, exchange, layers, own, batch_size)
         found[[number for number, _ in jobs]] = lines.to(found)
     return found
 
 
 def _run_jobs(
-    model: Any, exchange: Exchange, jobs: Sequence[Given], batch_size: int
+    model: Any,
+    exchange: Exchange,
+    layers: tuple[int, ...],
+    jobs: Sequence[Given],
+    batch_size: int,
 ) -> Tensor:
-    """Measure what receivers do that have something else, `[job target]`."""
+    """Measure what receivers of some layers do that have something else.
 
-    def alike(given: Given) -> str:
-        """Tell apart what can share the cheap way: inputs of one head, of a group."""
-        inputs = [one.input for one in given]
-        if len(inputs) > 1 or inputs[0] == "mlp":
-            return "others"
-        return "head" if inputs[0] == "q" else "group"
+    Returns:
+        Changes of the targets, `[job target]`: relative to a copy that was left alone
+        in a batch of that kind, so that what a batch does to rounding cancels out.
+    """
+    kinds = [_kind_of(given) for given in jobs]
+    missing = sorted({kind for kind in kinds if (layers, kind) not in exchange.alone})
+    listed: list[tuple[str, Given]] = [(kind, {}) for kind in missing]
+    listed += zip(kinds, jobs, strict=True)
 
-    def give(batch: list[Given]) -> Tensor:
+    def give(batch: list[tuple[str, Given]]) -> Tensor:
         values = None
-        if alike(batch[0]) != "others":
-            single = [next(iter(given.items())) for given in batch]
-            values = run_attended(model, exchange, single)
+        if batch[0][0] != "others":
+            single = [next(iter(given.items()), None) for _, given in batch]
+            values = run_attended(model, exchange, layers[0], single)
         if values is None:
-            values = run_given(model, exchange.replay, [{}, *batch])
-        # beside a copy that is left alone: what a batch does to rounding cancels out
-        return values[1:] - values[:1]
+            rows = [given for _, given in batch]
+            values = run_given(model, exchange, layers[0], rows)
+        return values
 
-    return in_batches(jobs, give, batch_size=batch_size, key=alike)
+    values = in_batches(listed, give, batch_size=batch_size, key=lambda job: job[0])
+    for kind, line in zip(missing, values, strict=False):
+        exchange.alone[layers, kind] = line
+    alone = torch.stack([exchange.alone[layers, kind] for kind in kinds])
+    return values[len(missing) :] - alone
+
+
+def _kind_of(given: Given) -> str:
+    """Tell apart what can share the cheap way: inputs of one head, of a group."""
+    inputs = [one.input for one in given]
+    if len(inputs) > 1 or inputs[0] == "mlp":
+        return "others"
+    return "head" if inputs[0] == "q" else "group"
 
 
 def _heads_of(senders: Senders, layer: int) -> Senders:
@@ -475,64 +497,13 @@ def _heads_of(senders: Senders, layer: int) -> Senders:
     return tuple(sender for sender in senders if sender.place == (layer, 0))
 
 
-# ---- What senders write instead.
-
-
-PathSource = Side | Stand
-"""Where senders' outputs are taken from."""
-
-
-def check_source(model: Any, source: object) -> None:
-    """Check that a source is a run, or says what is written instead.
-
-    Raises:
-        SettingsError: If it is something else, or settings do not fit the model.
-    """
-    if isinstance(source, Intervention):
-        check_side(model, source, name="source")
-    elif not isinstance(source, str) or source not in ("plain", *get_args(Stand)):
-        msg = (
-            'source must be "plain" (with source_images or source_prompts), '
-            f"{', '.join(repr(one) for one in get_args(Stand))} or an intervention's "
-            f"settings, such as eah.EAH(), got {show_value(source)}"
-        )
-        raise SettingsError(msg)
-
-
-def draw_items(model: Any, case: Case, *, seed: int) -> Case:
-    """Ask of every item what is asked of it, and show it another item's inputs.
-
-    Raises:
-        InputError: If there is one item only, or positions do not correspond.
-    """
-    n_items = case.n_items
-    if n_items < 2:
-        msg = (
-            'source="resampled" takes what a sender writes in another item: expected '
-            "two items at least, got 1; pass more images, or source_images="
-        )
-        raise InputError(msg)
-    generator = torch.Generator().manual_seed(seed)
-    order = torch.randperm(n_items, generator=generator).tolist()
-    drawn = [0] * n_items
-    for place, item in enumerate(order):  # a circle: nobody gets its own
-        drawn[item] = order[(place + 1) % n_items]
-    mask = case.prompt_mask
-    other = Case(
-        repeat_rows(case.encoding, drawn),
-        None if mask is None else mask[drawn],
-        case.readout,
-    )
-    check_same_places(model, case, other)
-    return other
+# ---- Effects of edges over items: `patch_paths`.
 
 
 def prepare_exchange(
     model: Any,
-    case: Case,
-    other: Case,
+    item: PosedItem,
     source: PathSource,
-    patch: Intervention | None,
 ) -> tuple[Exchange, Recording]:
     """Run one item, and the run that its senders' outputs are taken from.
 
@@ -540,7 +511,7 @@ def prepare_exchange(
         What senders would write instead; and the run that it is from, which for
         `"zero"` and `"mean"` is the item's own.
     """
-    run, own = record_streams(model, case)
+    run, own = record_streams(model, item.case)
     assert run.prompt is not None
     taken, given = run, own
     tokens = run.prompt.token_mask[0]
@@ -549,21 +520,12 @@ def prepare_exchange(
             average_over(tokens) if source == "mean" else torch.zeros_like
         )
     else:
-        taken, given = record_streams(model, other, patch)
-    exchange = Exchange(
-        prepare_replay(model, run), own, given, run.prompt.image_mask[0], tokens
-    )
+        taken, given = record_streams(model, item.other, item.patch)
+    first = own.first_apart(given)
+    replay = prepare_replay(model, run, first=first)
+    first = worth_cutting(first, replay.n_tokens) if replay.cuts_rows else 0
+    exchange = Exchange(replay, own, given, run.prompt.image_mask[0], tokens, first)
     return exchange, taken
-
-
-def average_over(tokens: Tensor) -> Callable[[Tensor], Tensor]:
-    """Make a function that writes the mean over an item's tokens at every position."""
-
-    def average(output: Tensor) -> Tensor:
-        mean = output[:, tokens].float().mean(1, keepdim=True)
-        return mean.expand_as(output).to(output.dtype)
-
-    return average
 
 
 @by_name
@@ -579,7 +541,7 @@ def patch_paths(
     source_images: object = None,
     source_prompts: object = None,
     final_norm: FinalNorm = "recomputed",
-    batch_size: int = 32,
+    batch_size: int | None = None,
     seed: int = 0,
     progress: bool = False,
     **asked: Unpack[Ask],
@@ -600,8 +562,9 @@ def patch_paths(
     `final_norm="frozen"` its norm keeps the scale of the run as it is, and effects of
     senders add up to that of all of them (the change of direct effects).
 
-    Many edges share a forward pass, which starts at the receiver's layer; the bar says
-    how many passes there are at most before it begins.
+    Many edges share a forward pass, which starts at the receiver's layer and, where the
+    source differs in the last positions alone, at the first of these; the bar says how
+    many passes there are at most before it begins.
 
     Args:
         model: An LVLM.
@@ -623,8 +586,8 @@ def patch_paths(
         source_prompts: Other prompts for the source, of the same length.
         final_norm: `"recomputed"` or `"frozen"`; the latter changes edges to the
             logit only.
-        batch_size: Most edges in one forward pass; halved, with a warning, when
-            memory runs out.
+        batch_size: Most edges in one forward pass; by device and memory when None.
+            Halved, with a warning, when memory runs out.
         seed: Which items `"resampled"` draws.
         progress: Whether to show a bar.
         **asked: What is read: `objects`, `metric`, `caption`, `synonyms` and `truth`,
@@ -659,7 +622,8 @@ def patch_paths(
         >>> found.names[:2], found.effects.shape
         (('L1H3 -> L3H7.q', 'L1H3 -> L3G3.k'), torch.Size([1, 8]))
     """
-    check_batch_size(batch_size)
+    if batch_size is not None:
+        check_batch_size(batch_size)
     seed = check_integer("seed", seed)
     progress = check_flag("progress", progress)
     check_choice("final_norm", final_norm, FinalNorm)
@@ -668,11 +632,8 @@ def patch_paths(
     plan = Plan.of(
         find_senders(model, senders), find_receivers(model, receivers), batch_size
     )
-    case = as_case(model, images, prompts, **asked)
-    check_frozen(case, final_norm)
-    other = pose_exchange(
+    posed = pose_both(
         model,
-        case,
         images,
         prompts,
         source=source,
@@ -681,40 +642,38 @@ def patch_paths(
         seed=seed,
         **asked,
     )
-    items = split_items(case, source if isinstance(source, Intervention) else "plain")
+    check_frozen(posed.case, final_norm)
+    items = posed.items()
     effects, values, theirs = [], [], []
-    n_edges, n_passes = len(plan.edges), plan.count_passes()
+    n_passes = plan.count_passes(plan.rows(model, posed.n_tokens))
+    n_edges = len(plan.edges)
     with tqdm(
         total=n_edges * len(items),
         desc=f"{n_edges} edges, at most {n_passes} passes an item",
         disable=not progress,
     ) as bar:
-        for item, indices, (patch,) in items:
-            exchange, taken = prepare_exchange(
-                model, take_item(case, item), take_item(other, item), source, patch
-            )
+        for item in items:
+            exchange, taken = prepare_exchange(model, item, source)
             found = measure_paths(
                 model, exchange, plan, final_norm=final_norm, advance=bar.update
             )
-            effects.append((indices, found.T))
-            values.append((indices, exchange.replay.recording.values))
-            theirs.append((indices, taken.values))
-    n_targets = len(case.readout.targets)
+            effects.append((item.targets, found.T))
+            values.append((item.targets, exchange.replay.recording.values))
+            theirs.append((item.targets, taken.values))
+    readout = posed.case.readout
     return check_finite_result(
         PathPatching(
             model=name_model(model),
-            metric=case.readout.metric,
-            targets=case.readout.targets,
-            source=name_source(source, pictured=other is not case),
-            source_patch=source if isinstance(source, Intervention) else None,
+            metric=readout.metric,
+            targets=readout.targets,
+            source=posed.name,
+            source_patch=posed.patch,
             final_norm=final_norm,
             senders=tuple(name_set(plan.senders[i]) for i, _ in plan.edges),
             receivers=tuple(name_set(plan.receivers[j]) for _, j in plan.edges),
-            values=gather(values, n_targets),
-            source_values=(
-                None if source in get_args(Stand) else gather(theirs, n_targets)
-            ),
-            effects=gather(effects, n_targets),
+            values=posed.gather(values),
+            source_values=posed.gather(theirs) if posed.is_run else None,
+            effects=posed.gather(effects),
         )
     )
 
@@ -732,61 +691,3 @@ def check_frozen(case: Case, final_norm: FinalNorm) -> None:
             'final_norm="recomputed"'
         )
         raise SettingsError(msg)
-
-
-def pose_exchange(
-    model: Any,
-    case: Case,
-    images: object,
-    prompts: object,
-    *,
-    source: PathSource,
-    source_images: object,
-    source_prompts: object,
-    seed: int,
-    **asked: Any,
-) -> Case:
-    """Ask of the source what a case asks; the case itself where it is the same item.
-
-    Raises:
-        InputError: If positions do not correspond.
-        SettingsError: If a plain run is given nothing else to see, or what senders
-            write instead needs no other inputs.
-    """
-    others = source_images is not None or source_prompts is not None
-    if source in get_args(Stand):
-        if others:
-            msg = (
-                f"source={source!r} takes nothing from other inputs: expected no "
-                'source_images and source_prompts, or source="plain"'
-            )
-            raise SettingsError(msg)
-        return draw_items(model, case, seed=seed) if source == "resampled" else case
-    if source == "plain" and not others:
-        msg = (
-            "the source is the run itself, so nothing would change: expected "
-            'source_images or source_prompts, or source="zero", "mean", "resampled" '
-            "or settings such as eah.EAH()"
-        )
-        raise SettingsError(msg)
-    return pose_source(
-        model,
-        case,
-        images,
-        prompts,
-        source_images=source_images,
-        source_prompts=source_prompts,
-        **asked,
-    )
-
-
-def name_source(source: PathSource, *, pictured: bool) -> str:
-    """Name where senders' outputs are taken from.
-
-    Example:
-        >>> name_source("mean", pictured=False), name_source("plain", pictured=True)
-        ('mean', 'plain, another image')
-    """
-    if isinstance(source, str) and source in get_args(Stand):
-        return source
-    return name_side(source, pictured=pictured)  # type: ignore[arg-type]

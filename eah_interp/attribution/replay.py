@@ -72,7 +72,7 @@ class Replay:
     @property
     def n_tokens(self) -> int:
         """Positions of the item."""
-        return int(self.recording.case.encoding["input_ids"].shape[1])
+        return count_tokens(self.recording)
 
     @property
     def first_read(self) -> int:
@@ -186,6 +186,49 @@ class Replay:
         }
 
 
+def count_tokens(recording: Recording) -> int:
+    """Count the positions of a recorded item."""
+    return int(recording.case.encoding["input_ids"].shape[1])
+
+
+HeadChanges = tuple[Sequence[int], Float[Tensor, "position head d_value"]]
+"""Heads of a layer, and what each returns more than was recorded."""
+
+
+def add_to_attended(
+    recording: Recording,
+    layer: int,
+    projection: nn.Linear,
+    rows: Sequence[HeadChanges | None],
+    *,
+    first: int = 0,
+) -> Any:
+    """Compute what a layer's attention returns where heads return something else.
+
+    It is what was recorded, and the heads' changes through their part of the output
+    projection.
+
+    Args:
+        recording: The item, with what its attention returned.
+        layer: The layer.
+        projection: Its output projection.
+        rows: What changes in each row; None where nothing does.
+        first: The first position that is wanted.
+    """
+    kept = recording.attended[layer]
+    whole = kept[0] if isinstance(kept, tuple) else kept
+    found = whole[:, first:].repeat(len(rows), 1, 1)
+    n_heads, width = recording.heads[layer].shape[2:]
+    weight = projection.weight.reshape(-1, n_heads, width)
+    for row, changed in enumerate(rows):
+        if changed is not None:
+            heads, change = changed
+            part = weight[:, list(heads)].flatten(1).float()
+            added = change[first:].flatten(1) @ part.T
+            found[row] = (found[row].float() + added).to(found)
+    return (found, *kept[1:]) if isinstance(kept, tuple) else found
+
+
 def worth_cutting(first: int, n_tokens: int) -> int:
     """Return the position that a run is best cut at: a first one, or 0.
 
@@ -286,13 +329,15 @@ def prepare_replay(
     # also from the last layer alone: late layers may need what earlier ones computed
     last = model.anatomy.n_layers - 1
     starts = sorted({(last + 1) // 2, last})
-    ways = _WAYS if _may_cut(model, recording) else [way for way in _WAYS if not way[2]]
+    from_here = worth_cutting(first, count_tokens(recording))
+    cuttable = _may_cut(model, recording, from_here)
+    ways = _WAYS if cuttable else [way for way in _WAYS if not way[2]]
     for images, layers, rows in ways:
         replay = Replay(recording, images, layers, rows)
-        from_here = worth_cutting(first, replay.n_tokens) if rows else 0
+        begin = from_here if rows else 0
         try:
             for start in starts if layers else [0]:
-                _try_out(model, replay, n_rows, start=start, first=from_here)
+                _try_out(model, replay, n_rows, start=start, first=begin)
         except BREAKS as error:
             if is_out_of_memory(error):
                 raise  # running more would need even more
@@ -354,15 +399,21 @@ def _try_out(
         raise _ApartError
 
 
-def _may_cut(model: Any, recording: Recording) -> bool:
-    """Tell whether positions only see each other at attention calls, whose rows cut."""
+def _may_cut(model: Any, recording: Recording, first: int) -> bool:
+    """Tell whether positions before a first one can be left out.
+
+    They can where positions only see each other at attention calls, whose rows can be
+    cut, and none of them looks ahead.
+    """
     layers = model._module.get_submodule(model.anatomy.layers)
     if model.anatomy.unfit or any(
         "conv" in type(module).__name__.lower() for module in layers.modules()
     ):
         return False
     return all(
-        layer in recording.masked and not recording.calls[layer].why_not_resumed()
+        layer in recording.masked
+        and not recording.calls[layer].why_not_resumed()
+        and not recording.calls[layer].looks_ahead(first)
         for layer in model.anatomy.sites
     )
 

@@ -13,10 +13,13 @@ from eah_interp.attribution.nodes import Node
 from eah_interp.attribution.replay import (
     BREAKS,
     AtCall,
+    HeadChanges,
     Replay,
     RowValues,
+    add_to_attended,
     check_copy,
     choose_batch_size,
+    count_tokens,
     in_batches,
     prepare_replay,
     worth_cutting,
@@ -97,7 +100,7 @@ def measure_variants(
     first = 0 if given.reads_call and several else min(moved.values())
     if given.reads_call and several:
         batch_size = 1  # a row's call is its own
-    n_tokens = _count_tokens(run)
+    n_tokens = count_tokens(run)
     rows = batch_size or choose_batch_size(
         model, n_tokens - worth_cutting(first, n_tokens)
     )
@@ -158,7 +161,7 @@ def find_moved(run: Recording, nodes: set[Node], given: Given) -> dict[Node, int
         own, new = run.blocks[node.path], given.blocks[node.path]
         if torch.equal(own, new):
             continue
-        n_tokens = _count_tokens(run)
+        n_tokens = count_tokens(run)
         apart = torch.ones(n_tokens, dtype=torch.bool, device=own.device)
         if own.numel() % n_tokens == 0:
             apart = (own != new).view(n_tokens, -1).any(-1)
@@ -181,10 +184,6 @@ def _note_first(
     found = apart.nonzero()
     if len(found):
         moved[node] = int(found[0])
-
-
-def _count_tokens(run: Recording) -> int:
-    return int(run.case.encoding["input_ids"].shape[1])
 
 
 @torch.no_grad()
@@ -283,29 +282,20 @@ def _attend(
     layer: int,
     first: int,
 ) -> Any:
-    """Compute what a layer's attention returns where heads are set, in each row.
-
-    It is what was recorded, and the heads' changes through their part of the output
-    projection.
-    """
+    """Compute what a layer's attention returns where heads are set, in each row."""
     module = model._module.get_submodule(model.anatomy.sites[layer].out_proj)
-    kept, own = recording.attended[layer], recording.heads[layer]
-    whole = kept[0] if isinstance(kept, tuple) else kept
-    found = whole[:, first:].repeat(len(variants), 1, 1)
-    change = given.heads(layer, recording.calls[layer]).to(own).expand_as(own)
-    change = (change[0, first:] - own[0, first:]).float()
+    own = recording.heads[layer]
+    new = given.heads(layer, recording.calls[layer]).to(own).expand_as(own)
+    change = (new[0] - own[0]).float()
     if given.positions is not None:
-        away = ~given.positions[first:].to(change.device)
+        away = ~given.positions.to(change.device)
         change = change.masked_fill(away[:, None, None], 0)
-    n_heads, width = own.shape[2:]
-    for row, variant in enumerate(variants):
+    rows: list[HeadChanges | None] = []
+    for variant in variants:
         heads = [node.head for node in variant if node.layer == layer]
         chosen = [head for head in heads if head is not None]
-        if chosen:
-            weight = module.weight.unflatten(1, (n_heads, width))[:, chosen]
-            added = change[:, chosen].flatten(1) @ weight.flatten(1).float().T
-            found[row] = (found[row].float() + added).to(found)
-    return (found, *kept[1:]) if isinstance(kept, tuple) else found
+        rows.append((chosen, change[:, chosen]) if chosen else None)
+    return add_to_attended(recording, layer, module, rows, first=first)
 
 
 def _run_set(

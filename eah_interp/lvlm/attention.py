@@ -269,6 +269,21 @@ class AttentionCall:
             return ""
         return "its mask has no rows that can be cut"
 
+    def looks_ahead(self, first: int) -> bool:
+        """Tell whether positions before one attend to it, or to what comes after it.
+
+        So do prefixes and image tokens that see each other in both directions; then
+        what changes from that position on changes what stands before it, too.
+        """
+        if first == 0:
+            return False
+        if not isinstance(self.mask, Tensor):
+            return not self._is_causal()
+        ahead = self.mask[..., :first, first:]
+        if ahead.dtype != torch.bool:
+            ahead = ahead > torch.finfo(ahead.dtype).min / 2
+        return bool(ahead.any())
+
     def resume(
         self, whole: "AttentionCall", first: int, *, row: int
     ) -> "AttentionCall":

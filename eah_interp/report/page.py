@@ -2,12 +2,16 @@
 
 import dataclasses
 import shlex
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 
 from eah_interp.arguments import by_name, check_path
-from eah_interp.errors import SettingsError, UnsupportedError
+from eah_interp.attribution import Circuits
+from eah_interp.errors import SettingsError, UnsupportedError, show_value
 from eah_interp.files import name_file, save_bytes
+from eah_interp.indices import to_list
+from eah_interp.report.circuits import draw_circuit, say_circuit
 from eah_interp.report.figures import (
     draw_attention,
     draw_broadcast,
@@ -38,36 +42,48 @@ TEMPLATE = "page.html.jinja"
 
 
 @by_name
-def write_report(found: Inspection, path: str | Path) -> Path:
+def write_report(
+    found: Inspection,
+    path: str | Path,
+    *,
+    circuits: Circuits | Sequence[Circuits] = (),
+) -> Path:
     """Write a result's page: one HTML file, whole or not at all.
 
-    Answers, donors, sinks, logits under every control, the heads that write them, and
-    under each figure the table that it was drawn from.
+    Answers, donors, sinks, logits under every control, the heads that write them,
+    circuits where there are some, and under each figure the table that it was drawn
+    from.
 
     Args:
         found: What `inspect_image` returned.
         path: The file.
+        circuits: What `find_circuits` found for this image: one, or several.
 
     Returns:
         The file.
 
     Raises:
         ExtraMissingError: If matplotlib is not installed.
-        SettingsError: If the file cannot be written.
+        SettingsError: If the file cannot be written, or `circuits` are none.
     """
+    listed = [circuits] if isinstance(circuits, Circuits) else to_list(circuits)
+    if listed is None or not all(isinstance(one, Circuits) for one in listed):
+        msg = f"circuits: expected what find_circuits found, got {show_value(circuits)}"
+        raise SettingsError(msg)
     path = check_path("path", path, error=SettingsError)
     if not path.parent.is_dir():
         msg = f"cannot write {path}: the folder {path.parent} does not exist; make it"
         raise SettingsError(msg)
-    save_bytes(render(found).encode(), path)
+    save_bytes(render(found, circuits=listed).encode(), path)
     return path
 
 
-def render(found: Inspection) -> str:
+def render(found: Inspection, *, circuits: Sequence[Circuits] = ()) -> str:
     """Lay out the page; whatever the result holds is shown as text.
 
     Args:
         found: What was measured.
+        circuits: Circuits that were found for this image.
 
     Returns:
         The page.
@@ -108,6 +124,10 @@ def render(found: Inspection) -> str:
                 "places": list(draw_patches(found, one)),
             }
             for one in found.explained
+        ],
+        circuits=[
+            {"about": say_circuit(one), "drawings": draw_circuit(one)}
+            for one in circuits
         ],
         settings=tabulate_settings(found.eah),
         facts=tabulate_facts(found),

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 import eah_interp as eah
 from eah_interp.attribution import Case, ablate_heads, patch_heads, pose
-from eah_interp.attribution.places import find_places
+from eah_interp.attribution.positions import find_positions
 from eah_interp.attribution.readouts import read_tokens
 from eah_interp.attribution.replay import choose_batch_size, prepare_replay
 from eah_interp.attribution.runs import record
@@ -109,7 +109,7 @@ def test_padded_items_are_patched_at_their_own_positions(family):
         heads=[(0, 1), (1, 2)],
         positions="question",
     )
-    where = find_places(share_model(family), case, "question")
+    where = find_positions(share_model(family), case, "question")
     assert where.any(1).all()
     for item in range(2):
         expected = effects_by_hand(
@@ -185,7 +185,7 @@ def test_positions_have_names():
     ids = case.encoding["input_ids"][0]
     image = ids == model.anatomy.image_token_id
     places = {
-        name: find_places(model, case, name)[0]
+        name: find_positions(model, case, name)[0]
         for name in ("last", "image", "text", "question", "object")
     }
     assert places["last"].nonzero().tolist() == [[len(ids) - 1]]

@@ -5,13 +5,13 @@ import dataclasses
 import pytest
 import torch
 
-from eah_interp.attribution import approximate_paths, patch_paths
+from eah_interp.attribution import approximate_paths, patch_paths, pose
 from eah_interp.errors import SettingsError
 from eah_interp.lvlm.inputs import Encoding
 from eah_interp.testing import random_image
 from tests.attribution.planted_paths import TWO_HOPS, build_two_hops
 from tests.attribution.test_patching import pose_answer
-from tests.tiny_families import ignore_renamed, share_model
+from tests.tiny_families import ignore_renamed, share_model, share_plain
 
 ASKED = {"prompts": " is there a cat ?", "objects": ["cat", "boat"]}
 
@@ -74,6 +74,103 @@ def test_edges_of_the_embedding_sum_to_the_change_as_steps_grow():
         torch.testing.assert_close(found.remainder, left, atol=1e-4, rtol=1e-3)
         errors.append(float(left.abs().max()))
     assert errors[1] < 0.1 * errors[0]
+
+
+def test_of_edges_that_are_known_the_error_falls_with_steps_and_below_eaps():
+    model = build_two_hops()
+    options = {
+        "prompts": " there is a boat near what",
+        "objects": ["cat"],
+        "source_images": random_image(3),
+        "check": 16,
+    }
+    errors = [
+        float(found.agreement.largest_error[0])
+        for found in (
+            approximate_paths(model, random_image(0), **one, **options)
+            for one in ({}, *({"method": "eap_ig", "n_steps": n} for n in (1, 2, 8)))
+        )
+    ]
+    assert errors == sorted(errors, reverse=True)
+    assert errors[-1] < 0.1 * errors[0]
+
+
+def by_hand(model, plain, images, *, points):
+    """Average along the way, in plain transformers, what an MLP's edge does.
+
+    From the MLP of the first layer to the logit: the change that it writes, times the
+    gradient at the stream that enters the last norm, at even points of the way.
+    """
+    case = pose(model, images[0], **ASKED)
+    decoder = plain.model.language_model
+    entered, written, ends = [], [], []
+    for image in images:
+        kept = {}
+        handles = [
+            decoder.layers[0].register_forward_pre_hook(
+                lambda _, args, kwargs, kept=kept: kept.update(
+                    x=args[0] if args else kwargs["hidden_states"]
+                ),
+                with_kwargs=True,
+            ),
+            decoder.layers[0].mlp.register_forward_hook(
+                lambda *given, kept=kept: kept.update(mlp=given[2])
+            ),
+        ]
+        with torch.no_grad():
+            plain(**pose(model, image, **ASKED).inputs, use_cache=False)
+        for handle in handles:
+            handle.remove()
+        entered.append(kept["x"])
+        written.append(kept["mlp"])
+    total = 0
+    for number in range(points):
+        share = (number + 0.5) / points
+        start = (1 - share) * entered[0] + share * entered[1]
+        ends.clear()
+
+        def begin(module, args, kwargs, start=start):
+            if args:
+                return (start.clone().requires_grad_(), *args[1:]), kwargs
+            return args, kwargs | {"hidden_states": start.clone().requires_grad_()}
+
+        handles = [
+            decoder.layers[0].register_forward_pre_hook(begin, with_kwargs=True),
+            decoder.norm.register_forward_pre_hook(
+                lambda _, args: ends.append(args[0])
+            ),
+        ]
+        logits = plain(**case.inputs, use_cache=False).logits
+        for handle in handles:
+            handle.remove()
+        values = case.readout.values(logits)
+        for target, value in enumerate(values):
+            (slope,) = torch.autograd.grad(value, ends[0], retain_graph=True)
+            effect = (slope * (written[1] - written[0])).sum() / points
+            total = total + effect * torch.eye(len(values))[target]
+    return total.detach()
+
+
+def test_the_integral_is_that_of_gradients_by_hand_along_the_same_way():
+    model, plain = share_model("llava"), share_plain("llava")
+    images = (random_image(0), random_image(3))
+    found = approximate_paths(
+        model,
+        images[0],
+        source_images=images[1],
+        senders=["L0.mlp"],
+        receivers=["L1H0.q", "L1H1.q", "logit"],
+        method="eap_ig",
+        n_steps=48,
+        check=3,
+        **ASKED,
+    )
+    expected = by_hand(model, plain, images, points=100)
+    place = found.names.index("L0.mlp -> logit")
+    torch.testing.assert_close(
+        found.approximate[:, place], expected, atol=2e-3, rtol=2e-2
+    )
+    assert expected.abs().min() > 0.01
 
 
 def test_checked_edges_are_those_of_exact_path_patching():

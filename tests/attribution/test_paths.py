@@ -1,5 +1,6 @@
 """Path patching: equal to one edge, whole forward passes, by hand, on every kind."""
 
+import dataclasses
 import re
 
 import pytest
@@ -9,12 +10,14 @@ import eah_interp as eah
 from eah_interp.attribution import PathPatching, ablate_heads, patch_paths
 from eah_interp.attribution.direct_path import run_direct
 from eah_interp.attribution.edges import list_receivers, list_senders
+from eah_interp.attribution.replay import Replay
 from eah_interp.errors import (
     InputError,
     ModelError,
     SettingsError,
     UnsupportedError,
 )
+from eah_interp.lvlm.inputs import Encoding
 from eah_interp.testing import random_image
 from tests.attribution.oracle_patching import run_by_hand
 from tests.attribution.oracle_paths import PathsByHand
@@ -210,10 +213,46 @@ def test_what_a_broadcast_changes_is_sent_on():
 def test_batches_of_any_size_say_the_same():
     model, case = share_model("qwen2_5_vl"), pose_answer("qwen2_5_vl")
     options = {"receivers": ["L1H1", "L2H3", "L1.mlp", "logit"], "source": "mean"}
-    one, many = (patch_paths(model, case, batch_size=n, **options) for n in (3, 64))
-    assert one.names == many.names
-    torch.testing.assert_close(one.effects, many.effects, atol=1e-5, rtol=1e-4)
-    assert one.effects.abs().max() > 1e-2
+    options["senders"] = ["embedding", "L0H1", "L1H2", "L0.mlp"]
+    found = [patch_paths(model, case, batch_size=n, **options) for n in (1, 3, None)]
+    assert found[0].effects.abs().max() > 1e-2
+    for other in found[1:]:
+        assert found[0].names == other.names
+        torch.testing.assert_close(
+            found[0].effects, other.effects, atol=1e-5, rtol=1e-4
+        )
+
+
+@ignore_renamed
+@pytest.mark.parametrize(
+    "family", ["llava", "gemma3", "qwen3_vl", "aya_vision", "paligemma"]
+)
+def test_what_stands_before_the_first_change_is_not_run_again(family, monkeypatch):
+    """Two prompts that differ at the end, each edge by whole passes of its own."""
+    model, case = share_model(family), pose_answer(family)
+    ids = case.encoding["input_ids"].clone()
+    place = int(ids.shape[1]) - 3
+    ids[0, place] = ids[0, place - 1]
+    other = dataclasses.replace(
+        case, encoding=Encoding({**case.encoding, "input_ids": ids})
+    )
+    begun = []
+    run = Replay.run
+
+    def note(self, *args, **options):
+        begun.append(options.get("first", 0))
+        return run(self, *args, **options)
+
+    monkeypatch.setattr(Replay, "run", note)
+    senders, receivers = choose_ends(model)
+    receivers = [*receivers, [*receivers[:1], f"L{model.anatomy.n_layers - 1}.mlp"]]
+    found = patch_paths(
+        model, case, source_images=other, senders=senders, receivers=receivers
+    )
+    _, expected = effects_by_hand(family, found, dict(other.encoding))
+    assert_same(found.effects, expected)
+    if family in ("llava", "qwen3_vl"):
+        assert place in begun
 
 
 # -- sources ---------------------------------------------------------------------------

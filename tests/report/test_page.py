@@ -1,6 +1,7 @@
 """The page shows the result's own numbers, as text, in one small file."""
 
 import base64
+import html
 import io
 import itertools
 
@@ -15,6 +16,7 @@ from eah_interp.report import inspect_image, write_report
 from eah_interp.report.page import render
 from eah_interp.report.reading import PATCHED, PLAIN, next_tokens
 from eah_interp.testing import random_image, tiny_lvlm, tiny_processor
+from tests.made_results import Size, circuits
 from tests.report.conftest import BOLD, SCRIPT
 from tests.report.reading import Page, numbers
 
@@ -317,3 +319,33 @@ def test_planted_sinks_are_listed_by_kind_and_drawn():
     (_, row) = read.table("Sinks by kind")
     assert row[:2] == [str(column), "language"]
     assert "Sinks of each kind on the image" in read.text
+
+
+def test_a_circuit_on_the_page_has_its_edges_and_shares(found):
+    own = circuits(Size(layers=2, heads=3))
+    before, after = Page(render(found)), Page(render(found, circuits=[own]))
+    (_, *edges) = after.table("Edges of the circuit")
+    listed = own.list_edges()
+    assert [row[0] for row in edges] == list(listed["name"])
+    for row, (_, expected) in zip(edges, listed.iterrows(), strict=True):
+        assert numbers(row[2:3])[0] == pytest.approx(expected["score"], abs=0.5e-4)
+        assert numbers(row[3:])[0] == pytest.approx(expected["minimality"], abs=0.5e-3)
+    (_, *sizes) = after.table("Share of the behaviour by size")
+    shown = torch.tensor([numbers(row[2:5]) for row in sizes])
+    drawn = torch.stack([own.share_of(one) for one in own.random]).mean(0)
+    expected = torch.stack([own.faithfulness, own.completeness, drawn], 1)
+    torch.testing.assert_close(shown, expected, atol=0.5e-3, rtol=0, check_dtype=False)
+    n_images = [sum(tag == "img" for tag, _ in page.tags) for page in (before, after)]
+    assert n_images[1] == n_images[0] + 2
+    assert "Circuits" not in before.text
+
+
+def test_what_a_circuit_is_about_is_text(found):
+    text = render(found, circuits=[circuits(Size(label=SCRIPT))])
+    assert SCRIPT not in text
+    assert html.escape(SCRIPT) in text
+
+
+def test_what_is_no_circuit_is_refused(found, tmp_path, as_users_run_it):
+    with pytest.raises(SettingsError, match="circuits: expected what find_circuits"):
+        write_report(found, tmp_path / "page.html", circuits=["L0H1"])

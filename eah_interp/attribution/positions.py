@@ -13,16 +13,16 @@ from eah_interp.errors import InputError, SettingsError, show_value
 from eah_interp.indices import to_ints
 from eah_interp.lvlm.spans import image_mask
 
-PlaceName = Literal["last", "image", "text", "question", "object"]
+PositionName = Literal["last", "image", "text", "question", "object"]
 """The prompt's last token; its image tokens; its other tokens; those of them after the
 last image token; those that name the objects that are read."""
 
-PlacesWanted = PlaceName | Sequence[int] | Tensor
+PositionsWanted = PositionName | Sequence[int] | Tensor
 """Positions by name, by number (padding counted, negative ones from the end), or as a
 boolean mask, `[position]` or `[item position]`."""
 
 
-def find_places(model: Any, case: Case, wanted: PlacesWanted) -> ColumnMask:
+def find_positions(model: Any, case: Case, wanted: PositionsWanted) -> ColumnMask:
     """Find the positions that are meant, in each item.
 
     Args:
@@ -44,9 +44,9 @@ def find_places(model: Any, case: Case, wanted: PlacesWanted) -> ColumnMask:
         >>> model = eah.load()
         >>> asked = {"prompts": "Is there a fish?", "objects": ["fish"]}
         >>> case = pose(model, random_image(), **asked)
-        >>> [int(find_places(model, case, name).sum()) for name in ("image", "last")]
+        >>> [int(find_positions(model, case, name).sum()) for name in ("image", "last")]
         [100, 1]
-        >>> place = find_places(model, case, "object").nonzero()[0, 1]
+        >>> place = find_positions(model, case, "object").nonzero()[0, 1]
         >>> model.tokenizer.decode(case.encoding["input_ids"][0, place])
         'fish'
     """
@@ -74,11 +74,11 @@ def find_places(model: Any, case: Case, wanted: PlacesWanted) -> ColumnMask:
     return found
 
 
-def name_places(wanted: PlacesWanted | None) -> str:
+def name_positions(wanted: PositionsWanted | None) -> str:
     """Name positions in a result, as they were asked for.
 
     Example:
-        >>> name_places("last"), name_places([-2, -1]), name_places(None)
+        >>> name_positions("last"), name_positions([-2, -1]), name_positions(None)
         ('last', '[-2, -1]', 'all')
     """
     if wanted is None or isinstance(wanted, str):
@@ -92,7 +92,7 @@ def _list_numbers(wanted: object, width: int) -> list[int]:
     listed = to_ints(wanted) or (width,)
     found = [place % width for place in listed if -width <= place < width]
     if len(set(found)) < len(listed):
-        names = ", ".join(f'"{name}"' for name in get_args(PlaceName))
+        names = ", ".join(f'"{name}"' for name in get_args(PositionName))
         msg = (
             f"positions={show_value(wanted)} does not fit {width} tokens: expected one "
             f"of {names}, positions from {-width} to {width - 1}, each once, or a mask"
@@ -114,7 +114,7 @@ def _find_named(model: Any, case: Case, name: str) -> ColumnMask:
         return columns == (columns * tokens).amax(-1, keepdim=True)
     if name == "object":
         return _find_objects(model, case, tokens)
-    if name not in get_args(PlaceName):
+    if name not in get_args(PositionName):
         _list_numbers(name, ids.shape[1])
     images = torch.zeros_like(tokens)
     if model.anatomy.image_token_id is not None:
