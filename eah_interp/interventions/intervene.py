@@ -136,8 +136,8 @@ def intervene(
         taken = () if eah is None else ("eah",)
         eah = rename_keywords("intervene", others, _ARGUMENTS, taken=taken)["eah"]
     settings = EAH() if eah is None else eah
-    if tower != "language":
-        check_choice("tower", tower, Tower)
+    check_choice("tower", tower, Tower)
+    if tower == "vision":
         of_prompts = {"image_mask": image_mask, "prompt_mask": prompt_mask}
         return _keep(intervene_in_tower(model, settings, **of_prompts))
     memory = memory_of_worker()
