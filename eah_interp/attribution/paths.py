@@ -386,7 +386,7 @@ def measure_paths(
                 senders=senders,
                 layers=layers,
                 final_norm=final_norm,
-                batch_size=plan.rows(model, n_tokens - exchange.first),
+                plan=plan,
             )
             for (row, j), line in zip(edges, measured, strict=True):
                 found[place[chunk[row], j]] = line
@@ -403,7 +403,7 @@ def _measure_group(
     senders: Sequence[Senders],
     layers: tuple[int, ...],
     final_norm: FinalNorm,
-    batch_size: int,
+    plan: Plan,
 ) -> Tensor:
     """Measure edges into receivers of some layers, `[edge target]`."""
     nothing = torch.zeros_like(change[:1])
@@ -417,7 +417,8 @@ def _measure_group(
             )
             return values[1:] - values[:1]
 
-        return in_batches([row for row, _ in edges], add, batch_size=batch_size)
+        n_rows = plan.rows(model, exchange.replay.n_tokens)
+        return in_batches([row for row, _ in edges], add, batch_size=n_rows)
     rows = sorted({row for row, _ in edges})
     readings: dict[int, Reading] = {}
     for layer in layers:
@@ -444,7 +445,7 @@ def _measure_group(
     found = torch.zeros(len(edges), len(exchange.replay.recording.values)).to(change)
     if jobs:
         own = [given for _, given in jobs]
-        lines = _run_jobs(model, exchange, layers, own, batch_size)
+        lines = _run_jobs(model, exchange, layers, own, plan)
         found[[number for number, _ in jobs]] = lines.to(found)
     return found
 
@@ -454,7 +455,7 @@ def _run_jobs(
     exchange: Exchange,
     layers: tuple[int, ...],
     jobs: Sequence[Given],
-    batch_size: int,
+    plan: Plan,
 ) -> Tensor:
     """Measure what receivers of some layers do that have something else.
 
@@ -477,11 +478,28 @@ def _run_jobs(
             values = run_given(model, exchange, layers[0], rows)
         return values
 
-    values = in_batches(listed, give, batch_size=batch_size, key=lambda job: job[0])
+    values = torch.zeros(len(listed), len(exchange.replay.recording.values))
+    for kind in sorted(set(kinds)):
+        own = [number for number, (name, _) in enumerate(listed) if name == kind]
+        n_rows = plan.rows(model, _count_rows(model, exchange, layers, kind))
+        found = in_batches([listed[number] for number in own], give, batch_size=n_rows)
+        values = values.to(found)
+        values[own] = found
     for kind, line in zip(missing, values, strict=False):
         exchange.alone[layers, kind] = line
     alone = torch.stack([exchange.alone[layers, kind] for kind in kinds])
     return values[len(missing) :] - alone
+
+
+def _count_rows(
+    model: Any, exchange: Exchange, layers: tuple[int, ...], kind: str
+) -> int:
+    """Count the positions that each copy runs: of the last layer, what is read."""
+    replay, first = exchange.replay, exchange.first
+    last = layers[0] == model.anatomy.n_layers - 1
+    if last and kind != "others" and replay.cuts_rows:
+        first = max(first, replay.first_read)
+    return replay.n_tokens - first
 
 
 def _kind_of(given: Given) -> str:
