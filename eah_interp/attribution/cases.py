@@ -43,6 +43,7 @@ from eah_interp.lvlm.inputs import (
     is_encoding,
     repeat_rows,
 )
+from eah_interp.lvlm.prompt import find_tokens
 from eah_interp.results import Part
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -419,7 +420,7 @@ def _spell(
 ) -> list[list[ObjectWord]]:
     """Spell each row's objects as they are written after its prompt."""
     ids = encoding["input_ids"]
-    real = encoding.get("attention_mask", torch.ones_like(ids)).bool()
+    real = find_tokens(encoding.get("attention_mask"), ids)
 
     @functools.cache  # rows of one prompt are spelled alike
     def spell(before: tuple[int, ...], word: str) -> ObjectWord:

@@ -39,6 +39,7 @@ from eah_interp.errors import NumericalError, SettingsError, show_value
 from eah_interp.indices import check_choice, to_ints
 from eah_interp.interventions.intervention import Intervention
 from eah_interp.lvlm.anatomy import name_model
+from eah_interp.lvlm.prompt import find_tokens
 from eah_interp.lvlm.spans import ImageSpan
 from eah_interp.results import Part
 from eah_interp.shown_results import count, list_largest
@@ -383,8 +384,7 @@ def logit_lens(
     _check_positions(case.readout)
     spans = model.spans(case.encoding)
     ids = case.encoding["input_ids"]
-    mask = case.encoding.get("attention_mask")
-    mask = torch.ones_like(ids) if mask is None else mask
+    mask = find_tokens(case.encoding.get("attention_mask"), ids)
     places = list_places(case.readout, spans, positions, mask=mask)
     plains, patcheds, donors = [], [], []
     for chunk in in_chunks(case, patch, batch_size=batch_size, progress=progress):

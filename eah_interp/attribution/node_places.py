@@ -16,6 +16,7 @@ from eah_interp.attribution.positions import (
 )
 from eah_interp.errors import InputError, SettingsError, show_value
 from eah_interp.indices import to_float, to_int, to_list
+from eah_interp.lvlm.prompt import find_tokens
 from eah_interp.lvlm.spans import ImageSpan
 
 Box = tuple[float, float, float, float]
@@ -118,9 +119,7 @@ def _check(place: object) -> Any:
 def _find(model: Any, case: Case, name: str, place: Any) -> Tensor:
     ids = case.encoding["input_ids"]
     if isinstance(place, str) and place == "all":
-        given = case.encoding.get("attention_mask", torch.ones_like(ids))
-        every: Tensor = given[0].bool().cpu()
-        return every
+        return find_tokens(case.encoding.get("attention_mask"), ids)[0].cpu()
     if not (isinstance(place, tuple) and place[0] == "box"):
         return find_positions(model, case, place)[0]
     mask = torch.zeros(ids.shape[1], dtype=torch.bool)

@@ -3,12 +3,11 @@
 from dataclasses import dataclass
 from typing import Any, Unpack
 
-import torch
-
 from eah_interp.arguments import by_name
 from eah_interp.attribution.cases import Ask, Case, asks, pose
 from eah_interp.attribution.sides import check_same_places
 from eah_interp.errors import InputError
+from eah_interp.lvlm.prompt import find_tokens
 from eah_interp.results import Part
 
 
@@ -124,6 +123,6 @@ def pose_pairs(
 
 def _count_tokens(case: Case) -> list[int]:
     ids = case.encoding["input_ids"]
-    mask = case.encoding.get("attention_mask", torch.ones_like(ids))
+    mask = find_tokens(case.encoding.get("attention_mask"), ids)
     counts: list[int] = mask.sum(-1).tolist()
     return counts

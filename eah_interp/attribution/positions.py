@@ -11,6 +11,7 @@ from eah_interp.attribution.cases import Case
 from eah_interp.attribution.mentions import find_mentions
 from eah_interp.errors import InputError, SettingsError, show_value
 from eah_interp.indices import to_ints
+from eah_interp.lvlm.prompt import find_tokens
 from eah_interp.lvlm.spans import image_mask
 
 PositionName = Literal["last", "image", "text", "question", "object"]
@@ -103,10 +104,7 @@ def _list_numbers(wanted: object, width: int) -> list[int]:
 
 def _find_named(model: Any, case: Case, name: str) -> ColumnMask:
     ids = case.encoding["input_ids"].cpu()
-    given = case.encoding.get("attention_mask")
-    tokens = torch.ones_like(ids).bool()
-    if isinstance(given, Tensor) and given.shape == ids.shape:
-        tokens = given.bool().cpu()
+    tokens = find_tokens(case.encoding.get("attention_mask"), ids).cpu()
     if case.prompt_mask is not None:
         tokens = tokens & case.prompt_mask.cpu()
     columns = torch.arange(ids.shape[1])

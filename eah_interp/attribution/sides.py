@@ -12,6 +12,7 @@ from eah_interp.interventions.eah import EAH
 from eah_interp.interventions.intervention import Intervention
 from eah_interp.lvlm.anatomy import check_model
 from eah_interp.lvlm.messages import hold_messages
+from eah_interp.lvlm.prompt import find_tokens
 from eah_interp.lvlm.spans import image_mask
 
 Side = Intervention | Literal["plain"]
@@ -165,10 +166,7 @@ def check_same_places(model: Any, case: Case, other: Case) -> None:
 
 
 def _padding(encoding: Mapping[str, Any]) -> Tensor:
-    given = encoding.get("attention_mask")
-    if not isinstance(given, Tensor):
-        given = torch.ones_like(encoding["input_ids"])
-    return given.bool().cpu()
+    return find_tokens(encoding.get("attention_mask"), encoding["input_ids"]).cpu()
 
 
 def _answer(case: Case) -> Tensor:

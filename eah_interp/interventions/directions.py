@@ -16,6 +16,7 @@ from eah_interp.interventions.head_lists import check_origin
 from eah_interp.lvlm.anatomy import check_model, name_model
 from eah_interp.lvlm.fingerprint import hash_weights
 from eah_interp.lvlm.inputs import Encoding, is_encoding, repeat_rows
+from eah_interp.lvlm.prompt import find_tokens
 from eah_interp.lvlm.without_images import drop_images
 from eah_interp.results import ModelResult
 
@@ -312,11 +313,10 @@ def encode_plain(model: Any, images: object, prompts: object) -> Encoding:
 
 def find_last(encoding: Mapping[str, Any]) -> Tensor:
     """Find the position of each row's last token."""
-    ids, mask = encoding["input_ids"], encoding.get("attention_mask")
-    if not isinstance(mask, Tensor):
-        mask = torch.ones_like(ids)
+    ids = encoding["input_ids"]
+    mask = find_tokens(encoding.get("attention_mask"), ids)
     places = torch.arange(1, ids.shape[1] + 1, device=mask.device)
-    last: Tensor = (mask.bool() * places).amax(1).cpu() - 1
+    last: Tensor = (mask * places).amax(1).cpu() - 1
     return last
 
 

@@ -21,7 +21,7 @@ from eah_interp.errors import InputError, show_value
 from eah_interp.indices import is_dense
 from eah_interp.kernels.patterns import check_sizes, check_tensor
 from eah_interp.lvlm.images import ImageLike, is_images, read_image
-from eah_interp.lvlm.masks import check_mask
+from eah_interp.lvlm.masks import check_flags, check_mask
 from eah_interp.lvlm.messages import (
     EMPTY,
     Messages,
@@ -693,7 +693,9 @@ def append_tokens(
     for row, answer in enumerate(answers):
         new[row, : len(answer)] = torch.tensor(answer, dtype=ids.dtype)
         real[row, : len(answer)] = 1
-    mask = encoding.get("attention_mask", torch.ones_like(ids))
+    given = encoding.get("attention_mask")
+    check_flags(given, why="an answer after the prompt would have no rows in it")
+    mask = torch.ones_like(ids) if given is None else given
     longer: dict[str, Any] = dict(encoding)
     for name, value in encoding.items():
         if isinstance(value, Tensor) and value.shape[:2] == (n_rows, width):

@@ -114,6 +114,24 @@ def check_written_mask(mask: Any, model: Any) -> None:
         raise InputError(msg)
 
 
+def check_flags(mask: Any, *, why: str) -> None:
+    """Check that a mask is none, or has a flag for each token.
+
+    Args:
+        mask: The attention mask.
+        why: What a mask of rows and columns stands in the way of.
+
+    Raises:
+        InputError: If it says of each row what it may look at.
+    """
+    if isinstance(mask, Tensor) and mask.ndim != 2:
+        msg = (
+            f"the attention mask has shape {tuple(mask.shape)}, and {why}: expected a "
+            "flag for each token, [batch, key]; or pass images and prompts"
+        )
+        raise InputError(msg)
+
+
 def with_padding_mask(model: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
     """Write down the padding that `generate` finds by itself, where no mask is given.
 

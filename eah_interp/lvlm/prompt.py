@@ -245,7 +245,7 @@ def _read_prompt(model: Any, image_mask: ColumnMask | None) -> Prompt:
         _check_images_come(inputs, image_mask)
     if isinstance(ids, Tensor):
         _check_widths(ids, image_mask, mask)
-    return Prompt(image_mask, _find_tokens(mask, image_mask))
+    return Prompt(image_mask, find_tokens(mask, image_mask))
 
 
 def _check_images_come(inputs: Mapping[str, Any], image_mask: Tensor) -> None:
@@ -272,16 +272,30 @@ def _may_hold_images(value: Any) -> bool:
     return isinstance(value, Tensor) and value.is_floating_point()
 
 
-def _find_tokens(mask: Any, image_mask: Tensor) -> Tensor:
-    """Tell tokens from padding, by a mask of any kind that transformers takes."""
-    if isinstance(mask, Tensor) and mask.shape == image_mask.shape:
+def find_tokens(mask: Any, ids: Tensor) -> ColumnMask:
+    """Tell tokens from padding, by a mask of any kind that transformers takes.
+
+    Args:
+        mask: The attention mask of a prompt that is read whole; None where there is
+            none.
+        ids: The tokens, or anything of their shape and on their device.
+
+    Example:
+        >>> import torch
+        >>> ids = torch.tensor([[0, 7, 8]])
+        >>> seen = torch.ones(1, 1, 3, 3).tril().bool()
+        >>> seen[..., 0] = False
+        >>> find_tokens(seen, ids).tolist(), find_tokens(None, ids).tolist()
+        ([[False, True, True]], [[True, True, True]])
+    """
+    if isinstance(mask, Tensor) and mask.shape == ids.shape:
         return mask.bool()
-    n_rows, width = image_mask.shape
+    n_rows, width = ids.shape
     if isinstance(mask, Tensor) and mask.ndim == 4 and mask.shape[2] == width:
         # A row that sees nothing is padding: no row of a token is without its own.
         seen = find_visible(mask[..., :width]).any(1).any(-1)
-        return seen.expand(n_rows, -1).to(image_mask.device)
-    return torch.ones_like(image_mask)
+        return seen.expand(n_rows, -1).to(ids.device)
+    return torch.ones_like(ids, dtype=torch.bool)
 
 
 def _check_widths(ids: Tensor, image_mask: Tensor, mask: Any) -> None:

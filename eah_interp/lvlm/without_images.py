@@ -9,6 +9,8 @@ from torch import Tensor
 
 from eah_interp.errors import InputError
 from eah_interp.lvlm.inputs import Encoding
+from eah_interp.lvlm.masks import check_flags
+from eah_interp.lvlm.prompt import find_tokens
 from eah_interp.lvlm.spans import image_mask
 
 _KOSMOS = "image_embeds_position_mask"
@@ -57,8 +59,9 @@ def drop_images(model: Any, encoding: Mapping[str, Any]) -> Encoding:
     if bare:
         msg = f"row {bare[0]} has no image to leave out: expected one in every row"
         raise InputError(msg)
-    tokens = encoding.get("attention_mask")
-    real = tokens.bool() if isinstance(tokens, Tensor) else torch.ones_like(shown)
+    given = encoding.get("attention_mask")
+    check_flags(given, why="a prompt without its images would need another")
+    real = find_tokens(given, shown)
     kept = real & ~shown
     width = int(kept.sum(1).max())
     text: dict[str, Any] = {"attention_mask": torch.zeros_like(ids[:, :width])}
