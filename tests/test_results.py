@@ -23,6 +23,7 @@ from eah_interp.studies import StudyRun
 from eah_interp.studies.claims import Claim
 from eah_interp.testing import random_image
 from eah_interp.viz import Widget
+from tests.crossed import cross
 from tests.made_results import LARGE, MAKERS, MODEL, SIZES, Size, make, sink_map
 from tests.test_architecture import MODULES
 
@@ -122,8 +123,7 @@ def test_every_result_is_made_here_and_makes_no_repr_of_its_own():
         assert "ax" in kind.plot.__annotations__, kind
 
 
-@pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("kind", MAKERS, ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize(("kind", "size"), cross([*MAKERS], [*SIZES]))
 def test_a_result_is_shown_in_a_few_lines_of_which_each_stands_in_its_table(kind, size):
     found = make(kind, SIZES[size])
     lines = repr(found).splitlines()
@@ -140,8 +140,9 @@ def test_a_result_is_shown_in_a_few_lines_of_which_each_stands_in_its_table(kind
         assert len(merged) >= len(first.drop_duplicates())
 
 
-@pytest.mark.parametrize("size", ["two items", "nothing", "NaN", "odd names"])
-@pytest.mark.parametrize("kind", MAKERS, ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize(
+    ("kind", "size"), cross([*MAKERS], ["two items", "nothing", "NaN", "odd names"])
+)
 def test_a_result_is_shown_in_a_notebook(kind, size):
     shown = make(kind, SIZES[size])._repr_html_()
     assert len(shown) <= MOST_HTML
@@ -151,8 +152,7 @@ def test_a_result_is_shown_in_a_notebook(kind, size):
         assert base64.b64decode(picture)[1:4] == b"PNG"
 
 
-@pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("kind", MAKERS, ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize(("kind", "size"), cross([*MAKERS], [*SIZES]))
 def test_a_result_is_the_same_when_copied_pickled_or_saved(kind, size, tmp_path):
     found = make(kind, SIZES[size])
     assert pickle.loads(pickle.dumps(found)) == found

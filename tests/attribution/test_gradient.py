@@ -17,6 +17,7 @@ from eah_interp.testing import FAMILIES as FACTS
 from eah_interp.testing import random_image, tiny_inputs, tiny_lvlm
 from tests.attribution.planted import COPIES, IRRELEVANT, OBJECT, build_planted
 from tests.attribution.test_direct import pose_answer
+from tests.crossed import cross
 from tests.oracle_forward import OracleEAH, decoder_attentions, replaced_patterns
 from tests.tiny_families import SUPPORTED, ignore_renamed, share_model, sweep
 
@@ -126,13 +127,19 @@ def settings_pair(direction, layer, masks):
     return {"source": "plain", "target": settings}, (None, oracle)
 
 
-@pytest.mark.parametrize("what", ["output", "pattern"])
-@pytest.mark.parametrize("direction", ["into plain", "out of EAH"])
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
-@pytest.mark.parametrize(("family", "groups"), FAMILIES)
+@pytest.mark.parametrize(
+    ("grouped", "attention", "direction", "what"),
+    cross(
+        [*FAMILIES],
+        ["eager", "sdpa"],
+        ["into plain", "out of EAH"],
+        ["output", "pattern"],
+    ),
+)
 def test_attribution_patching_is_the_gradient_times_the_change(
-    family, groups, attention, direction, what
+    grouped, attention, direction, what
 ):
+    family, groups = grouped
     options = {"n_kv_heads": groups, "n_layers": 4}
     model = eah.wrap(tiny_lvlm(family, attn_implementation=attention, **options))
     plain = tiny_lvlm(family, attn_implementation="eager", **options)

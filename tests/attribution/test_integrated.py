@@ -12,6 +12,7 @@ from eah_interp.attribution.gradient_runs import place_points
 from eah_interp.attribution.patching import patch_heads
 from eah_interp.testing import random_image, tiny_lvlm
 from tests.attribution.test_gradient import pose_two
+from tests.crossed import cross
 from tests.oracle_forward import decoder_attentions
 from tests.tiny_families import share_model
 
@@ -76,12 +77,16 @@ def test_it_is_the_integral_of_the_gradient(layer):
     assert heads.abs().max() > 0.1
 
 
-@pytest.mark.parametrize("what", ["output", "pattern"])
-@pytest.mark.parametrize("source", ["EAH", "picture"])
 @pytest.mark.parametrize(
-    ("family", "attention"), [("llava", "eager"), ("llava", "sdpa"), ("gemma3", "sdpa")]
+    ("on", "source", "what"),
+    cross(
+        [("llava", "eager"), ("llava", "sdpa"), ("gemma3", "sdpa")],
+        ["EAH", "picture"],
+        ["output", "pattern"],
+    ),
 )
-def test_heads_sum_to_the_whole_layer_as_steps_grow(family, attention, source, what):
+def test_heads_sum_to_the_whole_layer_as_steps_grow(on, source, what):
+    family, attention = on
     model = eah.wrap(tiny_lvlm(family, n_kv_heads=2, attn_implementation=attention))
     case, layer = pose_two(family), 1
     runs = {

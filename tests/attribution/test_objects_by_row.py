@@ -25,6 +25,7 @@ from eah_interp.attribution import (
 from eah_interp.errors import InputError, NumericalError, SettingsError
 from eah_interp.testing import random_image
 from eah_interp.toy import draw_scene
+from tests.crossed import cross
 from tests.fuzz.harness import find_bad
 from tests.tiny_families import PICTURES, ignore_renamed, share_model
 
@@ -194,8 +195,7 @@ def test_each_prompt_spells_its_own_objects(toy):
 IN_CHUNKS = ["attribute_heads", "logit_lens", "attribute_patches", "attention_gradient"]
 
 
-@pytest.mark.parametrize("batch_size", [1, 2, 4])
-@pytest.mark.parametrize("name", IN_CHUNKS)
+@pytest.mark.parametrize(("name", "batch_size"), cross([*IN_CHUNKS], [1, 2, 4]))
 def test_items_run_some_at_a_time_are_those_of_one_batch(toy, name, batch_size):
     function, options = CALLS[name]
     asked = {"objects": OBJECTS, "truth": [["boat"], None, [], ["fish"]]}

@@ -15,6 +15,7 @@ from eah_interp.lvlm.inputs import Encoding
 from eah_interp.testing import random_image, tiny_lvlm, tiny_processor
 from tests.attribution.oracle_patching import edit_from, run_by_hand
 from tests.attribution.planted import COPIES, IRRELEVANT, OBJECT, build_planted
+from tests.crossed import cross
 from tests.tiny_families import (
     OFF,
     build_oracle,
@@ -102,8 +103,7 @@ def assert_same(found, expected):
 
 
 @ignore_renamed
-@pytest.mark.parametrize("what", WHATS)
-@pytest.mark.parametrize("family", KINDS)
+@pytest.mark.parametrize(("family", "what"), cross([*KINDS], [*WHATS]))
 def test_every_head_has_the_effect_of_a_forward_of_its_own(family, what):
     model, case = share_model(family), pose_answer(family)
     sides = {"source": eah.EAH(layers=(layer_to_patch(model),)), "target": "plain"}

@@ -75,6 +75,7 @@ def test_shapley_values_are_the_mean_over_all_orders(donor):
     assert not found.errors.any()
 
 
+@pytest.mark.slow
 def test_sampled_shapley_values_of_two_layers_sum_to_the_whole():
     model, case = share_model("llava"), pose_answer("llava")
     settings = eah.EAH(layers=(0, 1, 2), donor="uniform")

@@ -81,10 +81,15 @@ def said_by(error):
     return " ".join(f"{type(error).__name__}: {error}".split())
 
 
+STUDIES = ("docs/how-to/two-methods.md", "docs/studies.md")
+"""Pages that run whole studies; shorter ones of the same kind are on other pages."""
+
+
 def cases():
-    """Yield the pages; one that needs a process of its own is slow."""
+    """Yield the pages; one that needs a process of its own, or studies, is slow."""
     for name, page in PAGES.items():
-        marks = [pytest.mark.slow] if REMOTE in page.read_text() else []
+        is_slow = REMOTE in page.read_text() or name in STUDIES
+        marks = [pytest.mark.slow] if is_slow else []
         if name in NEEDS:
             marks.append(pytest.mark.filterwarnings(OLD_NAME))
         yield pytest.param(name, marks=marks)

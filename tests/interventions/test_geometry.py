@@ -12,6 +12,7 @@ from eah_interp.attribution import attribute_heads
 from eah_interp.errors import InputError, NumericalError, UnsupportedError
 from eah_interp.interventions import donors_of_run
 from eah_interp.testing import random_image, tiny_lvlm, tiny_processor
+from tests.crossed import cross
 from tests.interventions.other_methods import NEW, wrapped
 from tests.tiny_families import share_model
 
@@ -115,8 +116,7 @@ def assistants():
     return [tiny_lvlm("llava", n_layers=2), tiny_lvlm("llava", n_kv_heads=2)]
 
 
-@pytest.mark.parametrize("prompt", PROMPTS)
-@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize(("name", "prompt"), cross([*SETTINGS], PROMPTS))
 def test_assisted_decoding_writes_what_greedy_decoding_writes(
     model, assistants, name, prompt
 ):

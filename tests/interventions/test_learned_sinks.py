@@ -18,6 +18,7 @@ from eah_interp.lvlm.attention import AttentionCall
 from eah_interp.lvlm.spans import image_mask, image_token_id
 from eah_interp.testing import FAMILIES, random_image, tiny_inputs, tiny_lvlm
 from tests.alignment import assert_as_alike
+from tests.crossed import cross
 from tests.oracle_forward import OracleEAH, oracle_generate, oracle_logits
 
 SINKS = ["inkling2", "internvl_gpt_oss"]
@@ -91,9 +92,9 @@ def test_sinks_take_a_share_that_differs_between_heads(family):
         assert (mass.amax(1) - mass.amin(1)).mean() > 0.05
 
 
-@pytest.mark.parametrize("n_kv_heads", [4, 2, 1])
-@pytest.mark.parametrize("family", SINKS)
-@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize(
+    ("name", "family", "n_kv_heads"), cross([*SETTINGS], [*SINKS], [4, 2, 1])
+)
 def test_a_patched_forward_equals_the_slow_oracle_with_sinks(name, family, n_kv_heads):
     settings, encoding = SETTINGS[name], encode(family)
     oracle = build_oracle(family, settings, encoding)

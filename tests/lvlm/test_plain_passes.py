@@ -528,6 +528,7 @@ def count_calls(run):
     return sum(n for file, n in calls.items() if not checks.search(file))
 
 
+@pytest.mark.slow
 def test_later_steps_make_the_calls_of_plain_transformers_and_few_more():
     """In a model that is all Python: 24 layers, of a width of a few numbers."""
     plain = tiny_lvlm("llava", n_layers=24)

@@ -25,6 +25,7 @@ from eah_interp.testing import (
     tiny_lvlm,
     tiny_processor,
 )
+from tests.crossed import cross
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"
@@ -203,8 +204,9 @@ def overlap(box, region):
     return max(width, 0.0) * max(height, 0.0) / area
 
 
-@pytest.mark.parametrize("family", LOCAL)
-@pytest.mark.parametrize("size", [(96, 96), (150, 90), (80, 200), (230, 64)])
+@pytest.mark.parametrize(
+    ("family", "size"), cross([*LOCAL], [(96, 96), (150, 90), (80, 200), (230, 64)])
+)
 def test_repainting_a_region_moves_the_columns_that_show_it_and_no_others(family, size):
     width, height = size
     model = build_local_model(family)

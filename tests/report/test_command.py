@@ -88,6 +88,7 @@ def test_the_toy_says_that_it_knows_no_photographs(
         assert TOY_KNOWS in " ".join(Page(Path("page.html").read_text()).text.split())
 
 
+@pytest.mark.slow
 def test_of_a_scene_and_of_another_model_nothing_of_the_kind_is_said(photo, tmp_path):
     scene = run("demo", *FEW, "--json")
     assert json.loads(scene.stdout)["note"] is None

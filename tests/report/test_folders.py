@@ -47,6 +47,7 @@ def test_one_images_page_and_its_figures_name_no_folder(home):
     assert record["model"]["name"] == str(model)
 
 
+@pytest.mark.slow
 def test_the_demos_page_names_no_folder(home):
     words = ["demo", "--image", home / "boat.png", "-o", "boat", "-m", home / "mine"]
     done = CliRunner().invoke(app, [*map(str, words), "--out", str(home / "demo")])

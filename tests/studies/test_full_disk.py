@@ -51,6 +51,7 @@ def test_a_run_on_a_full_disk_stops_and_goes_on_when_there_is_room(
     assert all(path.read_bytes() == content for path, content in kept.items())
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_at_any_file_loses_nothing(toy, tmp_path, monkeypatch):
     """Fill the disk at the first file, the second, ...: each writer of a study."""
     real, room = os.fsync, [math.inf]
