@@ -102,8 +102,8 @@ def intervene(
         tower: `"language"`, or `"vision"`: layers and heads are those of the vision
             tower, the batch is the images or tiles that it sees, and all patches of an
             image are its image columns. `EAH` (`definition="visible"`), `Ablation` and
-            `ScaleHeads` act there, in the one pass that reads images, whatever `steps`
-            says; what only a prompt has is refused.
+            what scales heads act there, in the one pass that reads images, whatever
+            `steps` says; what only a prompt has is refused.
         **others: Other words for `eah`: `patch`, `settings`, `intervention`.
 
     Returns:

@@ -101,11 +101,11 @@ class Intervention(metaclass=Named):
         each other; no row is a word's, and none is read last.
 
         Returns:
-            A sentence; empty where it can (`EAH`, `Ablation`, `ScaleHeads`).
+            A sentence; empty where it can, as of `EAH` and `Ablation`.
         """
         return (
-            "it was made for the language model's prompts; expected EAH, Ablation or "
-            "ScaleHeads, or one of your own whose why_not_in_tower() returns ''"
+            "it was made for the language model's prompts; expected EAH, Ablation, or "
+            "another whose why_not_in_tower() returns ''"
         )
 
     def fit(self: Settings, model: Any, images: object, prompts: object) -> Settings:
