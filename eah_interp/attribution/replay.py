@@ -191,8 +191,9 @@ def count_tokens(recording: Recording) -> int:
     return int(recording.case.encoding["input_ids"].shape[1])
 
 
-HeadChanges = tuple[Sequence[int], Float[Tensor, "position head d_value"]]
-"""Heads of a layer, and what each returns more than was recorded."""
+HeadChanges = tuple[Sequence[int], Float[Tensor, "position _ d_value"]]
+"""Heads of a layer, and what each returns more than was recorded: `[position head
+d_value]`, of as many heads as are changed."""
 
 
 def add_to_attended(
