@@ -17,7 +17,7 @@ from eah_interp.attribution import (
 )
 from eah_interp.attribution.nodes import find_nodes
 from eah_interp.errors import EAHError, SettingsError
-from eah_interp.interventions import Intervention
+from eah_interp.interventions import Intervention, SinkEdit
 from eah_interp.kernels.sinks import choose_donors
 from eah_interp.testing import random_image
 
@@ -85,6 +85,13 @@ def test_a_switch_of_numpy_is_stored_as_a_plain_one(kind, name):
     made = kind(**{name: np.True_})
     assert getattr(made, name) is True
     assert kind.from_dict(json.loads(json.dumps(made.to_dict()))) == made
+
+
+@pytest.mark.parametrize("kind", ROWS)
+def test_places_of_a_sink_edit_are_rows_of_any_kind(kind):
+    made = SinkEdit(act="move", to=ROWS[kind]([0, 1]))
+    assert made == SinkEdit(act="move", to=(0, 1))
+    assert plain(made.to)
 
 
 @pytest.mark.parametrize("kind", KINDS)

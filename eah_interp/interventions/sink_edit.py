@@ -11,7 +11,13 @@ from torch import Tensor
 
 from eah_interp._types import ColumnMask, SinkColumns
 from eah_interp.errors import InputError, SettingsError, UnsupportedError, show_value
-from eah_interp.indices import check_choice, check_integer, to_float, to_ints
+from eah_interp.indices import (
+    check_choice,
+    check_integer,
+    to_float,
+    to_ints,
+    to_list,
+)
 from eah_interp.interventions.donation import column_priority
 from eah_interp.interventions.intervention import LayersIntervention, slice_layers
 from eah_interp.interventions.kind_marks import score_tower
@@ -125,7 +131,7 @@ class SinkEdit(LayersIntervention):
             raise SettingsError(msg)
 
     def _check_places(self) -> None:
-        places = () if self.to in ((), []) else to_ints(self.to)
+        places = () if to_list(self.to) == [] else to_ints(self.to)
         fit = places is not None and all(0 <= place < 2**63 for place in places)
         if places is None or not fit or len(set(places)) != len(places):
             got = show_value(self.to)

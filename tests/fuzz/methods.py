@@ -24,7 +24,7 @@ from eah_interp.toy import draw_scene
 from tests.fuzz.attributions import OF_ANY, close_figures, nothing
 from tests.fuzz.harness import Input, Target
 from tests.fuzz.models import QUESTION, ask, model, odd_encoding, picture
-from tests.fuzz.values import Rng, change, input_of, odd, pick
+from tests.fuzz.values import Rng, change, input_of, odd, pick, show
 
 GIVEN: dict[str, dict[str, Any]] = {
     "ADHH": {"heads": ["L1H0", "L3H2"]},
@@ -91,17 +91,20 @@ def make_run(rng: Rng, folder: Path) -> Input:
     if rng.random() < 0.3:
         given = ask(rng) if rng.random() < 0.5 else (odd_encoding(rng),)  # type: ignore[assignment]
     in_trace = rng.random() < 0.6
+    tower: Any = "vision" if in_trace and rng.random() < 0.3 else "language"
+    if in_trace and rng.random() < 0.03:
+        tower = odd(rng)
 
     def call() -> Any:
         made = kind(**values)
         if not in_trace:
             return eah.edit(model(), made).describe(*given, max_new_tokens=2)
         with torch.no_grad(), model().trace(*given):
-            eah.intervene(model(), made)
+            eah.intervene(model(), made, tower=tower)
             logits = model().logits.save()
         return logits
 
-    how = "trace" if in_trace else "describe"
+    how = f"trace, tower={show(tower)}" if in_trace else "describe"
     shown = input_of(kind, **values).shown
     return Input(call, f"{how}: {shown} on {input_of(print, *given).shown}")
 
@@ -139,6 +142,11 @@ def make_kinds(rng: Rng, folder: Path) -> Input:
             eah.score_sinks,
             (model(), picture(), QUESTION),
             {"columns": "tower", "layers": None},
+        ),
+        lambda: (
+            eah.score_sinks,
+            (model(), *ask(rng)) if rng.random() < 0.5 else (model(), picture()),
+            {"tower": "vision", "layers": None, "beta": None, "definition": "visible"},
         ),
         lambda: (found().mask, (), {"kind": "tower", "factor": 1.0}),
         lambda: (found().kind_of, (), {"column": 20, "item": 1}),
