@@ -54,8 +54,12 @@ def effects_by_hand(family, case, heads, where, *, other=None, target="plain"):
     return torch.stack(effects, 1)
 
 
+SEES = [family for family in SUPPORTED if family != "emu3"]
+"""The tiny codebook of Emu3 has one code for all images: no other one is a source."""
+
+
 @ignore_renamed
-@pytest.mark.parametrize("family", sweep(SUPPORTED))
+@pytest.mark.parametrize("family", sweep(SEES))
 def test_heads_at_positions_have_the_effect_of_a_whole_forward(family):
     model, case = share_model(family), pose_answer(family)
     layers = sorted(model.anatomy.sites)
