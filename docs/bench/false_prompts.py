@@ -13,13 +13,14 @@ it, the same command goes on with the next toy.
 
 import collections
 import datetime
+import functools
 import itertools
 import json
 import platform
 import re
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -729,6 +730,30 @@ def _tabulate_effects(effects: Sequence[Mapping[str, Any]]) -> str:
     return tabulate([*header, "verdict"], rows)
 
 
+def run_toys(
+    names: Sequence[str], out: Path, run: Callable[[str], dict[str, Any]]
+) -> dict[str, Any]:
+    """Run toys that have no answers in a folder yet, and read those of all."""
+    toys = {}
+    for name in names:
+        known = out / f"{name}.json"
+        if not known.exists():
+            out.mkdir(parents=True, exist_ok=True)
+            save_bytes(json.dumps(run(name)).encode(), known)
+        toys[name] = json.loads(known.read_text())
+    return toys
+
+
+def list_versions() -> dict[str, str]:
+    """Say on what a run was made."""
+    return {
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "Python": platform.python_version(),
+        "processor": platform.machine(),
+    }
+
+
 @app.command()
 def main(
     *,
@@ -753,14 +778,9 @@ def main(
     if only != "page":
         if out is None:
             sys.exit("expected --out DIR, where answers are kept")
-        toys = {}
-        for name in toy or TOYS:
-            known = out / f"{name}.json"
-            if not known.exists():
-                out.mkdir(parents=True, exist_ok=True)
-                found = run_toy(name, scenes=scenes, counted=counted, searched=searched)
-                save_bytes(json.dumps(found).encode(), known)
-            toys[name] = json.loads(known.read_text())
+        given: dict[str, Any] = {"scenes": scenes, "counted": counted}
+        run = functools.partial(run_toy, **given, searched=searched)
+        toys = run_toys(toy or TOYS, out, run)
     if only == "all":
         summed: dict[str, Any] = {
             "command": "python docs/bench/false_prompts.py --out DIR",
@@ -768,12 +788,7 @@ def main(
             "scenes": scenes,
             "counted_scenes": counted,
             "layers": eah.load(f"toy:{next(iter(toys))}").n_layers,
-            "versions": {
-                "torch": torch.__version__,
-                "transformers": transformers.__version__,
-                "Python": platform.python_version(),
-                "processor": platform.machine(),
-            },
+            "versions": list_versions(),
             "toys": {
                 name: {key: one[key] for key in ("begun", "heads", "seconds")}
                 for name, one in toys.items()

@@ -12,9 +12,9 @@ command goes on with the next toy.
 """
 
 import datetime
+import functools
 import itertools
 import json
-import platform
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,9 +22,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import torch
-import transformers
 import typer
-from false_prompts import estimate, subtract, tabulate, write, write_toys
+from false_prompts import (
+    estimate,
+    list_versions,
+    run_toys,
+    subtract,
+    tabulate,
+    write,
+    write_toys,
+)
 from methods import ALPHA, MARGIN, TOYS, Number
 
 import eah_interp as eah
@@ -568,26 +575,15 @@ def main(
     if only != "page":
         if out is None:
             sys.exit("expected --out DIR, where answers are kept")
-        toys = {}
-        for name in toy or TOYS:
-            known = out / f"{name}.json"
-            if not known.exists():
-                out.mkdir(parents=True, exist_ok=True)
-                found = run_toy(name, n_scenes=scenes)
-                save_bytes(json.dumps(found).encode(), known)
-            toys[name] = json.loads(known.read_text())
+        run = functools.partial(run_toy, n_scenes=scenes)
+        toys = run_toys(toy or TOYS, out, run)
     if only == "all":
         summed: dict[str, Any] = {
             "command": "python docs/bench/sink_kinds.py --out DIR",
             "date": datetime.date.today().isoformat(),
             "scenes": scenes,
             "checked": N_CHECKED,
-            "versions": {
-                "torch": torch.__version__,
-                "transformers": transformers.__version__,
-                "Python": platform.python_version(),
-                "processor": platform.machine(),
-            },
+            "versions": list_versions(),
             "toys": {
                 name: {key: one[key] for key in ("found", "found as it is", "seconds")}
                 for name, one in toys.items()

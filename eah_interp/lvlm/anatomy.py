@@ -53,17 +53,16 @@ _KINDS: dict[type[nn.Module], CallSite | None] = {}
 def attention_call_of(kind: type[nn.Module]) -> CallSite | None:
     """Find the attention call in a class's forward, reading its source once."""
     if kind not in _KINDS:
-        _KINDS[kind] = _read_call(kind)
+        _KINDS[kind] = find_attention_call(_read_forward(kind))
     return _KINDS[kind]
 
 
-def _read_call(kind: type[nn.Module]) -> CallSite | None:
-    forward = inspect.unwrap(kind.forward)
+def _read_forward(kind: type[nn.Module]) -> str:
+    """Read the source of a class's forward; empty where it has none."""
     try:
-        source = textwrap.dedent(read_source(forward))
+        return textwrap.dedent(read_source(inspect.unwrap(kind.forward)))
     except (OSError, TypeError):
-        return None
-    return find_attention_call(source)
+        return ""
 
 
 def find_attention_call(source: str) -> CallSite | None:
@@ -143,11 +142,7 @@ _PACKED_KINDS: dict[type[nn.Module], PackedCallSite | None] = {}
 def packed_call_of(kind: type[nn.Module]) -> PackedCallSite | None:
     """Find the looped attention call in a class's forward, reading its source once."""
     if kind not in _PACKED_KINDS:
-        try:
-            source = textwrap.dedent(read_source(inspect.unwrap(kind.forward)))
-        except (OSError, TypeError):
-            source = ""
-        _PACKED_KINDS[kind] = find_packed_call(source)
+        _PACKED_KINDS[kind] = find_packed_call(_read_forward(kind))
     return _PACKED_KINDS[kind]
 
 

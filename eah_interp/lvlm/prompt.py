@@ -216,24 +216,26 @@ def inputs_of_run(model: Any) -> dict[str, Any]:
 
     Where the run did not go through `LVLM`, it is read at the root module's door.
     """
-    inputs: dict[str, Any] | None = getattr(model.interleaver, INPUTS, None)
-    if not inputs or not isinstance(inputs.get("input_ids"), Tensor):
-        inputs = model.inputs[1]
-    return inputs or {}
+    return _find_inputs(model)[0] or {}
+
+
+def _find_inputs(model: Any) -> tuple[Any, bool]:
+    """Find what a run was given, and whether it went through `LVLM`, with all rows."""
+    inputs = getattr(model.interleaver, INPUTS, None)
+    if inputs and isinstance(inputs.get("input_ids"), Tensor):
+        return inputs, True
+    return model.inputs[1], False
 
 
 def _read_prompt(model: Any, image_mask: ColumnMask | None) -> Prompt:
-    inputs = getattr(model.interleaver, INPUTS, None)
-    if not inputs or not isinstance(inputs.get("input_ids"), Tensor):
-        # A run that did not go through LVLM: read the root module's own inputs.
-        inputs = model.inputs[1]
-    else:
+    inputs, is_whole = _find_inputs(model)
+    if is_whole:
         inputs = _rows_of_worker(model, inputs)
+    is_given = image_mask is not None
     ids, mask = inputs.get("input_ids"), inputs.get("attention_mask")
     image_token = model.anatomy.image_token_id
     if image_mask is None and isinstance(inputs.get(_KOSMOS), Tensor):
         image_mask = inputs[_KOSMOS].bool()
-        _check_images_come(inputs, image_mask)
     if image_mask is None:
         if not isinstance(ids, Tensor) or image_token is None:
             msg = (
@@ -242,6 +244,7 @@ def _read_prompt(model: Any, image_mask: ColumnMask | None) -> Prompt:
             )
             raise InputError(msg)
         image_mask = find_image_mask(ids, image_token)
+    if not is_given:
         _check_images_come(inputs, image_mask)
     if isinstance(ids, Tensor):
         _check_widths(ids, image_mask, mask)
