@@ -179,7 +179,8 @@ def test_a_patch_changes_nothing_before_it():
     found = ablate_heads(model, case, positions="last")
     last, before = found.effects
     assert last.abs().max() > 1e-3
-    assert not before.any()  # it reads the position before
+    # It reads the position before: what is left is what runs of other shapes round.
+    torch.testing.assert_close(before, torch.zeros_like(before), atol=3e-5, rtol=0)
 
 
 def test_positions_have_names():
