@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+ROUNDING = 1e-5
+"""What rounding alone may change in float32, in units of the whole, and more."""
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Directions(ModelResult):
@@ -239,6 +242,10 @@ def measure_images(
 ) -> Float[Tensor, "item layer d_model"]:
     """Measure what each item's image changes in what layers return, at its last token.
 
+    Where the image has not reached the last token (a first layer that convolves, or
+    attends to a window), two runs of unlike length differ by rounding alone; such a
+    difference is zero here, since steering would give it a length.
+
     Args:
         model: An LVLM that no edit has patched.
         images: As for `find_directions`.
@@ -251,12 +258,30 @@ def measure_images(
         UnsupportedError: If the model is a patched twin.
     """
     parts = [
-        _read_last(model, seen) - _read_last(model, unseen)
+        subtract(_read_last(model, seen), _read_last(model, unseen))
         for seen, unseen in pair_runs(
             model, images, prompts, batch_size=batch_size, progress=progress
         )
     ]
     return torch.cat(parts)
+
+
+def subtract(
+    seen: Float[Tensor, "item layer d_model"],
+    unseen: Float[Tensor, "item layer d_model"],
+) -> Float[Tensor, "item layer d_model"]:
+    """Subtract what layers return, in float32; what rounding alone can make is zero.
+
+    Example:
+        >>> one = torch.ones(1, 2, 4)
+        >>> subtract(one, one * torch.tensor([[[1 + 1e-6], [0.5]]])).norm(dim=-1)
+        tensor([[0., 1.]])
+    """
+    least = max(ROUNDING, 2 * torch.finfo(seen.dtype).eps)
+    seen, unseen = seen.float(), unseen.float()
+    found = seen - unseen
+    told = found.norm(dim=-1) > least * seen.norm(dim=-1)
+    return found.where(told[..., None], 0.0)
 
 
 def pair_runs(
@@ -327,7 +352,7 @@ def _read_last(model: Any, encoding: Encoding) -> Float[Tensor, "item layer d_mo
     layers = range(model.anatomy.n_layers)
     inputs = {k: v for k, v in encoding.items() if k != "labels"}
     with torch.no_grad(), model.trace(**inputs, use_cache=False):
-        leaving = [model.layers_output[at].cpu()[rows, last].float() for at in layers]
+        leaving = [model.layers_output[at].cpu()[rows, last] for at in layers]
         found: Any = torch.stack(leaving, 1)
         found = found.save()
     result: Tensor = found
@@ -348,7 +373,7 @@ def join_directions(
     if len(flat) > 1:
         left, sizes, right = torch.linalg.svd(flat - mean, full_matrices=False)
         # Items that are alike but for rounding have no direction of their own.
-        if float(sizes[0]) > 1e-5 * float(flat.norm()):
+        if float(sizes[0]) > ROUNDING * float(flat.norm()):
             sign = left[:, 0][left[:, 0].abs().argmax()].sign()
             mean = mean + sign * right[0]
     return mean.view(differences.shape[1:])
