@@ -1,5 +1,6 @@
 """EAH as an activation patch: one head's pattern, given to the others of its layer."""
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
@@ -252,6 +253,17 @@ class EAH(Intervention):
             msg = (
                 "gamma and head_0 belong to the densest donor: a function chooses by "
                 "itself, and returns -1 for an item without a donor"
+            )
+            raise SettingsError(msg)
+        try:
+            inspect.signature(self.donor).bind(None, None, layer=0)
+            fits = not isinstance(self.donor, type)  # whose calls make no tensors
+        except (TypeError, ValueError):  # other arguments, or nobody knows which
+            fits = False
+        if not fits:
+            msg = (
+                "a donor function is called as donor(scores, density, layer=layer): "
+                f"got {show_value(self.donor)}; write a function of these"
             )
             raise SettingsError(msg)
 

@@ -1,7 +1,6 @@
 """What all settings of an intervention share: layers, steps, files, where they act."""
 
 import dataclasses
-import math
 import re
 from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
@@ -454,8 +453,13 @@ def check_indices(name: str, values: object) -> tuple[int, ...]:
     return tuple(sorted(found))
 
 
+MOST = 1e6
+"""What a setting multiplies or adds is at most this: far beyond any use, and far from
+where float32 ends, beyond which logits would be NaN without a word."""
+
+
 def check_number(
-    name: str, value: object, *, least: float, most: float = math.inf
+    name: str, value: object, *, least: float, most: float = MOST
 ) -> float:
     """Check that a number is in its range.
 
@@ -464,9 +468,8 @@ def check_number(
     """
     number = to_float(value)
     if number is None or not least <= number <= most:
-        above = "" if math.isinf(most) else f" and at most {most:g}"
         got = show_value(value)
-        msg = f"{name} must be a number of at least {least:g}{above}, got {got}"
+        msg = f"{name} must be a number from {least:g} to {most:g}, got {got}"
         raise SettingsError(msg)
     return number
 

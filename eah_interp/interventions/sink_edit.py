@@ -14,12 +14,16 @@ from eah_interp.errors import InputError, SettingsError, UnsupportedError, show_
 from eah_interp.indices import (
     check_choice,
     check_integer,
-    to_float,
     to_ints,
     to_list,
 )
 from eah_interp.interventions.donation import column_priority
-from eah_interp.interventions.intervention import LayersIntervention, slice_layers
+from eah_interp.interventions.intervention import (
+    MOST,
+    LayersIntervention,
+    check_number,
+    slice_layers,
+)
 from eah_interp.interventions.kind_marks import score_tower
 from eah_interp.interventions.point import PatchPoint, RowIndex
 from eah_interp.interventions.sink_choice import (
@@ -109,10 +113,7 @@ class SinkEdit(LayersIntervention):
         check_choice("at", self.at, At)
         check_choice("instead", self.instead, Which)
         object.__setattr__(self, "seed", check_integer("seed", self.seed))
-        factor = to_float(self.factor)
-        if factor is None:
-            msg = f"factor must be a number, got {show_value(self.factor)}"
-            raise SettingsError(msg)
+        factor = check_number("factor", self.factor, least=-MOST)
         object.__setattr__(self, "factor", factor)
         self._check_places()
         if self.act == "drop":

@@ -12,6 +12,7 @@ from eah_interp.errors import InputError, SettingsError, show_value
 from eah_interp.indices import check_choice
 from eah_interp.interventions.directions import Directions, find_directions
 from eah_interp.interventions.intervention import (
+    MOST,
     Intervention,
     Layers,
     check_layers,
@@ -87,7 +88,7 @@ class Steer(Intervention):
         object.__setattr__(self, "layers", check_layers(self.layers))
         check_choice("at", self.at, Place)
         check_choice("positions", self.positions, Positions)
-        scale = check_number("scale", self.scale, least=-1e6, most=1e6)
+        scale = check_number("scale", self.scale, least=-MOST)
         object.__setattr__(self, "scale", scale)
         preserve = check_flag("preserve_norm", self.preserve_norm)
         adaptive = preserve if self.adaptive is None else self.adaptive

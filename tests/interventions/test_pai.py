@@ -123,7 +123,7 @@ def test_a_layer_that_has_run_is_refused(model):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"alpha": -0.1}, "alpha must be a number of at least 0"),
+        ({"alpha": -0.1}, "alpha must be a number from 0 to"),
         ({"alpha": float("nan")}, "alpha must be"),
         ({"layers": "two"}, "indices or a slice"),
         ({"layers": (1, 1)}, "each once"),

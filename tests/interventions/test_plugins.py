@@ -122,6 +122,15 @@ def test_attribution_takes_it():
     assert heads.frame().notna().any(axis=None)
 
 
+NO_RULES = [int, print, KeyError, torch.argmax, len, lambda density: density]
+
+
+@pytest.mark.parametrize("rule", NO_RULES)
+def test_what_is_not_called_as_a_donor_rule_is_refused_where_it_is_set(rule):
+    with pytest.raises(SettingsError, match=r"is called as donor\(scores, density, "):
+        eah.EAH(donor=rule)
+
+
 WRONG = {
     "floats": (torch.zeros(3), r"float32 \[3\]"),
     "one for all": (torch.tensor(0), r"int64 \[\]"),

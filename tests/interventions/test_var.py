@@ -103,7 +103,7 @@ def test_a_layer_that_has_begun_is_refused(model):
     ("values", "message"),
     [
         ({"sink_dims": ()}, "sink_dims must be indices"),
-        ({"rho": 1.5}, "rho must be a number of at least 0 and at most 1"),
+        ({"rho": 1.5}, "rho must be a number from 0 to 1"),
         ({"share": -1}, "share must be"),
         ({"tau": float("inf")}, "tau must be"),
         ({"lone_sinks": "lost"}, "lone_sinks must be one of give, kept"),

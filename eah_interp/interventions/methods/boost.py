@@ -10,7 +10,11 @@ from torch import Tensor
 from eah_interp.arguments import check_flag
 from eah_interp.errors import SettingsError
 from eah_interp.indices import check_choice, to_list
-from eah_interp.interventions.intervention import LayersIntervention, check_number
+from eah_interp.interventions.intervention import (
+    MOST,
+    LayersIntervention,
+    check_number,
+)
 from eah_interp.interventions.point import PatchPoint, RowIndex
 from eah_interp.kernels.patterns import PatternBlock
 
@@ -47,7 +51,7 @@ class ColumnBoost(LayersIntervention):
         by: In proportion, or by a number.
         growth: How it depends on the words read.
         rate: How fast.
-        most: Its largest value; None for no bound.
+        most: Its largest value; None for `MOST`, a million.
         by_layer: A factor for each of the layers, in order; None for 1 in all.
         normalise: Whether rows keep their sums when weights change.
         layers: Indices, or a slice.
@@ -109,9 +113,9 @@ class ColumnBoost(LayersIntervention):
             # A falling amount ends at zero, and never becomes a suppression.
             amount = (amount * (1 + self.rate * read)).clamp(min=0)
         elif self.growth == "geometric":
-            amount = amount * (1 + self.rate) ** read
-        if self.most is not None:
-            amount = amount.clamp(max=self.most)
+            grown = (1 + self.rate) ** read  # infinite, sooner or later: no times 0
+            amount = amount * grown.clamp(max=torch.finfo(grown.dtype).max)
+        amount = amount.clamp(max=MOST if self.most is None else self.most)
         if self.by_layer is not None:
             amount = amount * self.by_layer[self.layers.index(point.layer)]  # type: ignore[arg-type]
         return amount

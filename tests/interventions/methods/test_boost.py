@@ -8,6 +8,7 @@ import torch
 import eah_interp as eah
 from eah_interp.errors import SettingsError
 from eah_interp.interventions.methods.boost import ColumnBoost
+from eah_interp.interventions.point import PatchPoint
 from tests.interventions.methods.common import (
     APART,
     GREEDY,
@@ -137,3 +138,22 @@ def test_settings_are_checked_and_survive_a_file(as_users_run_it):
     for wrong in [*wrongs, {"by": 1}, {"growth": "log"}, {"normalise": "no"}]:
         with pytest.raises(SettingsError, match=next(iter(wrong))):
             ColumnBoost(**wrong)
+
+
+@dataclass
+class LongAnswer(PatchPoint):
+    """A point whose rows have read so many of the answer's words."""
+
+    words_before = torch.tensor([[-1, 0, 7, 20_000]])
+    layer = 0
+
+    def __init__(self):
+        pass
+
+
+@pytest.mark.parametrize("way", ["linear", "geometric"])
+@pytest.mark.parametrize("amount", [0.0, 1e6])
+def test_an_amount_that_grows_without_end_stays_a_number(amount, way):
+    settings = ColumnBoost(amount=amount, growth=way, rate=1e6)
+    found = settings.amounts(LongAnswer())
+    assert found.tolist() == [[amount] * 4]

@@ -61,5 +61,5 @@ def test_settings_are_those_of_the_paper_and_survive_a_file(as_users_run_it):
     assert (HeadsGuided.paper().alpha, HeadsGuided.paper().layers) == (0.5, "5:19")
     settings = HeadsGuided(alpha=0.3, layers=(1, 2))
     assert HeadsGuided.from_dict(settings.to_dict()) == settings
-    with pytest.raises(SettingsError, match="alpha must be a number of at least 0"):
+    with pytest.raises(SettingsError, match="alpha must be a number from 0 to"):
         HeadsGuided(alpha=-1)

@@ -1,9 +1,12 @@
 """A method's file is all there is: nothing else names its kind."""
 
+import dataclasses
 import re
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
+import torch
 
 import eah_interp as eah
 from eah_interp.errors import SettingsError
@@ -12,6 +15,7 @@ from eah_interp.interventions.methods import METHODS
 from eah_interp.studies.conditions import OURS, Condition, list_kinds
 from eah_interp.studies.ledger import list_claims
 from eah_interp.studies.study_file import read_condition
+from eah_interp.testing import random_image
 
 ROOT = Path(__file__).parents[3]
 FILES = sorted((ROOT / "eah_interp/interventions/methods").glob("[!_]*.py"))
@@ -58,6 +62,31 @@ def test_the_conditions_of_claims_about_a_method_load():
                     condition.check(model)
             loaded.add(entry["kind"])
     assert loaded >= {"heads_guided", "spin", "ad_hh", "vhr"}
+
+
+def test_a_number_beyond_float32_is_refused_or_does_no_harm():
+    model, image = eah.load(), random_image()
+    needed = {
+        "scale_heads": {"heads": ("L1H1",), "factor": 1.0},
+        "var": {"sink_dims": (0,)},
+    }
+    refusals: list[str] = []
+    for kind in OURS.values():
+        hints = get_type_hints(kind)
+        for field in dataclasses.fields(kind):
+            if float not in (hints[field.name], *get_args(hints[field.name])):
+                continue
+            try:
+                settings = kind(**{**needed.get(kind.kind, {}), field.name: 1e308})
+            except SettingsError as error:
+                refusals.append(str(error))
+                continue
+            with torch.no_grad(), model.trace(image):
+                eah.intervene(model, settings)
+                logits = model.output.logits.save()
+            assert logits.isfinite().all(), (kind, field.name)
+    assert len(refusals) > 10
+    assert [said for said in refusals if "1e+308" not in said] == []
 
 
 def test_layers_may_be_written_by_depth():
