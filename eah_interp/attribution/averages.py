@@ -85,7 +85,7 @@ class ObjectResult(ModelResult):
         )
         k = None if k is None else check_count("k", k)
         by = self._compared() if of is None else of
-        table = self._averaged(by)
+        table = self._averaged(by if isinstance(by, str) else "")
         if not isinstance(by, str) or by not in _list_numbers(table):
             listed = ", ".join(_list_numbers(table))
             msg = f"of={show_value(by)} is no column of numbers: expected {listed}"

@@ -584,13 +584,15 @@ def test_every_result_about_objects_has_averages(toy, name):
     np.testing.assert_allclose(first[:width], heads[:width], atol=1e-6, rtol=1e-5)
 
 
-def test_only_checked_heads_have_an_exact_average(toy):
+def test_only_checked_heads_have_an_exact_average(toy, as_users_run_it):
     found = approximate_heads(
         toy, IMAGES[:2], objects=["boat"], source=eah.EAH(), check=5
     )
     assert len(found.average()) == 64
     assert len(found.average(of="exact")) == 5
     assert found.average(of="exact")["estimate"].notna().all()
+    with pytest.raises(SettingsError, match="no column of numbers"):
+        found.average(of=np.array(["exact", "approximate"]))
 
 
 @pytest.mark.parametrize(
@@ -598,6 +600,7 @@ def test_only_checked_heads_have_an_exact_average(toy):
     [
         ({"of": "patches"}, SettingsError, "no column of numbers: expected plain, pat"),
         ({"of": "row"}, SettingsError, "no column of numbers"),
+        ({"of": pd.Series(["plain"])}, SettingsError, "no column of numbers"),
         ({"split": "head"}, SettingsError, "split must be"),
         ({"k": 0}, SettingsError, "k must be"),
         ({"level": 1.5}, SettingsError, "level"),
