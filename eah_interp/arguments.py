@@ -102,12 +102,12 @@ got b'a.json'
     given = value
     if isinstance(value, os.PathLike) and not isinstance(value, str):
         given = value.__fspath__()
-    if not isinstance(given, str) or "\0" in given:
+    if not isinstance(given, str) or "\0" in given or not _is_encodable(given):
         msg = f"{name} must be a path, as text or pathlib's, got {show_value(value)}"
         raise error(msg)
     path = Path(given)
     # Asked of such a name whether it is there, a system may raise and not say no.
-    names = [part.encode(errors="surrogatepass") for part in (*path.parts, given)]
+    names = [os.fsencode(part) for part in (*path.parts, given)]
     longest = max(map(len, names[:-1]), default=0)
     if longest > MOST_NAME or len(names[-1]) > MOST_PATH:
         got = show_value(given)
@@ -116,6 +116,15 @@ got b'a.json'
         )
         raise error(f"{msg}, got {got}")
     return path
+
+
+def _is_encodable(text: str) -> bool:
+    """Whether the file system can have a text in a name; undecodable bytes can be."""
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def check_mapping(

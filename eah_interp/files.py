@@ -45,11 +45,11 @@ def save_bytes(content: bytes, path: Path, *, replace: bool = True) -> bool:
         _sync_folder(path.parent)
     except FileExistsError:
         return False
-    except OSError as error:
-        msg = f"cannot write {path}: {error.strerror}"
-        raise SettingsError(msg) from error
+    except (OSError, ValueError) as error:  # ValueError: no name that a file can have
+        reason = getattr(error, "strerror", None) or str(error)
+        raise SettingsError(f"cannot write {path}: {reason}") from error
     finally:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, ValueError):
             part.unlink(missing_ok=True)
     return True
 
