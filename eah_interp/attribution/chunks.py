@@ -45,8 +45,7 @@ def check_chunks(*, batch_size: int | None, progress: bool) -> None:
         SettingsError: If the batch size is below 1, or `progress` is no switch.
     """
     check_flag("progress", progress)
-    if batch_size is not None:
-        check_batch_size(batch_size)
+    check_batch_size(batch_size)
 
 
 def in_chunks(

@@ -377,8 +377,7 @@ def find_circuits(
         >>> found.sizes, round(float(found.faithfulness[-1]), 3)
         ((13, 262), 1.0)
     """
-    if batch_size is not None:
-        check_batch_size(batch_size)
+    check_batch_size(batch_size)
     seed, n_random = check_integer("seed", seed), check_integer("n_random", n_random)
     progress = check_flag("progress", progress)
     ascending = _check_shares(shares, chosen)

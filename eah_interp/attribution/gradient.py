@@ -14,7 +14,7 @@ from torch import Tensor
 from eah_interp._types import HeadOutputs
 from eah_interp.arguments import by_name, check_flag
 from eah_interp.attribution.averages import ObjectResult
-from eah_interp.attribution.cases import Ask, as_case, asks
+from eah_interp.attribution.cases import Ask, asks
 from eah_interp.attribution.chunks import show_items
 from eah_interp.attribution.direct import HeadEffects
 from eah_interp.attribution.gradient_runs import (
@@ -27,7 +27,12 @@ from eah_interp.attribution.gradient_runs import (
 from eah_interp.attribution.nodes import Node, list_head_nodes
 from eah_interp.attribution.patching import What
 from eah_interp.attribution.readouts import MetricName, Target, TargetValues
-from eah_interp.attribution.replay import Replay, check_batch_size, prepare_replay
+from eah_interp.attribution.replay import (
+    Replay,
+    check_batch_size,
+    choose_batch_size,
+    prepare_replay,
+)
 from eah_interp.attribution.results import (
     check_finite_result,
     check_target,
@@ -43,7 +48,7 @@ from eah_interp.attribution.sides import (
     check_side,
     gather,
     name_side,
-    pose_source,
+    pose_pair,
     split_items,
     take_item,
 )
@@ -339,7 +344,11 @@ def draw_heads(model: Any, check: int, *, seed: int) -> list[Node]:
 
 
 def patch_sample(
-    model: Any, into: Recording, moved: Moved, sample: list[Node], batch_size: int
+    model: Any,
+    into: Recording,
+    moved: Moved,
+    sample: list[Node],
+    batch_size: int | None,
 ) -> Tensor:
     """Patch the drawn heads exactly, one at a time; NaN for all others."""
 
@@ -376,7 +385,7 @@ def approximate_heads(
     n_steps: int = 8,
     check: int = 16,
     seed: int = 0,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     progress: bool = False,
     **asked: Unpack[Ask],
 ) -> HeadApproximation:
@@ -421,8 +430,8 @@ def approximate_heads(
         check: How many heads are patched exactly, drawn at random: the same for all
             targets. 0 for none, at the price of an approximation nobody has checked.
         seed: Of that draw.
-        batch_size: Most copies of an item in one forward pass; halved, with a warning,
-            when memory runs out.
+        batch_size: Most copies of an item in one forward pass, by device and memory
+            when None; halved, with a warning, when memory runs out.
         progress: Whether to show a bar.
         **asked: What is read: `objects`, `metric`, `caption`, `synonyms` and `truth`,
             as for `pose`.
@@ -461,10 +470,8 @@ def approximate_heads(
     check_side(model, source, name="source")
     check_side(model, target, name="target")
     check_gradients(model)
-    case = as_case(model, images, prompts, **asked)
-    other = pose_source(
+    case, other = pose_pair(
         model,
-        case,
         images,
         prompts,
         source_images=source_images,
@@ -483,7 +490,8 @@ def approximate_heads(
             into = record(model, ours, wanted)
             moved = move_heads(taken, into, what)
             replay = prepare_replay(model, into)
-            found |= integrate(model, replay, moved, n_steps, batch_size)
+            n_rows = batch_size or choose_batch_size(model, replay.n_tokens)
+            found |= integrate(model, replay, moved, n_steps, n_rows)
         else:
             with with_gradients(model):
                 run = run_with_gradients(model, ours, wanted)

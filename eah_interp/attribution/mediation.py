@@ -207,8 +207,7 @@ def trace_mediators(
         (torch.Size([1, 2]), torch.Size([1, 2]))
     """
     eah = EAH() if eah is None else eah
-    if batch_size is not None:
-        check_batch_size(batch_size)
+    check_batch_size(batch_size)
     progress = check_flag("progress", progress)
     check_broadcast(model, eah)
     chosen = find_mediators(model, eah, nodes)

@@ -506,8 +506,7 @@ def patch_nodes(
         >>> found.effects.shape
         torch.Size([1, 8, 3])
     """
-    if batch_size is not None:
-        check_batch_size(batch_size)
+    check_batch_size(batch_size)
     seed = check_integer("seed", seed)
     progress = check_flag("progress", progress)
     check_source(model, source)

@@ -34,7 +34,7 @@ from eah_interp.attribution.sides import (
     check_side,
     gather,
     name_side,
-    pose_source,
+    pose_pair,
     split_items,
     take_item,
 )
@@ -243,8 +243,7 @@ def patch_heads(
         (('L1H0', 'L1H1'), torch.Size([1, 2]))
     """
     check_choice("what", what, What)
-    if batch_size is not None:
-        check_batch_size(batch_size)
+    check_batch_size(batch_size)
     together = check_flag("together", together)
     progress = check_flag("progress", progress)
     check_side(model, source, name="source")
@@ -254,10 +253,8 @@ def patch_heads(
     if blocks and what != "output":
         msg = f'{blocks[0]} has no {what}: expected heads, or what="output"'
         raise SettingsError(msg)
-    case = as_case(model, images, prompts, **asked)
-    other = pose_source(
+    case, other = pose_pair(
         model,
-        case,
         images,
         prompts,
         source_images=source_images,
@@ -396,8 +393,7 @@ def ablate_heads(
         ('zero', torch.Size([1, 2]))
     """
     check_choice("how", how, AblationMode)
-    if batch_size is not None:
-        check_batch_size(batch_size)
+    check_batch_size(batch_size)
     together = check_flag("together", together)
     progress = check_flag("progress", progress)
     check_side(model, target, name="target")

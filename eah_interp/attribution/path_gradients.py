@@ -582,8 +582,7 @@ def approximate_paths(
         >>> found.approximate.shape, found.agreement.n_checked
         (torch.Size([1, 54]), 8)
     """
-    if batch_size is not None:
-        check_batch_size(batch_size)
+    check_batch_size(batch_size)
     seed, n_steps = (
         check_integer("seed", seed),
         check_integer("n_steps", n_steps, least=1),

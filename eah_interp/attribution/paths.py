@@ -640,8 +640,7 @@ def patch_paths(
         >>> found.names[:2], found.effects.shape
         (('L1H3 -> L3H7.q', 'L1H3 -> L3G3.k'), torch.Size([1, 8]))
     """
-    if batch_size is not None:
-        check_batch_size(batch_size)
+    check_batch_size(batch_size)
     seed = check_integer("seed", seed)
     progress = check_flag("progress", progress)
     check_choice("final_norm", final_norm, FinalNorm)

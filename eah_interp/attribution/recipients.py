@@ -305,8 +305,7 @@ def attribute_recipients(
     """
     eah = EAH() if eah is None else eah
     check_choice("method", method, Method)
-    if batch_size is not None:
-        check_batch_size(batch_size)
+    check_batch_size(batch_size)
     check_orders(n_permutations)
     seed = check_integer("seed", seed)
     progress = check_flag("progress", progress)

@@ -601,12 +601,14 @@ def in_batches(
     return result
 
 
-def check_batch_size(batch_size: int) -> None:
-    """Refuse a batch that holds nothing.
+def check_batch_size(batch_size: int | None) -> None:
+    """Refuse a batch that holds nothing; None leaves its size to the device.
 
     Raises:
         SettingsError: If it is below 1.
     """
+    if batch_size is None:
+        return
     wanted = to_int(batch_size)
     if wanted is None or wanted < 1:
         msg = f"batch_size must be at least 1, got {show_value(batch_size)}"

@@ -6,7 +6,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from eah_interp.attribution.cases import Case, pose
+from eah_interp.attribution.cases import Case, as_case, pose
 from eah_interp.errors import InputError, SettingsError, show_value
 from eah_interp.interventions.eah import EAH
 from eah_interp.interventions.intervention import Intervention
@@ -80,38 +80,39 @@ def take_item(case: Case, item: int) -> Case:
     return case if case.n_items == 1 else case.copies([item])
 
 
-def pose_source(
+def pose_pair(
     model: Any,
-    case: Case,
     images: object,
     prompts: object,
     *,
     source_images: object,
     source_prompts: object,
     **asked: Any,
-) -> Case:
-    """Ask of a source's own images or prompts what a case asks of the target's.
+) -> tuple[Case, Case]:
+    """Ask of the target what is asked, and of a source's own images or prompts too.
 
     Args:
         model: An LVLM.
-        case: The target's case.
-        images: The target's images.
+        images: The target's images, or a ready-made case.
         prompts: The target's prompts.
         source_images: Other images, or a `Case`, whose inputs are taken; the target's
             when None.
         source_prompts: Other prompts; the target's when None.
-        **asked: What the case was posed with.
+        **asked: What is asked of both.
 
     Returns:
-        The other inputs, read where the case is read; the case where nothing differs.
+        The case, and the other inputs, read where the case is read; the case again
+        where nothing differs.
 
     Raises:
-        InputError: If their positions do not correspond to the case's.
+        InputError: If images or prompts do not fit, or the two cases' positions do not
+            correspond.
         SettingsError: If images come with a ready-made case, which does not say
             how they are to be encoded.
     """
+    case = as_case(model, images, prompts, **asked)
     if source_images is None and source_prompts is None:
-        return case
+        return case, case
     if hold_messages(images):  # the question, which other images are to be shown with
         images, prompts = None, images
     images = images if source_images is None else source_images
@@ -129,7 +130,7 @@ def pose_source(
     else:
         other = pose(model, images, prompts, **asked)
     check_same_places(model, case, other)
-    return Case(other.encoding, other.prompt_mask, case.readout)
+    return case, Case(other.encoding, other.prompt_mask, case.readout)
 
 
 def check_same_places(model: Any, case: Case, other: Case) -> None:

@@ -19,7 +19,7 @@ from eah_interp.attribution.sides import (
     check_side,
     gather,
     name_side,
-    pose_source,
+    pose_pair,
     split_items,
     take_item,
 )
@@ -142,7 +142,6 @@ def pose_both(
         SettingsError: If a plain run is given nothing else to see, or what is put in
             needs no other inputs.
     """
-    case = as_case(model, images, prompts, **asked)
     others = source_images is not None or source_prompts is not None
     if source in get_args(Stand):
         if others:
@@ -151,6 +150,7 @@ def pose_both(
                 'source_images and source_prompts, or source="plain"'
             )
             raise SettingsError(msg)
+        case = as_case(model, images, prompts, **asked)
         drawn = draw_items(model, case, seed=seed) if source == "resampled" else case
         return PosedSource(source, case, drawn)
     if source == "plain" and not others:
@@ -160,9 +160,8 @@ def pose_both(
             "or settings such as eah.EAH()"
         )
         raise SettingsError(msg)
-    other = pose_source(
+    case, other = pose_pair(
         model,
-        case,
         images,
         prompts,
         source_images=source_images,

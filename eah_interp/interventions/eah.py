@@ -256,7 +256,8 @@ class EAH(Intervention):
             )
             raise SettingsError(msg)
         try:
-            inspect.signature(self.donor).bind(None, None, layer=0)
+            rule: Any = self.donor
+            inspect.signature(rule).bind(None, None, layer=0)
             fits = not isinstance(self.donor, type)  # whose calls make no tensors
         except (TypeError, ValueError):  # other arguments, or nobody knows which
             fits = False
