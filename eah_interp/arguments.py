@@ -56,28 +56,30 @@ def check_kind(
 
 
 def check_text(name: str, value: object, *, error: type[EAHError] = InputError) -> str:
-    """Check that an argument is a text, and make it a plain one.
+    """Check that an argument is a text that can be written, and make it a plain one.
 
     Raises:
-        EAHError: As `error`, if it is something else.
+        EAHError: As `error`, if it is something else, or holds half a character.
     """
-    return str(check_kind(name, value, str, expected="a text", error=error))
+    text = check_kind(name, value, str, expected="a text", error=error)
+    return check_unicode(name, text, error=error)
 
 
-def check_unicode(name: str, text: str) -> str:
-    """Check that a tokenizer can read a text, and make it a plain one.
+def check_unicode(name: str, text: str, *, error: type[EAHError] = InputError) -> str:
+    """Check that a text can be written, and a tokenizer read it; make it a plain one.
 
     Raises:
-        InputError: If it holds half a character, as text of undecodable bytes does.
+        EAHError: As `error`, if it holds half a character, as text of undecodable
+            bytes does.
     """
     try:
         text.encode()
-    except UnicodeEncodeError as error:
+    except UnicodeEncodeError as cause:
         msg = (
-            f"{name} holds half a character (a surrogate) at {error.start}: expected "
+            f"{name} holds half a character (a surrogate) at {cause.start}: expected "
             f"text of whole ones, got {show_value(text)}"
         )
-        raise InputError(msg) from error
+        raise error(msg) from cause
     return str(text)
 
 

@@ -127,7 +127,8 @@ def inspect_image(
         absent=absent,
         title=title or _name_image(image),
     )
-    return inspect_subject(model, subject, eah=eah or EAH(), caption=caption, **options)
+    settings = EAH() if eah is None else eah
+    return inspect_subject(model, subject, eah=settings, caption=caption, **options)
 
 
 def _name_image(image: object) -> str:
@@ -169,6 +170,9 @@ def inspect_subject(
     """
     check_broadcast(model, eah)
     caption = check_flag("caption", caption)
+    answer_start = check_text("answer_start", answer_start)
+    command = check_text("command", command)
+    name = None if name is None else check_text("name", name)
     conditions = compare_with(eah, controls=True)
     named = bool(subject.present or subject.absent)
     if bar is not None:

@@ -78,7 +78,8 @@ def make_overlay(rng: Rng, folder: Path) -> Input:
 
 def make_report(rng: Rng, folder: Path) -> Input:
     values: dict[str, Any] = {"questions": QUESTION, "objects": [], "absent": []}
-    values |= {"eah": None, "caption": False, "title": None}
+    values |= {"eah": None, "caption": False, "title": None, "max_new_tokens": 2}
+    values |= {"answer_start": "There is a", "name": None, "command": ""}
     if rng.random() < 0.5:
         values["questions"] = odd_prompt(rng)
     if rng.random() < 0.3:

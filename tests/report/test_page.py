@@ -278,6 +278,26 @@ def test_a_layer_that_is_not_there_is_refused_before_any_work(toy):
         inspect_image(toy, random_image(), eah=eah.EAH(layers=(99,)))
 
 
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"eah": 0},
+        {"eah": np.array([0, 1])},
+        {"eah": eah.PAI()},
+        {"title": "half \ud800"},
+        {"answer_start": 1},
+        {"answer_start": "half \ud800"},
+        {"name": 1},
+        {"command": None},
+    ],
+)
+def test_settings_and_words_of_another_kind_are_refused(toy, as_users_run_it, given):
+    with pytest.raises(
+        (InputError, SettingsError), match=r"EAH settings|a text|half a"
+    ):
+        inspect_image(toy, random_image(), objects=["boat"], **given)
+
+
 def test_a_page_is_whole_or_not_there(found, tmp_path):
     with pytest.raises(SettingsError, match="cannot write"):
         write_report(found, tmp_path / "gone" / "page.html")
