@@ -6,7 +6,7 @@ columns; class tokens are rows and columns that count for nothing.
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from nnsight.intervention.interleaver import Mediator
@@ -16,6 +16,7 @@ from eah_interp.errors import ModelError, SettingsError, UnsupportedError, show_
 from eah_interp.interventions.eah import EAHPatch
 from eah_interp.interventions.intervention import Intervention, Patch
 from eah_interp.interventions.point import PatchPoint
+from eah_interp.kinds import register
 from eah_interp.lvlm.anatomy import (
     Anatomy,
     AttentionSite,
@@ -35,6 +36,18 @@ from eah_interp.lvlm.tower_calls import (
     tower_operation,
 )
 from eah_interp.lvlm.verify import verify_tower_call
+
+
+@register
+@dataclass(frozen=True)
+class InTower:
+    """A patch of the vision tower, among those that a patched twin carries.
+
+    Attributes:
+        settings: What is done there.
+    """
+
+    settings: Intervention
 
 
 def find_tower(model: Any) -> Anatomy:
@@ -112,7 +125,7 @@ def intervene_in_tower(
     for point in tower_points(model, sites):
         point.kept = settings.learn(point, None)
         settings.apply_at(point)
-        done[point.layer] = point.kept
+        done[point.layer] = memory.in_tower[point.layer, settings] = point.kept
     result: Any = settings.report(done)
     if isinstance(result, EAHPatch | Patch):
         result = replace(result, model=name_model(model), tower="vision")
