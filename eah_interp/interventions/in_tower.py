@@ -5,7 +5,7 @@ frames, in the order in which it sees them. All of an image's patches are its im
 columns; class tokens are rows and columns that count for nothing.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -130,6 +130,32 @@ def intervene_in_tower(
     if isinstance(result, EAHPatch | Patch):
         result = replace(result, model=name_model(model), tower="vision")
     return result  # type: ignore[no-any-return]
+
+
+def walk_tower(
+    model: Any, settings: Intervention | None = None, *, layers: Collection[int]
+) -> Iterator[PatchPoint]:
+    """Walk attention calls of the tower, patched as they come; see `attention_calls`.
+
+    Args:
+        model: The traced model.
+        settings: What is done to the run; None for a plain one.
+        layers: Layers to stop at, beside those before them that are patched.
+
+    Yields:
+        Each call: `call` as the model made it, `operation` as it is now, patched.
+    """
+    found = [] if settings is None else check_tower_settings(model, settings)
+    patched = {site.layer for site in found}
+    before = {layer for layer in patched if layer <= max(layers)}
+    anatomy = find_tower(model)
+    sites = [anatomy.site(layer) for layer in sorted(before.union(layers))]
+    for point in tower_points(model, sites):
+        if settings is not None and point.layer in patched:
+            point.kept = settings.learn(point, None)
+            settings.apply_at(point)
+            point.settings = settings
+        yield point
 
 
 def tower_points(model: Any, sites: Iterable[AttentionSite]) -> Iterator[PatchPoint]:
