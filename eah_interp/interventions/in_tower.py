@@ -150,7 +150,7 @@ def walk_tower(
     before = {layer for layer in patched if layer <= max(layers)}
     anatomy = find_tower(model)
     sites = [anatomy.site(layer) for layer in sorted(before.union(layers))]
-    for point in tower_points(model, sites):
+    for point in tower_points(model, sites, watched=False):
         if settings is not None and point.layer in patched:
             point.kept = settings.learn(point, None)
             settings.apply_at(point)
@@ -158,12 +158,16 @@ def walk_tower(
         yield point
 
 
-def tower_points(model: Any, sites: Iterable[AttentionSite]) -> Iterator[PatchPoint]:
+def tower_points(
+    model: Any, sites: Iterable[AttentionSite], *, watched: bool = True
+) -> Iterator[PatchPoint]:
     """Stand at attention calls of the tower, one after the other.
 
     Args:
         model: The traced model.
         sites: Where, in the order of a forward pass.
+        watched: Whether account is kept of who patches what; not where nobody else
+            patches the run, as in `attention_calls`.
 
     Raises:
         UnsupportedError: In a step after the prompt, in one of several invokes, or
@@ -176,7 +180,9 @@ def tower_points(model: Any, sites: Iterable[AttentionSite]) -> Iterator[PatchPo
     edges: list[tuple[int, int]] = model.anatomy.edges
     changed = None if edges else read_changed(model)
     for site in sites:
-        operation = PatchedCall(tower_operation(model, site), layer=site.layer)
+        operation = tower_operation(model, site)
+        if watched:
+            operation = PatchedCall(operation, layer=site.layer)
         call = AttentionCall.parse(operation.inputs)
         verify_tower_call(model, site, call)
         items = TowerItems.of(model, operation, call)
@@ -186,6 +192,7 @@ def tower_points(model: Any, sites: Iterable[AttentionSite]) -> Iterator[PatchPo
         whole = Prompt(_inner(tokens, *(edges or [(0, 0)])[0]), tokens)
         point = PatchPoint.at(items.operation, items.call, whole, layer=site.layer)
         point.returns_maps = wants_attentions(model)
+        point.shares_mask = items.shares_mask
         yield point
 
 
