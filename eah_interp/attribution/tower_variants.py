@@ -4,7 +4,8 @@ Images that a tower sees are the batch there, and a copy of an item has all of i
 copies stand one after the other, whether a tower keeps images in rows or packs them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from eah_interp.attribution.readouts import keep_logits
 from eah_interp.attribution.replay import (
     BREAKS,
     RowValues,
+    allow,
     check_copy,
     choose_batch_size,
     count_tokens,
@@ -28,7 +30,6 @@ from eah_interp.errors import InputError, is_out_of_memory
 from eah_interp.interventions.in_tower import find_tower, tower_points, walk_tower
 from eah_interp.interventions.intervention import Intervention
 from eah_interp.interventions.point import PatchPoint
-from eah_interp.lvlm.anatomy import AttentionSite
 
 
 def record_tower(
@@ -131,7 +132,8 @@ def measure_in_tower(
         seen = sum(heads.shape[0] * heads.shape[1] for heads in [*new.values()][:1])
         batch_size = choose_batch_size(model, max(count_tokens(run), seen))
     rows = min(batch_size, len(jobs))
-    if rows > 1 and not _may_share(model, run):
+    every = tuple({node: None for i in chosen for node in variants[i]})
+    if rows > 1 and not _may_share(model, run, new, every):
         rows = 1
     values = in_batches(
         jobs,
@@ -153,42 +155,40 @@ def _find_moved(run: Recording, layer: int, new: HeadOutputs) -> Bool[Tensor, " 
 
 
 @torch.no_grad()
-def _may_share(model: Any, run: Recording) -> bool:
-    """Tell whether two copies in a batch are what was recorded, each in its place."""
-    case = run.case.copies([0, 0])
-    kept, read_at = keep_logits(model, case.readout.positions)
+def _may_share(
+    model: Any, run: Recording, new: dict[int, Tensor], every: Variant
+) -> bool:
+    """Tell whether copies in a batch are what they are alone, each in its place.
+
+    Of two copies one is left alone, and all heads of the other are set: a family whose
+    images are found by numbers that count through the batch (Molmo 2) would read the
+    first copy's images twice, which copies that are the same do not show.
+    """
     try:
-        with (
-            model.alone(),
-            model.trace(**case.inputs, **kept, use_cache=False),
-        ):
-            for point in tower_points(model, _sites(model), watched=False):
-                _check_copies(point, run)
-            final = model.output.logits.save()
-        values = case.readout.values(final, places=read_at).view(2, -1)
-        check_copy(model, run, values)
+        alone = _run_set(model, run, [every], new)[0]
+        found = _run_set(model, run, [(), every], new, look=partial(_check_copies, run))
+        allowed = allow(model, run)
+        if not float((alone - run.values).abs().max()) > 10 * allowed:
+            return False  # too little changes to tell the copies apart
+        check_copy(model, run, found[0])
+        return float((found[1] - alone).abs().max()) <= allowed
     except BREAKS as error:
         if is_out_of_memory(error):
             raise
         return False
-    return True
-
-
-def _sites(model: Any) -> list[AttentionSite]:
-    sites = find_tower(model).sites
-    return [sites[layer] for layer in sorted(sites)]
 
 
 class _ApartError(RuntimeError):
     """Copies of an item do not stand one after the other, or not by themselves."""
 
 
-def _check_copies(point: PatchPoint, run: Recording) -> None:
+def _check_copies(run: Recording, point: PatchPoint) -> None:
     """Check that two copies of an item stand one after the other in a call."""
     own, found = run.calls[point.layer].queries, point.call.queries
     if found.shape != (2 * own.shape[0], *own.shape[1:]) or point.shares_mask:
         raise _ApartError
     size = own.abs().max().clamp(min=1.0)
+    # The first layer that is set: nothing has changed before it in either copy.
     tokens = point.prompt.token_mask[:, None, :, None]
     gap = ((found - own.repeat(2, 1, 1, 1)) * tokens).abs().max()
     if not float(gap / size) <= _CLOSE.get(own.dtype, _COARSE):
@@ -202,9 +202,22 @@ _COARSE = 5e-2
 
 @torch.no_grad()
 def _run_set(
-    model: Any, run: Recording, variants: Sequence[Variant], new: dict[int, Tensor]
+    model: Any,
+    run: Recording,
+    variants: Sequence[Variant],
+    new: dict[int, Tensor],
+    *,
+    look: Callable[[PatchPoint], None] | None = None,
 ) -> RowValues:
-    """Run a copy of the item for each variant, with its heads set in all its images."""
+    """Run a copy of the item for each variant, with its heads set in all its images.
+
+    Args:
+        model: The LVLM.
+        run: The item.
+        variants: The heads that are set, for each copy.
+        new: What heads return instead, by layer.
+        look: Called at the first call, before anything is set.
+    """
     n_rows = len(variants)
     case = run.case.copies([0] * n_rows)
     kept, read_at = keep_logits(model, case.readout.positions)
@@ -217,6 +230,8 @@ def _run_set(
     sites = [anatomy.site(layer) for layer in sorted(heads)]
     with model.alone(), model.trace(**case.inputs, **kept, use_cache=False):
         for point in tower_points(model, sites, watched=False):
+            if look is not None and point.layer == sites[0].layer:
+                look(point)
             tokens = point.prompt.token_mask
             n_images = len(tokens) // n_rows
             chosen = heads[point.layer].repeat_interleave(n_images, 0).to(tokens.device)

@@ -234,6 +234,9 @@ class AttentionCall:
         return parts if heads is None else _take_heads(parts, list(heads))
 
     def _is_causal(self) -> bool:
+        config = getattr(self.module, "config", None)
+        if getattr(config, "_attn_implementation", None) == "eager":
+            return False  # without a mask, every row sees every key
         given = self.options.get("is_causal")
         return bool(getattr(self.module, "is_causal", True) if given is None else given)
 

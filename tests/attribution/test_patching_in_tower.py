@@ -175,18 +175,21 @@ def test_copies_share_batches_where_they_may(monkeypatch):
     sizes = {}
     run_set = variants._run_set
 
-    def count(model, run, batch, new):
+    def count(model, run, batch, new, **look):
         sizes.setdefault(type(model._module).__name__, []).append(len(batch))
-        return run_set(model, run, batch, new)
+        return run_set(model, run, batch, new, **look)
 
     monkeypatch.setattr(variants, "_run_set", count)
-    for family in ("llava", "qwen2_5_vl", "mistral3"):
+    for family in ("llava", "qwen2_5_vl", "mistral3", "molmo2"):
         ablate_heads(
             share_model(family), pose_answer(family), batch_size=8, tower="vision"
         )
-    assert sizes["LlavaForConditionalGeneration"] == [8, 1]
-    assert sizes["Qwen2_5_VLForConditionalGeneration"] == [8, 1]
-    assert sizes["Mistral3ForConditionalGeneration"] == [1] * 9
+    tried = [1, 2]
+    assert sizes["LlavaForConditionalGeneration"] == [*tried, 8, 1]
+    assert sizes["Qwen2_5_VLForConditionalGeneration"] == [*tried, 8, 1]
+    # One mask of all images; and tokens that are found by numbers of the whole batch.
+    assert sizes["Mistral3ForConditionalGeneration"] == [*tried, *[1] * 9]
+    assert sizes["Molmo2ForConditionalGeneration"] == [*tried, *[1] * 9]
 
 
 def test_copies_that_are_not_what_was_recorded_are_run_one_by_one(monkeypatch):
