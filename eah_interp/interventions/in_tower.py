@@ -81,16 +81,20 @@ def check_tower_settings(model: Any, settings: Any) -> list[AttentionSite]:
             f"eah.Ablation(...): got {show_value(settings)}"
         )
         raise SettingsError(msg)
-    name, why = type(settings).__name__, settings.why_not_in_tower()
-    if not why and any(hasattr(v, "_check_belongs") for v in vars(settings).values()):
-        why = "what it holds was found in the language model, and is not the tower's"
-    if why:
-        msg = f'{name} cannot act in the vision tower (tower="vision"): {why}'
-        raise UnsupportedError(msg)
+    if why := why_not_in_tower(settings):
+        raise UnsupportedError(why)
     settings.check_fitted()
     sites = settings.find_sites(tower)
     settings.check_fits(n_heads=tower.n_heads, d_model=0)
     return sites
+
+
+def why_not_in_tower(settings: Intervention) -> str:
+    """Say why settings cannot act in the vision tower of any model; else nothing."""
+    name, why = type(settings).__name__, settings.why_not_in_tower()
+    if not why and any(hasattr(v, "_check_belongs") for v in vars(settings).values()):
+        why = "what it holds was found in the language model, and is not the tower's"
+    return why and f'{name} cannot act in the vision tower (tower="vision"): {why}'
 
 
 def intervene_in_tower(
