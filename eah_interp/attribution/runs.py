@@ -13,7 +13,7 @@ from eah_interp._types import ColumnMask, Definition, Donors, HeadOutputs, Tower
 from eah_interp.attribution.cases import Case
 from eah_interp.attribution.readouts import TargetValues, keep_logits
 from eah_interp.errors import UnsupportedError
-from eah_interp.interventions.donation import donors_by_layer
+from eah_interp.interventions.donation import donors_by_layer, score_call
 from eah_interp.interventions.in_tower import walk_tower
 from eah_interp.interventions.intervene import attention_calls
 from eah_interp.interventions.intervention import Intervention
@@ -329,9 +329,11 @@ def score_run(
         definition: Of the score.
         heads: The heads whose scores are used; all when None.
     """
+    changes = find_changes(point)
+    if not changes:
+        return score_call(point.call, point.prompt, definition=definition)
     parts = point.call.pattern_inputs(point.prompt.scored_mask)
     queries, keys = parts.pop("queries"), parts.pop("keys")
-    changes = find_changes(point)
     return stream_column_scores(
         queries,
         keys,
