@@ -16,7 +16,6 @@ from tests.tiny_families import (
     ignore_renamed,
     share_model,
     share_plain,
-    sweep,
 )
 from tests.tower_oracle import TowerOracle, add
 
@@ -24,6 +23,13 @@ pytestmark = ignore_renamed
 
 SOME = ("llava", "llava_next", "idefics3", "qwen2_5_vl", "mistral3")
 """One image, tiles, tiles and padding, windows, a mask of all images."""
+
+FEW = ("llava", "qwen2_5_vl", "idefics3")
+
+EVERY = [
+    name if name in FEW else pytest.param(name, marks=pytest.mark.slow)
+    for name in ATTENDS
+]
 
 
 def look(family, case):
@@ -64,7 +70,7 @@ def average(family):
     return new
 
 
-@pytest.mark.parametrize("family", sweep(ATTENDS))
+@pytest.mark.parametrize("family", EVERY)
 def test_ablating_a_head_has_the_effect_of_a_forward_of_its_own(family):
     model, case = share_model(family), pose_answer(family)
     zero = ablate_heads(model, case, tower="vision")
@@ -76,7 +82,7 @@ def test_ablating_a_head_has_the_effect_of_a_forward_of_its_own(family):
     torch.testing.assert_close(mean.effects, expected[:, 6:7], atol=3e-5, rtol=1e-3)
 
 
-@pytest.mark.parametrize("family", sweep(ATTENDS))
+@pytest.mark.parametrize("family", EVERY)
 def test_another_images_head_has_the_effect_of_a_forward_of_its_own(family):
     model, case = share_model(family), pose_answer(family)
     other = pose_answer(family, seed=5)
@@ -91,7 +97,7 @@ def test_another_images_head_has_the_effect_of_a_forward_of_its_own(family):
     assert found.source == "plain, another image"
 
 
-@pytest.mark.parametrize("family", SOME)
+@pytest.mark.parametrize("family", FEW[1:])
 def test_patterns_and_values_of_another_image_are_mixed_as_by_hand(family):
     model, case = share_model(family), pose_answer(family)
     other = pose_answer(family, seed=5)
@@ -116,7 +122,7 @@ def test_patterns_and_values_of_another_image_are_mixed_as_by_hand(family):
         assert_same(found.effects, effects_by_hand(family, case, new))
 
 
-@pytest.mark.parametrize("family", SOME)
+@pytest.mark.parametrize("family", FEW[1:])
 def test_what_the_broadcast_makes_of_heads_is_put_into_the_plain_tower(family):
     model, case = share_model(family), pose_answer(family)
     found = patch_heads(

@@ -252,17 +252,31 @@ def test_the_tower_has_no_rows_of_one_invoke():
 
 
 def test_a_tower_whose_call_does_not_explain_it_is_refused(monkeypatch):
-    # Under SDPA this tower is causal where nothing is padded, and its mask says so not.
     tiny = tiny_lvlm("llava", attn_implementation="eager")
-    for layer in tiny.model.vision_tower.encoder.layers:
-        monkeypatch.setattr(layer.self_attn, "is_causal", True)
     model = eah.wrap(tiny, tiny_processor("llava"))
+    model.dispatch()
+    monkeypatch.setattr(AttentionCall, "_scale", lambda _: 3.0)
     with (
         pytest.raises(ModelError, match="layer 0 of the vision tower is not explained"),
         torch.no_grad(),
         model.trace(**encode("llava")),
     ):
         model.vision_attention_probabilities[0].save()
+
+
+def test_eager_attention_without_a_mask_sees_what_comes_later(monkeypatch):
+    """Phi-4's tower calls itself causal, which only SDPA heeds."""
+    tiny = tiny_lvlm("llava", attn_implementation="eager")
+    expected = TowerOracle("llava", tiny)
+    expected.run(encode("llava"))
+    for layer in tiny.model.vision_tower.encoder.layers:
+        monkeypatch.setattr(layer.self_attn, "is_causal", True)
+    model = eah.wrap(tiny, tiny_processor("llava"))
+    with torch.no_grad(), model.trace(**encode("llava")):
+        pattern = model.vision_attention_probabilities[0].save()
+    whole = expected.whole("attention_probabilities", 0)
+    torch.testing.assert_close(pattern, whole)
+    assert whole.triu(1).any()
 
 
 def test_packed_towers_in_flash_attention_are_refused_by_name(monkeypatch):
