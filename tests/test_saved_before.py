@@ -104,8 +104,10 @@ def test_a_saved_result_loads_with_its_class_its_table_and_every_attribute(
     expected["attributes"]["model"] = plan.digest("")
     if expected["class"] == "HeadPatterns":  # so did the words of an answer
         expected["attributes"]["words"] = plan.digest([])
+        expected["attributes"]["tower"] = plan.digest("language")
     if expected["class"] == "HeadPatching":  # and where heads were patched
         expected["attributes"]["positions"] = plan.digest("all")
+        expected["attributes"]["tower"] = plan.digest("language")
     # So did what is known of an object: of theirs nothing is.
     if hasattr(loaded, "targets"):
         expected["frame"]["present"] = plan.digest([None] * len(loaded.frame()))

@@ -9,11 +9,13 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from eah_interp._types import Tower
 from eah_interp.attribution.readouts import Target
 from eah_interp.attribution.results import label_targets, name_head
 from eah_interp.errors import SettingsError, show_value
 from eah_interp.indices import to_ints, to_list
-from eah_interp.lvlm.anatomy import block_paths
+from eah_interp.interventions.in_tower import find_tower
+from eah_interp.lvlm.anatomy import Anatomy, block_paths
 
 NodeName = tuple[int, int] | str
 """How a user names a node: `(3, 7)`, `"L3H7"` or `"L3.mlp"`."""
@@ -40,8 +42,12 @@ class Node:
     path: str | None = None
 
 
-def list_head_nodes(model: Any) -> tuple[Node, ...]:
+def list_head_nodes(model: Any, *, tower: Tower = "language") -> tuple[Node, ...]:
     """List every head of every layer that has heads.
+
+    Args:
+        model: An LVLM.
+        tower: Whose layers.
 
     Example:
         >>> import eah_interp as eah
@@ -49,11 +55,22 @@ def list_head_nodes(model: Any) -> tuple[Node, ...]:
         >>> len(nodes), nodes[0].name, nodes[-1].name
         (64, 'L0H0', 'L7H7')
     """
+    anatomy = anatomy_of(model, tower)
     return tuple(
         Node(name_head(layer, head), layer, head)
-        for layer in sorted(model.anatomy.sites)
-        for head in range(model.n_heads)
+        for layer in sorted(anatomy.sites)
+        for head in range(anatomy.n_heads)
     )
+
+
+def anatomy_of(model: Any, tower: Tower) -> Anatomy:
+    """Find where a tower of a model keeps its parts.
+
+    Raises:
+        ModelError: If the vision tower is meant, and has no layers that attend.
+    """
+    found: Anatomy = find_tower(model) if tower == "vision" else model.anatomy
+    return found
 
 
 def list_block_nodes(model: Any) -> tuple[Node, ...]:
@@ -73,12 +90,15 @@ def list_block_nodes(model: Any) -> tuple[Node, ...]:
     return tuple(nodes)
 
 
-def find_nodes(model: Any, wanted: Sequence[NodeName] | None) -> tuple[Node, ...]:
+def find_nodes(
+    model: Any, wanted: Sequence[NodeName] | None, *, tower: Tower = "language"
+) -> tuple[Node, ...]:
     """Find nodes by name; every head when None.
 
     Args:
         model: An LVLM.
         wanted: Heads as `(layer, head)` or `"L3H7"`, others as `"L3.mlp"`.
+        tower: Whose layers; the vision tower has heads alone here.
 
     Returns:
         The nodes, in the order of their names.
@@ -93,7 +113,7 @@ def find_nodes(model: Any, wanted: Sequence[NodeName] | None) -> tuple[Node, ...
         ['L3H7', 'L3.mlp']
     """
     if wanted is None:
-        return list_head_nodes(model)
+        return list_head_nodes(model, tower=tower)
     listed = [wanted] if isinstance(wanted, str) else to_list(wanted)
     if listed is None:
         msg = 'heads must be a list of (3, 7), "L3H7" or "L3.mlp", got '
@@ -104,8 +124,10 @@ def find_nodes(model: Any, wanted: Sequence[NodeName] | None) -> tuple[Node, ...
             '"L3H7" or "L3.mlp"; leave it out for every head'
         )
         raise SettingsError(msg)
-    blocks = {node.name: node for node in list_block_nodes(model)}
-    nodes = tuple(_find_node(model, name, blocks) for name in listed)
+    anatomy = anatomy_of(model, tower)
+    in_tower = tower == "vision"
+    blocks = {} if in_tower else {node.name: node for node in list_block_nodes(model)}
+    nodes = tuple(_find_node(anatomy, name, blocks) for name in listed)
     names = [node.name for node in nodes]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
@@ -114,7 +136,7 @@ def find_nodes(model: Any, wanted: Sequence[NodeName] | None) -> tuple[Node, ...
     return nodes
 
 
-def _find_node(model: Any, name: NodeName, blocks: dict[str, Node]) -> Node:
+def _find_node(anatomy: Anatomy, name: NodeName, blocks: dict[str, Node]) -> Node:
     if isinstance(name, str):
         if name in blocks:
             return blocks[name]
@@ -133,11 +155,11 @@ def _find_node(model: Any, name: NodeName, blocks: dict[str, Node]) -> Node:
         )
         raise SettingsError(msg)
     layer, head = pair
-    model.anatomy.site(layer)
-    if not 0 <= head < model.n_heads:
+    anatomy.site(layer)
+    if not 0 <= head < anatomy.n_heads:
         msg = (
             f"{name_head(layer, head)} does not exist: the model has heads 0 to "
-            f"{model.n_heads - 1}"
+            f"{anatomy.n_heads - 1}"
         )
         raise SettingsError(msg)
     return Node(name_head(layer, head), layer, head)

@@ -1,7 +1,7 @@
 """Exact patching: a head of one run put into another, and what it does to an object."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 import pandas as pd
@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from eah_interp._types import Tower
 from eah_interp.arguments import by_name, check_flag
 from eah_interp.attribution.averages import ObjectResult
 from eah_interp.attribution.cases import Ask, as_case, asks
@@ -28,7 +29,12 @@ from eah_interp.attribution.results import (
     largest,
     name_targets,
 )
-from eah_interp.attribution.runs import Recording, mix_runs, record
+from eah_interp.attribution.runs import (
+    Recording,
+    check_unedited,
+    mix_runs,
+    record,
+)
 from eah_interp.attribution.sides import (
     Side,
     check_side,
@@ -38,10 +44,16 @@ from eah_interp.attribution.sides import (
     split_items,
     take_item,
 )
+from eah_interp.attribution.tower_variants import (
+    check_same_images,
+    measure_in_tower,
+    record_tower,
+)
 from eah_interp.attribution.variants import Given, given_by, measure_variants
-from eah_interp.errors import SettingsError
+from eah_interp.errors import SettingsError, UnsupportedError
 from eah_interp.indices import check_choice
-from eah_interp.interventions.intervention import Intervention
+from eah_interp.interventions.in_tower import find_tower
+from eah_interp.interventions.intervention import Intervention, of_tower
 from eah_interp.lvlm.anatomy import name_model
 from eah_interp.lvlm.attention import AttentionCall
 from eah_interp.shown_results import list_largest
@@ -74,6 +86,7 @@ class HeadPatching(ObjectResult):
         source_values: The targets in the source run; None for ablations.
         effects: Change of each target by each patch: patched minus `values`.
         positions: Where nodes were patched: `"all"`, a name, or a list of numbers.
+        tower: Whose heads: the `"language"` model's, or the `"vision"` tower's.
     """
 
     metric: MetricName
@@ -88,6 +101,7 @@ class HeadPatching(ObjectResult):
     source_values: TargetValues | None
     effects: Float[Tensor, "target patch"]
     positions: str = "all"
+    tower: Tower = field(default="language", kw_only=True)
 
     def frame(self) -> pd.DataFrame:
         """List every patch of every target.
@@ -106,7 +120,8 @@ class HeadPatching(ObjectResult):
         where = "" if self.positions == "all" else f" at {self.positions}"
         return (
             f"{self.what} of {self.source} into {self.target}{where}, "
-            f"{name_targets(self.targets)}, {len(self.patches)} patched, metric "
+            f"{name_targets(self.targets)}, {len(self.patches)} patched"
+            f"{of_tower(self.tower)}, metric "
             f"{self.metric}; largest effect first"
         )
 
@@ -154,6 +169,7 @@ class HeadPatching(ObjectResult):
         layers, grid = grid_of_heads(self.patches, self.effects[target])
         title = f"effect on {self.targets[target].label}"
         panel = f"{self.what}: {self.source} into {self.target}"
+        panel = panel if self.tower == "language" else f"vision tower, {panel}"
         return plot_heads({panel: grid}, layers=layers, title=title, ax=ax)
 
 
@@ -174,6 +190,7 @@ def patch_heads(
     together: bool = False,
     batch_size: int | None = None,
     progress: bool = False,
+    tower: Tower = "language",
     **asked: Unpack[Ask],
 ) -> HeadPatching:
     """Put each head of one run into another, and measure what becomes of an object.
@@ -217,6 +234,9 @@ def patch_heads(
         batch_size: Most copies in one forward pass; by device and memory when None.
             Halved, with a warning, when memory runs out.
         progress: Whether to show a bar.
+        tower: Whose heads: the `"language"` model's, or the `"vision"` tower's, which
+            are put into all images and tiles of an item; `source` acts in the tower
+            then, and the source's images have the shape of the target's.
         **asked: What is read: `objects`, `metric`, `caption`, `synonyms` and `truth`,
             as for `pose`.
 
@@ -230,7 +250,8 @@ def patch_heads(
         SettingsError: If a word cannot be spelled, or a head, position, mode or run
             does not exist.
         ModelError: If a layer has no heads.
-        UnsupportedError: If items of a batch are not independent in this model.
+        UnsupportedError: If items of a batch are not independent in this model, or what
+            is asked of the vision tower has no meaning there.
 
     Example:
         >>> import eah_interp as eah
@@ -246,13 +267,22 @@ def patch_heads(
     check_batch_size(batch_size)
     together = check_flag("together", together)
     progress = check_flag("progress", progress)
-    check_side(model, source, name="source")
-    check_side(model, target, name="target")
-    nodes = find_nodes(model, heads)
+    ways = _ways_of(model, tower, target, positions)
+    check_side(model, source, name="source", tower=tower)
+    check_side(model, target, name="target", tower=tower)
+    nodes = find_nodes(model, heads, tower=tower)
     blocks = [node.name for node in nodes if node.head is None]
     if blocks and what != "output":
         msg = f'{blocks[0]} has no {what}: expected heads, or what="output"'
         raise SettingsError(msg)
+    n_layers = len({node.layer for node in nodes})
+    if tower == "vision" and together and what != "output" and n_layers > 1:
+        msg = (
+            f"heads of {n_layers} layers of the vision tower cannot have their {what} "
+            'patched together: expected what="output", heads of one layer, or '
+            "together=False"
+        )
+        raise UnsupportedError(msg)
     case, other = pose_pair(
         model,
         images,
@@ -267,12 +297,14 @@ def patch_heads(
     for item, indices, (of_target, of_source) in show_items(
         split_items(case, target, source), progress=progress and case.n_items > 1
     ):
-        into = taken = record(model, take_item(case, item), of_target)
+        into = taken = ways.record(model, take_item(case, item), of_target)
         if other is not case or of_source != of_target:
-            taken = record(model, take_item(other, item), of_source)
+            taken = ways.record(model, take_item(other, item), of_source)
+        if tower == "vision" and taken is not into:
+            check_same_images(into, taken)
         heads_of = _head_source(taken, into, what)
         given = Given(heads_of, taken.blocks, reads_call=what != "output")
-        found = measure_variants(
+        found = ways.measure(
             model,
             into,
             variants,
@@ -300,8 +332,44 @@ def patch_heads(
             source_values=gather(theirs, n_targets),
             effects=gather(effects, n_targets),
             positions=name_positions(positions),
+            tower=tower,
         )
     )
+
+
+@dataclass(frozen=True)
+class _Ways:
+    """How runs are recorded and run again, by the tower whose heads are patched."""
+
+    record: Callable[..., Recording]
+    measure: Callable[..., Tensor]
+
+
+def _ways_of(model: Any, tower: Tower, target: Side, positions: Any) -> _Ways:
+    """Choose how heads of a tower are patched, and check that they can be.
+
+    Raises:
+        SettingsError: If there is no such tower.
+        ModelError: If the model has no vision tower of layers that attend.
+        UnsupportedError: If the model is a patched twin, or what is asked has no
+            meaning in the vision tower.
+    """
+    check_choice("tower", tower, Tower)
+    if tower == "language":
+        return _Ways(record, measure_variants)
+    check_unedited(model)
+    find_tower(model)
+    for name, given, remedy in (
+        ("positions", positions is not None, "leave it out"),
+        ("target", target != "plain", 'use target="plain", or trace it by hand'),
+    ):
+        if given:
+            msg = (
+                f'{name}= is about the language model\'s run, and tower="vision" '
+                f"changes heads of the vision tower at all of its tokens: {remedy}"
+            )
+            raise UnsupportedError(msg)
+    return _Ways(record_tower, measure_in_tower)
 
 
 def _head_source(
@@ -343,6 +411,7 @@ def ablate_heads(
     together: bool = False,
     batch_size: int | None = None,
     progress: bool = False,
+    tower: Tower = "language",
     **asked: Unpack[Ask],
 ) -> HeadPatching:
     """Ablate each head, and measure what becomes of an object.
@@ -369,6 +438,9 @@ def ablate_heads(
         batch_size: Most copies in one forward pass; by device and memory when None.
             Halved, with a warning, when memory runs out.
         progress: Whether to show a bar.
+        tower: Whose heads: the `"language"` model's, or the `"vision"` tower's, ablated
+            in all images and tiles of an item; a mean is over the tokens of one image,
+            its class token included.
         **asked: What is read: `objects`, `metric`, `caption`, `synonyms` and `truth`,
             as for `pose`.
 
@@ -381,7 +453,8 @@ def ablate_heads(
         SettingsError: If a word cannot be spelled, or a head, position, mode or run
             does not exist.
         ModelError: If a layer has no heads.
-        UnsupportedError: If items of a batch are not independent in this model.
+        UnsupportedError: If items of a batch are not independent in this model, or what
+            is asked of the vision tower has no meaning there.
 
     Example:
         >>> import eah_interp as eah
@@ -396,8 +469,9 @@ def ablate_heads(
     check_batch_size(batch_size)
     together = check_flag("together", together)
     progress = check_flag("progress", progress)
-    check_side(model, target, name="target")
-    nodes = find_nodes(model, heads)
+    ways = _ways_of(model, tower, target, positions)
+    check_side(model, target, name="target", tower=tower)
+    nodes = find_nodes(model, heads, tower=tower)
     case = as_case(model, images, prompts, **asked)
     places = None if positions is None else find_positions(model, case, positions)
     variants = [nodes] if together else [(node,) for node in nodes]
@@ -405,9 +479,9 @@ def ablate_heads(
     for item, indices, (settings,) in show_items(
         split_items(case, target), progress=progress and case.n_items > 1
     ):
-        run = record(model, take_item(case, item), settings)
+        run = ways.record(model, take_item(case, item), settings)
         given = _average(run, how)
-        found = measure_variants(
+        found = ways.measure(
             model,
             run,
             variants,
@@ -434,6 +508,7 @@ def ablate_heads(
             source_values=None,
             effects=gather(effects, n_targets),
             positions=name_positions(positions),
+            tower=tower,
         )
     )
 
@@ -441,9 +516,9 @@ def ablate_heads(
 def _average(run: Recording, how: AblationMode) -> Given:
     """Set nodes to nothing, or to their mean over a run's positions."""
     assert run.prompt is not None
-    tokens = run.prompt.token_mask[0]
+    masks = run.prompt.token_mask
 
-    def instead(output: Tensor, lines: Tensor) -> Tensor:
+    def instead(output: Tensor, lines: Tensor, tokens: Tensor = masks[0]) -> Tensor:
         """Replace an output whose lines, `[position ...]`, are given."""
         if how == "zero":
             return torch.zeros_like(output)
@@ -452,7 +527,9 @@ def _average(run: Recording, how: AblationMode) -> Given:
 
     def heads(layer: int, call: AttentionCall) -> Tensor:
         del call
-        return instead(run.heads[layer], run.heads[layer][0])
+        own = run.heads[layer]  # of the vision tower, a row for each image
+        rows = [instead(own[i : i + 1], own[i], masks[i]) for i in range(len(own))]
+        return torch.cat(rows)
 
     blocks = {
         path: instead(output, output.reshape(-1, output.shape[-1]))

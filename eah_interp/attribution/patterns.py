@@ -9,9 +9,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from eah_interp._types import ColumnMask, Definition
+from eah_interp._types import ColumnMask, Definition, Tower
 from eah_interp.arguments import by_name, check_count, check_flag
-from eah_interp.attribution.nodes import NodeName, find_nodes
+from eah_interp.attribution.nodes import NodeName, anatomy_of, find_nodes
 from eah_interp.attribution.results import check_finite_result, name_head
 from eah_interp.attribution.runs import (
     check_unedited,
@@ -27,9 +27,10 @@ from eah_interp.attribution.words import (
     write_tokens,
 )
 from eah_interp.errors import InputError, SettingsError, UnsupportedError, show_value
-from eah_interp.indices import to_int, to_ints, to_list
+from eah_interp.indices import check_choice, to_int, to_ints, to_list
 from eah_interp.interventions.eah import EAH
-from eah_interp.interventions.intervention import Intervention
+from eah_interp.interventions.in_tower import check_tower_settings
+from eah_interp.interventions.intervention import Intervention, of_tower
 from eah_interp.interventions.point import PatchPoint
 from eah_interp.lvlm.anatomy import name_model
 from eah_interp.lvlm.prompt import Prompt
@@ -87,6 +88,10 @@ class HeadPatterns(ModelResult):
         donors: Donor head of each patched layer, by batch item.
         sinks_by: The settings whose definition and threshold say what a sink is.
         words: The words of each item's answer, where they were asked for.
+        tower: Whose heads: the `"language"` model's, or the `"vision"` tower's. There
+            items are the images and tiles that it sees, positions their tokens in the
+            order in which it holds them (windows one after the other), and `images`
+            marks the patches among them; rows of padding are NaN.
     """
 
     heads: tuple[tuple[int, int] | None, ...]
@@ -101,6 +106,7 @@ class HeadPatterns(ModelResult):
     donors: dict[int, Tensor]
     sinks_by: EAH
     words: tuple[tuple[AnswerWord, ...], ...] = field(default=(), kw_only=True)
+    tower: Tower = field(default="language", kw_only=True)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -119,7 +125,8 @@ class HeadPatterns(ModelResult):
         Returns:
             Columns `item layer head name query read_at token place plain sink`, and of
             a patched run `patched patched_sink change`. `query` and `read_at` are
-            positions; `place` is `image`, `text` or `padding`, of what is read. Where
+            positions; `place` is `image`, `text` (in the vision tower `own`: class
+            tokens and registers) or `padding`, of what is read. Where
             words were read, `word` and `said` are the number and the text of the word
             of which a token is predicted from `query`.
         """
@@ -133,7 +140,7 @@ class HeadPatterns(ModelResult):
         at = table["item"].to_numpy(int), table["read_at"].to_numpy(int)
         words = [list(row) for row in self.tokens]
         table["token"] = [words[i][k] for i, k in zip(*at, strict=True)]
-        table["place"] = "text"
+        table["place"] = "text" if self.tower == "language" else "own"
         table.loc[self.images.numpy()[at], "place"] = "image"
         table.loc[self.padding.numpy()[at], "place"] = "padding"
         for name, run in self.runs.items():
@@ -213,7 +220,8 @@ class HeadPatterns(ModelResult):
         if self.words:
             said = f"; {count(sum(map(len, self.words)), 'word')} of answers"
         return (
-            f"{count(n_items, 'item')}, {count(n_heads, 'head')} ({heads}), "
+            f"{count(n_items, 'item')}, {count(n_heads, 'head')} ({heads})"
+            f"{of_tower(self.tower)}, "
             f"{count(n_rows, 'query row')} of {n_keys} positions{said}; largest weight "
             "first"
         )
@@ -387,6 +395,12 @@ class HeadPatterns(ModelResult):
             instead = ", or name a word with word=" if self.words else ""
             msg = (
                 f"row {got} was not read: expected one of {named}; see query={instead}"
+            )
+            raise SettingsError(msg)
+        if self.tower == "vision" and bool(self.padding[item, wanted]):
+            msg = (
+                f"item {item} has no row {show_value(query)}, which is padding: "
+                f"expected one of its {int((~self.padding[item]).sum())} tokens"
             )
             raise SettingsError(msg)
         if self.words and wanted not in self._list_queries(item):
@@ -579,6 +593,8 @@ class HeadPatterns(ModelResult):
         item = self.find_item(item)
         asked = self.positions.tolist()
         of_item = self._list_queries(item) if self.words else asked
+        if self.tower == "vision":
+            of_item = [query for query in asked if not self.padding[item, query]]
         rows = self.find_run(run).rows[item]
         return group_rows(
             rows[:, [asked.index(query) for query in of_item]],
@@ -685,6 +701,7 @@ def read_patterns(
     definition: Definition | None = None,
     beta: float | None = None,
     max_new_tokens: int = 40,
+    tower: Tower = "language",
 ) -> HeadPatterns:
     """Read what heads attend to from some positions, and which columns are sinks.
 
@@ -713,6 +730,10 @@ def read_patterns(
         definition: Of a vision sink; the patch's, or `"visible"`, when None.
         beta: Its threshold; the definition's own when None.
         max_new_tokens: Longest answer that is generated, in tokens.
+        tower: Whose heads: the `"language"` model's, or the `"vision"` tower's. Layers
+            and heads are the tower's then, items the images and tiles that it sees
+            (also where it packs them into one sequence), and `query` names tokens of an
+            image, which it must; the patch acts in the tower.
 
     Returns:
         Rows and sinks, on the CPU.
@@ -721,7 +742,8 @@ def read_patterns(
         InputError: If images or prompts do not fit, or every answer is empty.
         SettingsError: If a head, layer or position does not exist, or no head is named.
         ModelError: If a layer has no heads.
-        UnsupportedError: If the model is a patched twin, or layers read unlike keys.
+        UnsupportedError: If the model is a patched twin, layers read unlike keys, or
+            what is asked of the vision tower has a meaning in prompts only.
 
     Example:
         >>> import eah_interp as eah
@@ -733,7 +755,8 @@ def read_patterns(
         torch.Size([10, 10])
     """
     check_unedited(model)
-    named = _find_heads(model, heads)
+    check_choice("tower", tower, Tower)
+    named = _find_heads(model, heads, tower)
     n_top = 0 if top is None else check_count("top", top)
     mean, words = check_flag("mean", mean), check_flag("words", words)
     max_new_tokens = check_count("max_new_tokens", max_new_tokens)
@@ -743,18 +766,12 @@ def read_patterns(
             "with the densest sinks; or mean=True for the mean over all heads"
         )
         raise SettingsError(msg)
-    if words and query is not None:
-        msg = (
-            "words=True reads the rows of the answer's words: expected no query beside "
-            f"it, got {show_value(query)}"
-        )
-        raise SettingsError(msg)
-    if patch is not None:
-        model.check(patch)
     settings = _choose_settings(patch, definition, beta)
+    _check_rows(words=words, query=query, tower=tower)
+    _check_patch(model, settings, patch, tower=tower)
     encoding, prompt_mask = open_question(model, images, prompts)
     if n_top:
-        densest = _find_densest(model, encoding, prompt_mask, settings)
+        densest = _find_densest(model, encoding, prompt_mask, settings, tower)
         if n_top > len(densest):
             msg = f"top must be 1 to {len(densest)} heads, got {n_top}"
             raise SettingsError(msg)
@@ -773,20 +790,23 @@ def read_patterns(
                 "least one word; leave words out to read the prompt's last row"
             )
             raise InputError(msg)
-    else:
+    elif tower == "language":
         width = int(encoding["input_ids"].shape[1])
         positions = _find_positions(-1 if query is None else query, width)
+    else:  # how many tokens an image has, the tower will say
+        positions = []
     wanted: tuple[tuple[int, int] | None, ...] = (*named, *([None] if mean else []))
-    asked_of = _Asked(encoding, prompt_mask, wanted, positions, settings, said)
+    asked_of = _Asked(
+        encoding, prompt_mask, wanted, positions, settings, said, tower, query
+    )
     plain = _run(model, asked_of, None)
     patched = None if patch is None else _run(model, asked_of, patch)
     return check_finite_result(
         HeadPatterns(
             model=name_model(model),
             heads=wanted,
-            positions=torch.tensor(positions),
-            tokens=write_tokens(model, encoding["input_ids"]),
-            spans=model.spans(encoding),
+            positions=torch.tensor(asked_of.positions),
+            **_describe_items(model, asked_of, plain),
             images=plain.images,
             padding=plain.padding,
             plain=plain.found,
@@ -795,14 +815,103 @@ def read_patterns(
             donors={} if patched is None else patched.donors,
             sinks_by=settings,
             words=said,
+            tower=tower,
         ),
-        # An item that said fewer words than another has NaN for the others.
-        but=("rows",) if said else (),
+        # An item that said fewer words than another has NaN for the others, and an
+        # image that has fewer patches for rows that it has not.
+        but=("rows",) if said or tower == "vision" else (),
     )
 
 
+def _check_rows(
+    *, words: bool, query: int | Sequence[int] | Literal["all"] | None, tower: Tower
+) -> None:
+    """Check that rows are named once, and that they are rows of the tower that is read.
+
+    Raises:
+        SettingsError: If rows are named twice, or none of the vision tower's is.
+        UnsupportedError: If words are asked of the vision tower.
+    """
+    if words and query is not None:
+        msg = (
+            "words=True reads the rows of the answer's words: expected no query beside "
+            f"it, got {show_value(query)}"
+        )
+        raise SettingsError(msg)
+    if tower == "language":
+        return
+    if words:
+        msg = (
+            'patterns of the vision tower (tower="vision") cannot be read so: '
+            "words=True reads rows of the language model's answer"
+        )
+        raise UnsupportedError(msg)
+    if query is None:
+        msg = (
+            'no row of the vision tower is read last: expected query= with tower="'
+            'vision", the number of a token or of several, or "all" for whole patterns'
+        )
+        raise SettingsError(msg)
+
+
+def _check_patch(
+    model: Any, settings: EAH, patch: Intervention | None, *, tower: Tower
+) -> None:
+    """Check that a patch and a definition of sinks fit the tower that is read.
+
+    Raises:
+        UnsupportedError: If they have no meaning in the vision tower.
+    """
+    if tower == "vision":
+        if patch is not None:
+            check_tower_settings(model, patch)
+        if why := settings.why_not_in_tower():
+            msg = f'sinks of the vision tower (tower="vision") cannot be marked: {why}'
+            raise UnsupportedError(msg)
+    elif patch is not None:
+        model.check(patch)
+
+
+def _describe_items(model: Any, asked: "_Asked", plain: "_Read") -> dict[str, Any]:
+    """Describe what stands at the positions of each item, and where its images are."""
+    if asked.tower == "vision":
+        return {
+            "tokens": _name_tokens(plain.images, plain.padding),
+            "spans": _span_patches(plain.images),
+        }
+    return {
+        "tokens": write_tokens(model, asked.encoding["input_ids"]),
+        "spans": model.spans(asked.encoding),
+    }
+
+
+def _name_tokens(images: Tensor, padding: Tensor) -> tuple[tuple[str, ...], ...]:
+    """Number an image's patches, and the tower's own tokens beside them."""
+    named = []
+    for item, own in enumerate(images.tolist()):
+        counts = {"patch": 0, "own": 0, "padding": 0}
+        line = []
+        for place, is_patch in enumerate(own):
+            padded = bool(padding[item, place])
+            kind = "padding" if padded else "patch" if is_patch else "own"
+            line.append(kind if padded else f"{kind} {counts[kind]}")
+            counts[kind] += 1
+        named.append(tuple(line))
+    return tuple(named)
+
+
+def _span_patches(images: Tensor) -> tuple[tuple[ImageSpan, ...], ...]:
+    """Say which tokens are an item's patches; where these are is not known here."""
+    found = []
+    for item, own in enumerate(images):
+        columns = tuple(own.nonzero().flatten().tolist())
+        span = ImageSpan(item, 0, columns[0], columns[-1] + 1, columns, ())
+        found.append((span,))
+    return tuple(found)
+
+
 def _find_heads(
-    model: Any, heads: Sequence[NodeName] | NodeName | None
+    model: Any, heads: Sequence[NodeName] | NodeName | None, tower: Tower
 ) -> tuple[tuple[int, int], ...]:
     """Find heads by name; none when None.
 
@@ -822,7 +931,7 @@ def _find_heads(
         listed = [name.strip() for name in heads.split(",")]
     elif isinstance(heads, tuple) and len(heads) == 2 and to_ints(heads) is not None:
         listed = [heads]
-    asked = find_nodes(model, listed)
+    asked = find_nodes(model, listed, tower=tower)
     blocks = [node.name for node in asked if node.head is None]
     if blocks:
         msg = f"{', '.join(blocks)} has no pattern: expected heads, such as L1H3"
@@ -835,6 +944,7 @@ def _find_densest(
     encoding: Mapping[str, Any],
     prompt_mask: ColumnMask | None,
     settings: EAH,
+    tower: Tower,
 ) -> list[tuple[int, int]]:
     """Find every head in the order of its sink density, the densest first."""
     density: dict[tuple[int, int], float] = {}
@@ -844,8 +954,14 @@ def _find_densest(
         for head, share in enumerate(found.density(float(settings.beta or 0)).mean(0)):
             density[point.layer, head] = float(share)
 
-    layers = sorted(model.anatomy.sites)
-    visit_layers(model, encoding, look, layers=layers, prompt_mask=prompt_mask)
+    visit_layers(
+        model,
+        encoding,
+        look,
+        layers=sorted(anatomy_of(model, tower).sites),
+        prompt_mask=prompt_mask,
+        tower=tower,
+    )
     return sorted(density, key=lambda head: -density[head])
 
 
@@ -858,9 +974,9 @@ def _choose_settings(
     return EAH(definition="visible" if definition is None else definition, beta=beta)
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Asked:
-    """What is read of every run."""
+    """What is read of every run; positions in the tower once it was seen."""
 
     encoding: Mapping[str, Any]
     prompt_mask: ColumnMask | None
@@ -868,6 +984,8 @@ class _Asked:
     positions: list[int]
     settings: EAH
     words: tuple[tuple[AnswerWord, ...], ...]
+    tower: Tower
+    query: Any
 
     def heads_of(self, layer: int) -> list[int]:
         """List the layer's heads that are asked for by themselves."""
@@ -900,6 +1018,9 @@ def _run(model: Any, asked: _Asked, patch: Intervention | None) -> _Read:
     def look(point: PatchPoint) -> None:
         nonlocal n_heads
         own = asked.heads_of(point.layer)
+        if asked.tower == "vision" and not asked.positions:
+            width = point.call.queries.shape[2]
+            asked.positions = _find_positions(asked.query, width, whose="an image")
         every = list(range(point.call.n_heads)) if of_all else own
         read = read_rows(point, asked.positions, every).cpu()
         for head in own:
@@ -919,9 +1040,10 @@ def _run(model: Any, asked: _Asked, patch: Intervention | None) -> _Read:
         model,
         asked.encoding,
         look,
-        layers=sorted(model.anatomy.sites if of_all else layers),
+        layers=sorted(anatomy_of(model, asked.tower).sites if of_all else layers),
         patch=patch,
         prompt_mask=asked.prompt_mask,
+        tower=asked.tower,
     )
     widths = {row.shape[-1] for row in rows.values()} | set(sums)
     if len(widths) > 1:
@@ -939,6 +1061,9 @@ def _run(model: Any, asked: _Asked, patch: Intervention | None) -> _Read:
         real = {query for word in said for query in word.queries}
         none = [place for place, q in enumerate(asked.positions) if q not in real]
         whole[item, :, none] = torch.nan
+    if asked.tower == "vision":
+        there = prompts[0].token_mask[:, asked.positions].cpu()
+        whole = whole.masked_fill(~there[:, None, :, None], torch.nan)
     return _Read(
         found=PatternRun(
             rows=whole, sinks=torch.stack([sinks[head] for head in asked.heads], 1)
@@ -950,7 +1075,7 @@ def _run(model: Any, asked: _Asked, patch: Intervention | None) -> _Read:
 
 
 def _find_positions(
-    query: int | Sequence[int] | Literal["all"], width: int
+    query: int | Sequence[int] | Literal["all"], width: int, *, whose: str = "a prompt"
 ) -> list[int]:
     """Find which positions are meant, counted from the front.
 
@@ -964,7 +1089,7 @@ def _find_positions(
     found = [q % width for q in listed]
     if beyond or not found or len(set(found)) < len(found):
         msg = (
-            f"query={show_value(query)} does not fit a prompt of {width} tokens: "
+            f"query={show_value(query)} does not fit {whose} of {width} tokens: "
             f'expected positions from {-width} to {width - 1}, each once, or "all"'
         )
         raise SettingsError(msg)

@@ -348,7 +348,7 @@ def prepare_replay(
     values = Replay(recording, reuses_images=False, skips_layers=False).run(
         model, n_rows
     )
-    allowed = _allow(model, recording)
+    allowed = allow(model, recording)
     who = "two copies of an item in one batch move" if n_rows > 1 else "a copy moves"
     msg = (
         f"{who} its targets by "
@@ -359,7 +359,7 @@ def prepare_replay(
     raise UnsupportedError(msg)
 
 
-def _allow(model: Any, recording: Recording) -> float:
+def allow(model: Any, recording: Recording) -> float:
     """Say how far copies of an item may be from its recorded targets."""
     allowed = _TOLERANCE.get(model._module.dtype, _COARSE)
     return allowed * float(recording.values.abs().max().clamp(min=1.0))
@@ -371,7 +371,7 @@ class _ApartError(RuntimeError):
 
 def check_copy(model: Any, recording: Recording, values: Tensor) -> None:
     """Check that copies of an item that were left alone have its recorded targets."""
-    if not float((values - recording.values).abs().max()) <= _allow(model, recording):
+    if not float((values - recording.values).abs().max()) <= allow(model, recording):
         raise _ApartError
 
 

@@ -9,11 +9,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from eah_interp._types import ColumnMask, Definition, Donors, HeadOutputs
+from eah_interp._types import ColumnMask, Definition, Donors, HeadOutputs, Tower
 from eah_interp.attribution.cases import Case
 from eah_interp.attribution.readouts import TargetValues, keep_logits
 from eah_interp.errors import UnsupportedError
-from eah_interp.interventions.donation import donors_by_layer
+from eah_interp.interventions.donation import donors_by_layer, score_call
+from eah_interp.interventions.in_tower import walk_tower
 from eah_interp.interventions.intervene import attention_calls
 from eah_interp.interventions.intervention import Intervention
 from eah_interp.interventions.point import PatchPoint, change_block, find_changes
@@ -328,9 +329,11 @@ def score_run(
         definition: Of the score.
         heads: The heads whose scores are used; all when None.
     """
+    changes = find_changes(point)
+    if not changes:
+        return score_call(point.call, point.prompt, definition=definition)
     parts = point.call.pattern_inputs(point.prompt.scored_mask)
     queries, keys = parts.pop("queries"), parts.pop("keys")
-    changes = find_changes(point)
     return stream_column_scores(
         queries,
         keys,
@@ -351,6 +354,7 @@ def visit_layers(
     layers: Sequence[int],
     patch: Intervention | None = None,
     prompt_mask: ColumnMask | None = None,
+    tower: Tower = "language",
 ) -> dict[int, Donors]:
     """Run a model, plain or patched, and look at the attention calls of some layers.
 
@@ -361,6 +365,7 @@ def visit_layers(
         layers: Which decoder layers. What comes after the last of them is not run.
         patch: Settings of a patched run.
         prompt_mask: True at the prompt's tokens, where an answer follows.
+        tower: Whose layers, and where the patch acts.
 
     Returns:
         Donor head of each layer that EAH patched, by batch item, on the CPU.
@@ -372,13 +377,18 @@ def visit_layers(
     learned: dict[int, Any] = {}
     inputs = {k: v for k, v in encoding.items() if k != "labels"}
     with torch.no_grad(), model.trace(**inputs, use_cache=False) as tracer:
-        for point in attention_calls(
-            model,
-            patch,
-            layers=layers,
-            prompt_mask=prompt_mask,
-            follows_streams=True,
-        ):
+        points = (
+            walk_tower(model, patch, layers=layers)
+            if tower == "vision"
+            else attention_calls(
+                model,
+                patch,
+                layers=layers,
+                prompt_mask=prompt_mask,
+                follows_streams=True,
+            )
+        )
+        for point in points:
             learned[point.layer] = point.kept
             if point.layer in layers:
                 look(point)

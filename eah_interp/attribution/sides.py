@@ -6,9 +6,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from eah_interp._types import Tower
 from eah_interp.attribution.cases import Case, as_case, pose
 from eah_interp.errors import InputError, SettingsError, show_value
 from eah_interp.interventions.eah import EAH
+from eah_interp.interventions.in_tower import check_tower_settings
 from eah_interp.interventions.intervention import Intervention
 from eah_interp.lvlm.anatomy import check_model
 from eah_interp.lvlm.messages import hold_messages
@@ -19,15 +21,18 @@ Side = Intervention | Literal["plain"]
 """A run of the same item: as the model is, or patched."""
 
 
-def check_side(model: Any, side: object, *, name: str) -> None:
+def check_side(
+    model: Any, side: object, *, name: str, tower: Tower = "language"
+) -> None:
     """Check that a run is plain, or patched by settings that fit.
 
     Raises:
         SettingsError: If it is something else, or a layer or head does not exist.
         ModelError: If a layer has no heads.
+        UnsupportedError: If settings have no meaning in the tower that is meant.
     """
     if isinstance(side, Intervention):
-        model.check(side)
+        (check_tower_settings if tower == "vision" else type(model).check)(model, side)
     elif not isinstance(side, str) or side != "plain":
         msg = (
             f'{name} must be "plain" or an intervention\'s settings, such as '

@@ -24,6 +24,7 @@ from eah_interp.kernels.replacements import (
 from eah_interp.kernels.sinks import ColumnScores, stream_column_scores
 from eah_interp.lvlm.attention import AttentionCall
 from eah_interp.lvlm.prompt import Prompt
+from eah_interp.lvlm.sequences import SequenceMask
 from eah_interp.results import Result
 
 if TYPE_CHECKING:
@@ -108,7 +109,14 @@ def donors_by_layer(learned: Mapping[int, Any]) -> dict[int, Donors]:
 def score_call(
     call: AttentionCall, prompt: Prompt, *, definition: Definition
 ) -> ColumnScores:
-    """Score the image columns of one attention call, streamed, without gradients."""
+    """Score the image columns of one attention call, streamed, without gradients.
+
+    Images and windows of a packed sequence are scored one beside the other, so that no
+    mask of all pairs of patches is made.
+    """
+    mask = call.packing
+    if mask is not None and definition == "visible":
+        return _score_parts(call, mask, prompt)
     with torch.no_grad():
         parts = call.pattern_inputs(prompt.scored_mask)
         queries, keys = parts.pop("queries"), parts.pop("keys")
@@ -121,6 +129,19 @@ def score_call(
             definition=definition,
             **parts,
         )
+
+
+def _score_parts(
+    call: AttentionCall, mask: SequenceMask, prompt: Prompt
+) -> ColumnScores:
+    """Score parts that do not see each other, and put them together again."""
+    tokens = mask.part_tokens(call.keys.device)
+    whole = Prompt(tokens, tokens)  # a part may have no image column of its own
+    found = score_call(call.by_parts(), whole, definition="visible")
+    scores, unit = (mask.join(one, axis=2) for one in (found.scores, found.unit))
+    columns = prompt.image_mask
+    scores = scores.masked_fill(~columns[:, None], 0.0)
+    return replace(found, scores=scores, unit=unit, columns=columns)
 
 
 def ask_function(

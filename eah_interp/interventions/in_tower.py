@@ -5,8 +5,8 @@ frames, in the order in which it sees them. All of an image's patches are its im
 columns; class tokens are rows and columns that count for nothing.
 """
 
-from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 from nnsight.intervention.interleaver import Mediator
@@ -16,6 +16,7 @@ from eah_interp.errors import ModelError, SettingsError, UnsupportedError, show_
 from eah_interp.interventions.eah import EAHPatch
 from eah_interp.interventions.intervention import Intervention, Patch
 from eah_interp.interventions.point import PatchPoint
+from eah_interp.kinds import register
 from eah_interp.lvlm.anatomy import (
     Anatomy,
     AttentionSite,
@@ -35,6 +36,18 @@ from eah_interp.lvlm.tower_calls import (
     tower_operation,
 )
 from eah_interp.lvlm.verify import verify_tower_call
+
+
+@register
+@dataclass(frozen=True)
+class InTower:
+    """A patch of the vision tower, among those that a patched twin carries.
+
+    Attributes:
+        settings: What is done there.
+    """
+
+    settings: Intervention
 
 
 def find_tower(model: Any) -> Anatomy:
@@ -68,16 +81,20 @@ def check_tower_settings(model: Any, settings: Any) -> list[AttentionSite]:
             f"eah.Ablation(...): got {show_value(settings)}"
         )
         raise SettingsError(msg)
-    name, why = type(settings).__name__, settings.why_not_in_tower()
-    if not why and any(hasattr(v, "_check_belongs") for v in vars(settings).values()):
-        why = "what it holds was found in the language model, and is not the tower's"
-    if why:
-        msg = f'{name} cannot act in the vision tower (tower="vision"): {why}'
-        raise UnsupportedError(msg)
+    if why := why_not_in_tower(settings):
+        raise UnsupportedError(why)
     settings.check_fitted()
     sites = settings.find_sites(tower)
     settings.check_fits(n_heads=tower.n_heads, d_model=0)
     return sites
+
+
+def why_not_in_tower(settings: Intervention) -> str:
+    """Say why settings cannot act in the vision tower of any model; else nothing."""
+    name, why = type(settings).__name__, settings.why_not_in_tower()
+    if not why and any(hasattr(v, "_check_belongs") for v in vars(settings).values()):
+        why = "what it holds was found in the language model, and is not the tower's"
+    return why and f'{name} cannot act in the vision tower (tower="vision"): {why}'
 
 
 def intervene_in_tower(
@@ -112,19 +129,49 @@ def intervene_in_tower(
     for point in tower_points(model, sites):
         point.kept = settings.learn(point, None)
         settings.apply_at(point)
-        done[point.layer] = point.kept
+        done[point.layer] = memory.in_tower[point.layer, settings] = point.kept
     result: Any = settings.report(done)
     if isinstance(result, EAHPatch | Patch):
         result = replace(result, model=name_model(model), tower="vision")
     return result  # type: ignore[no-any-return]
 
 
-def tower_points(model: Any, sites: Iterable[AttentionSite]) -> Iterator[PatchPoint]:
+def walk_tower(
+    model: Any, settings: Intervention | None = None, *, layers: Collection[int]
+) -> Iterator[PatchPoint]:
+    """Walk attention calls of the tower, patched as they come; see `attention_calls`.
+
+    Args:
+        model: The traced model.
+        settings: What is done to the run; None for a plain one.
+        layers: Layers to stop at, beside those before them that are patched.
+
+    Yields:
+        Each call: `call` as the model made it, `operation` as it is now, patched.
+    """
+    found = [] if settings is None else check_tower_settings(model, settings)
+    patched = {site.layer for site in found}
+    before = {layer for layer in patched if layer <= max(layers)}
+    anatomy = find_tower(model)
+    sites = [anatomy.site(layer) for layer in sorted(before.union(layers))]
+    for point in tower_points(model, sites, watched=False):
+        if settings is not None and point.layer in patched:
+            point.kept = settings.learn(point, None)
+            settings.apply_at(point)
+            point.settings = settings
+        yield point
+
+
+def tower_points(
+    model: Any, sites: Iterable[AttentionSite], *, watched: bool = True
+) -> Iterator[PatchPoint]:
     """Stand at attention calls of the tower, one after the other.
 
     Args:
         model: The traced model.
         sites: Where, in the order of a forward pass.
+        watched: Whether account is kept of who patches what; not where nobody else
+            patches the run, as in `attention_calls`.
 
     Raises:
         UnsupportedError: In a step after the prompt, in one of several invokes, or
@@ -137,7 +184,9 @@ def tower_points(model: Any, sites: Iterable[AttentionSite]) -> Iterator[PatchPo
     edges: list[tuple[int, int]] = model.anatomy.edges
     changed = None if edges else read_changed(model)
     for site in sites:
-        operation = PatchedCall(tower_operation(model, site), layer=site.layer)
+        operation = tower_operation(model, site)
+        if watched:
+            operation = PatchedCall(operation, layer=site.layer)
         call = AttentionCall.parse(operation.inputs)
         verify_tower_call(model, site, call)
         items = TowerItems.of(model, operation, call)
@@ -147,6 +196,7 @@ def tower_points(model: Any, sites: Iterable[AttentionSite]) -> Iterator[PatchPo
         whole = Prompt(_inner(tokens, *(edges or [(0, 0)])[0]), tokens)
         point = PatchPoint.at(items.operation, items.call, whole, layer=site.layer)
         point.returns_maps = wants_attentions(model)
+        point.shares_mask = items.shares_mask
         yield point
 
 

@@ -16,7 +16,11 @@ from eah_interp.errors import ModelError, UnsupportedError
 from eah_interp.indices import check_choice
 from eah_interp.interventions.donation import LayerPatch
 from eah_interp.interventions.eah import EAH, EAHPatch
-from eah_interp.interventions.in_tower import intervene_in_tower
+from eah_interp.interventions.in_tower import (
+    InTower,
+    check_tower_settings,
+    intervene_in_tower,
+)
 from eah_interp.interventions.intervention import Intervention, Patch
 from eah_interp.interventions.kind_marks import KindMarks, find_marks
 from eah_interp.interventions.point import PatchPoint
@@ -454,14 +458,21 @@ def _read_stream(model: Any, site: AttentionSite) -> Tensor:
 
 
 @by_name
-def edit(model: Model, eah: EAH | Intervention | None = None) -> Model:
+def edit(
+    model: Model,
+    eah: EAH | Intervention | None = None,
+    *,
+    tower: Tower = "language",
+) -> Model:
     """Make a patched twin of a model: patched in every later trace and generation.
 
-    The original stays as it is; weights are shared.
+    The original stays as it is; weights are shared. A twin may be edited again, in the
+    other tower too.
 
     Args:
         model: An LVLM.
         eah: Settings: `EAH`, `Ablation`, `PAI` or `VAR`; `EAH()` when None.
+        tower: `"language"`, or `"vision"`: whose layers and heads; see `intervene`.
 
     Returns:
         The patched LVLM.
@@ -469,6 +480,7 @@ def edit(model: Model, eah: EAH | Intervention | None = None) -> Model:
     Raises:
         SettingsError: If a layer or head does not exist.
         ModelError: If a layer has no attention to patch.
+        UnsupportedError: If the settings have no meaning in the vision tower.
 
     Example:
         >>> import eah_interp as eah
@@ -479,34 +491,39 @@ def edit(model: Model, eah: EAH | Intervention | None = None) -> Model:
         True
     """
     eah = EAH() if eah is None else eah
-    check_settings(model, eah)
+    check_choice("tower", tower, Tower)
+    in_tower = tower == "vision"
+    (check_tower_settings if in_tower else check_settings)(model, eah)
     eah.check_fitted()
     whole: Any = model
-    if eah.steps == "prefill":
+    if in_tower or eah.steps == "prefill":  # images are read with the prompt
         with whole.edit() as (_, edited):
-            intervene(edited, eah)
+            intervene(edited, eah, tower=tower)
     else:
         with whole.edit() as (_, edited):
             # `tracer.iter[:]` without the tracer, which cannot travel to a server.
             for _ in Iterations()[:]:
                 intervene(edited, eah)
         edited.loops_openly = True
-    edited.patches = (*getattr(model, "patches", ()), eah)
+    patch = InTower(eah) if in_tower else eah
+    edited.patches = (*getattr(model, "patches", ()), patch)
     twin: Model = edited
     return twin
 
 
 @by_name
-def donors_of_run(model: Any) -> dict[int, Donors]:
+def donors_of_run(model: Any, *, tower: Tower = "language") -> dict[int, Donors]:
     """Look up who donated in a model's latest run, such as a generation under `edit`.
 
     Args:
         model: The model that ran.
+        tower: Whose heads: the `"language"` model's, or the `"vision"` tower's, whose
+            items are the images and tiles that it saw.
 
     Returns:
         Donor head of each batch item, `[batch]`, by layer; -1 where an item was not
         patched or the donor is no head (`"mean"`, `"uniform"`). Empty if EAH was not
-        in the run.
+        in the run, in that tower.
 
     Example:
         >>> import eah_interp as eah
@@ -518,11 +535,13 @@ def donors_of_run(model: Any) -> dict[int, Donors]:
         >>> donors_of_run(patched)
         {1: tensor([2])}
     """
+    check_choice("tower", tower, Tower)
     return {
         layer: kept.donors
         for memory in patches_of_run(model)
         for (layer, _), kept in sorted(
-            memory.learned.items(), key=lambda known: known[0][0]
+            (memory.in_tower if tower == "vision" else memory.learned).items(),
+            key=lambda known: known[0][0],
         )
         if isinstance(kept, LayerPatch)
     }

@@ -49,6 +49,7 @@ class PatchPoint:
         returns_maps: Whether the run returns attention maps beside its logits.
         stream: What entered the layer, where it was asked for.
         marks: What was seen of kinds of sinks before the decoder, where it is needed.
+        shares_mask: Whether images are packed under one mask of all of them.
     """
 
     layer: int
@@ -64,6 +65,7 @@ class PatchPoint:
     returns_maps: bool = False
     stream: Tensor | None = None
     marks: Any = None
+    shares_mask: bool = False
 
     @classmethod
     def at(

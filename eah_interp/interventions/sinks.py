@@ -21,7 +21,7 @@ from eah_interp.errors import (
 from eah_interp.indices import check_choice, check_item, to_int
 from eah_interp.interventions.donation import score_call
 from eah_interp.interventions.eah import EAH
-from eah_interp.interventions.in_tower import find_tower, tower_points
+from eah_interp.interventions.in_tower import InTower, find_tower, tower_points
 from eah_interp.interventions.intervene import attention_calls
 from eah_interp.interventions.intervention import Intervention, list_layers, of_tower
 from eah_interp.kernels.sinks import choose_donors, dense_heads
@@ -49,7 +49,8 @@ class SinkMap(ModelResult):
         spans: Each item's images, with their patch grids.
         definition: How the score was defined.
         beta: The threshold.
-        patches: The interventions that `edit` had put into the model, in their order.
+        patches: The interventions that `edit` had put into the model, in their order;
+            those of the vision tower as `InTower`.
         counted: Which image columns could be sinks: `"all"`, or those of one kind.
         tower: Whose heads these are. Of the `"vision"` tower items are the images and
             tiles that it sees, in order, columns their patches, and there are no spans.
@@ -63,7 +64,7 @@ class SinkMap(ModelResult):
     spans: tuple[tuple[ImageSpan, ...], ...]
     definition: Definition
     beta: float
-    patches: tuple[Intervention, ...] = field(default=(), kw_only=True)
+    patches: tuple[Intervention | InTower, ...] = field(default=(), kw_only=True)
     counted: SinkColumns = field(default="all", kw_only=True)
     tower: Tower = field(default="language", kw_only=True)
 

@@ -226,6 +226,13 @@ class AttentionCall:
             token_mask: False at padding.
             heads: Query heads, each with its keys; None for all.
         """
+        mask = self.mask
+        if isinstance(mask, SequenceMask):
+            # Of a packed sequence's mask only these rows are written out.
+            seen = mask.write(self.keys.device, rows=rows)
+            parts = _take_rows(self._unmasked().pattern_inputs(token_mask), rows)
+            parts["mask"] = seen
+            return parts if heads is None else _take_heads(parts, list(heads))
         parts = self.pattern_inputs(token_mask)
         n_rows = parts["queries"].shape[2]
         # All rows stay causal without a mask: their blocks then read fewer keys.
@@ -233,7 +240,38 @@ class AttentionCall:
             parts = _take_rows(parts, rows)
         return parts if heads is None else _take_heads(parts, list(heads))
 
+    def _unmasked(self) -> "AttentionCall":
+        """Take the call's mask away, so that every row sees every key."""
+        return replace(self, mask=None, options={**self.options, "is_causal": False})
+
+    @property
+    def packing(self) -> SequenceMask | None:
+        """The parts of packed sequences, where they are all that tells rows apart."""
+        more = any(isinstance(self.options.get(name), Tensor) for name in _PER_HEAD)
+        return self.mask if isinstance(self.mask, SequenceMask) and not more else None
+
+    def by_parts(self) -> "AttentionCall":
+        """Give each part of packed sequences a batch item: no part sees another.
+
+        Returns:
+            The call of all parts of its `packing`, padded behind; rows of padding see
+            what others do.
+        """
+        mask = self.packing
+        assert mask is not None
+        queries, keys, values = (
+            mask.split(tensor, axis=2)
+            for tensor in (self.queries, self.keys, self.values)
+        )
+        there = mask.part_tokens(self.keys.device)
+        seen = there[:, None, None].expand(-1, 1, there.shape[1], -1)
+        own = replace(self._unmasked(), queries=queries, keys=keys, values=values)
+        return own if bool(there.all()) else replace(own, mask=seen)
+
     def _is_causal(self) -> bool:
+        config = getattr(self.module, "config", None)
+        if getattr(config, "_attn_implementation", None) == "eager":
+            return False  # without a mask, every row sees every key
         given = self.options.get("is_causal")
         return bool(getattr(self.module, "is_causal", True) if given is None else given)
 

@@ -90,7 +90,8 @@ class LVLM(HookedModel):
         loops_openly: Whether an edit of this model loops over every forward pass,
             however many there are. nnsight ends such a loop with a warning, which
             means nothing here and is not shown.
-        patches: The interventions that `edit` has put into it, in their order.
+        patches: The interventions that `edit` has put into it, in their order; those of
+            the vision tower as `InTower(settings)`.
         knows: What images a toy knows: logged where `describe` is given another.
     """
 

@@ -154,6 +154,7 @@ class Memory:
             `tower_calls.PackedOperation`.
         once: Modules of the tower that were patched, and must not run again: where
             nnsight counts their visits, and the worker that patched them.
+        in_tower: What interventions learned in the tower, by its layer and settings.
     """
 
     prompt: Prompt | None = None
@@ -163,6 +164,7 @@ class Memory:
     marks: dict[str, Any] = field(default_factory=dict)
     packed: Any = None
     once: list[tuple[str, Any]] = field(default_factory=list)
+    in_tower: dict[Any, Any] = field(default_factory=dict)
 
 
 def memory_of_worker() -> Memory:

@@ -34,16 +34,64 @@ class SequenceMask:
     chunks: Chunks
     width: int
 
-    def write(self, device: Any = None) -> Bool[Tensor, "batch 1 query key"]:
-        """Write it out; rows and columns of padding are False."""
+    def write(
+        self, device: Any = None, *, rows: slice | Tensor | None = None
+    ) -> Bool[Tensor, "batch 1 query key"]:
+        """Write it out; rows and columns of padding are False.
+
+        Args:
+            device: Where it is wanted.
+            rows: Some of its query rows; all when None.
+        """
         owner = torch.full((len(self.chunks), self.width), -1)
         for row, lengths in enumerate(self.chunks):
             numbers = torch.arange(len(lengths))
             own = numbers.repeat_interleave(torch.tensor(lengths, dtype=torch.long))
             owner[row, : len(own)] = own
         owner = owner.to(device)
-        there = (owner >= 0)[:, None, :, None]
-        return there & (owner[:, None, :, None] == owner[:, None, None, :])
+        own = owner if rows is None else owner[:, rows]
+        there = (own >= 0)[:, None, :, None]
+        return there & (own[:, None, :, None] == owner[:, None, None, :])
+
+    def split(self, items: Tensor, *, axis: int) -> Tensor:
+        """Give each part a batch item of its own, padded with zeros behind.
+
+        Args:
+            items: `[item, ..., token, ...]`.
+            axis: That of the tokens.
+
+        Example:
+            >>> mask = SequenceMask(((2, 1),), 3)
+            >>> mask.split(torch.tensor([[5, 6, 7]]), axis=1).tolist()
+            [[5, 6], [7, 0]]
+        """
+        place, there = self._places(items.device)
+        tokens = items.movedim(axis, 1).flatten(0, 1)
+        parts = tokens[place]
+        wide = there.view(*there.shape, *(1,) * (parts.ndim - 2))
+        return (parts * wide).movedim(1, axis)
+
+    def join(self, parts: Tensor, *, axis: int) -> Tensor:
+        """Undo `split`; zeros where an item has padding."""
+        place, there = self._places(parts.device)
+        tokens = parts.movedim(axis, 1)
+        n_items = len(self.chunks)
+        whole = tokens.new_zeros((n_items * self.width, *tokens.shape[2:]))
+        whole[place[there]] = tokens[there]
+        return whole.view(n_items, self.width, *tokens.shape[2:]).movedim(1, axis)
+
+    def part_tokens(self, device: Any = None) -> Bool[Tensor, "part token"]:
+        """True at the tokens of each part, False at the padding behind them."""
+        return self._places(device)[1]
+
+    def _places(self, device: Any) -> tuple[Tensor, Tensor]:
+        """Find where each part's tokens stand, counted through all items."""
+        starts = [(row * self.width + part.start, part) for row, part in self.parts()]
+        lengths = torch.tensor([part.stop - part.start for _, part in starts])
+        offset = torch.arange(int(lengths.max()))
+        there = offset < lengths[:, None]
+        place = torch.tensor([start for start, _ in starts])[:, None] + offset
+        return (place * there).to(device), there.to(device)
 
     def parts(self) -> list[tuple[int, slice]]:
         """List the parts: the item, and which of its tokens."""

@@ -259,11 +259,13 @@ class TowerItems:
         operation: Where it is written.
         call: The call.
         token_mask: False at padding.
+        shares_mask: Whether the tower's own mask is of all images at once.
     """
 
     operation: Any
     call: AttentionCall
     token_mask: ColumnMask
+    shares_mask: bool = False
 
     @classmethod
     def of(cls, model: Any, operation: Any, call: AttentionCall) -> "TowerItems":
@@ -278,7 +280,8 @@ class TowerItems:
         if packing is not None:
             tokens = packing.token_mask(call.queries.device)
             items = _spread_call(call, packing)
-            return cls(ItemsOperation(operation, call, packing), items, tokens)
+            shares = isinstance(call.mask, Tensor)
+            return cls(ItemsOperation(operation, call, packing), items, tokens, shares)
         n_batch, n_keys = call.queries.shape[0], call.keys.shape[2]
         device = call.queries.device
         if call.mask is None:

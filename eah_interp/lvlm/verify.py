@@ -296,7 +296,7 @@ def verify_tower_call(model: Any, site: AttentionSite, call: AttentionCall) -> N
 
 def _check_explained(where: str, call: AttentionCall, output: Any) -> None:
     actual = output[0] if isinstance(output, tuple | list) else output
-    expected = call.attend_with(lambda block: block.weights)
+    expected = _explain(call)
     if actual.shape != expected.shape:
         msg = (
             f"the attention call of {where} returns shape "
@@ -316,6 +316,15 @@ def _check_explained(where: str, call: AttentionCall, output: Any) -> None:
             "pattern cannot be scored or broadcast exactly"
         )
         raise ModelError(msg)
+
+
+def _explain(call: AttentionCall) -> Tensor:
+    """Attend with the pattern that queries, keys, mask and scale give."""
+    mask = call.packing
+    if mask is None:
+        return call.attend_with(lambda block: block.weights)
+    found = call.by_parts().attend_with(lambda block: block.weights)
+    return mask.join(found, axis=1)
 
 
 def _check_image_token(model: Any, anatomy: Anatomy) -> None:

@@ -7,12 +7,18 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
+from eah_interp._types import Tower
 from eah_interp.arguments import Named, by_name, check_kind, check_mapping, check_text
 from eah_interp.benchmarks.metrics import Task
 from eah_interp.errors import SettingsError, show_value
-from eah_interp.indices import check_integer, to_list
+from eah_interp.indices import check_choice, check_integer, to_list
 from eah_interp.interventions import EAH, Intervention, edit
 from eah_interp.interventions.donation import seed_items
+from eah_interp.interventions.in_tower import (
+    check_tower_settings,
+    find_tower,
+    why_not_in_tower,
+)
 from eah_interp.interventions.intervention import known_kinds, our_kinds
 from eah_interp.kernels.sinks import DEFAULT_BETA
 from eah_interp.plugins import describe_plugin, find_plugin
@@ -39,7 +45,10 @@ def list_kinds() -> dict[str, type[Intervention]]:
     return {**OURS, **known_kinds(), **OURS}
 
 
-RESERVED = ("name", "code", "ask", "near_tie", "decoding", "random", "null_of")
+RESERVED = (
+    *("name", "code", "ask", "near_tie", "decoding", "random", "tower"),
+    "null_of",
+)
 """Keys of a condition's mapping that are no kind of intervention."""
 
 TASKS: tuple[Task, ...] = get_args(Task)
@@ -60,6 +69,8 @@ class Condition(metaclass=Named):
         decoding: Arguments of `generate`, by task; they go before the study's.
         random: What is drawn in place of the patch's own heads or directions.
         null_of: The condition that this one is a null of; empty for all or none.
+        tower: Where the patch acts: in the `"language"` model, or in the `"vision"`
+            tower, whose layers and heads it names then.
 
     Raises:
         SettingsError: If a value is impossible, or the patch has nothing to draw for.
@@ -76,6 +87,7 @@ class Condition(metaclass=Named):
     decoding: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     random: RandomDraw | None = None
     null_of: str = ""
+    tower: Tower = "language"
 
     def __post_init__(self) -> None:
         check_text("a condition's name", self.name, error=SettingsError)
@@ -96,7 +108,22 @@ class Condition(metaclass=Named):
             )
         if self.random is not None:
             self.random.check_has(self.patch)
+        self._check_tower()
         object.__setattr__(self, "decoding", _check_decoding(self.decoding))
+
+    def _check_tower(self) -> None:
+        """Check that the patch has a meaning in the tower that is named."""
+        check_choice("tower", self.tower, Tower)
+        if self.tower == "language":
+            return
+        if self.patch is None:
+            msg = (
+                'tower="vision" says where a patch acts, and there is none: leave it '
+                "out, or add a patch such as eah.EAH()"
+            )
+            raise SettingsError(msg)
+        if why := why_not_in_tower(self.patch):
+            raise SettingsError(why)
 
     def __hash__(self) -> int:
         """Hash the condition by its name: its decoding is a mapping."""
@@ -134,6 +161,7 @@ class Condition(metaclass=Named):
             "near_tie": self.near_tie and self.near_tie.to_dict(),
             "decoding": {task: dict(given) for task, given in self.decoding.items()},
             "random": self.random and self.random.to_dict(),
+            "tower": "" if self.tower == "language" else self.tower,
             "null_of": self.null_of,
         }
         return named | {key: value for key, value in more.items() if value}
@@ -192,11 +220,20 @@ class Condition(metaclass=Named):
         """
         if self.patch is None:
             return
-        model.check(self.patch)
+        if self.tower == "vision":
+            check_tower_settings(model, self.patch)
+        else:
+            model.check(self.patch)
         if not self.patch.fits_itself:  # nothing is found later
             self.patch.check_fitted()
         if self.random is not None and self.random.can_draw(self.patch):
-            self.random.replace(self.patch, n_heads=model.n_heads, items=[0])
+            n_heads = self._count_heads(model)
+            self.random.replace(self.patch, n_heads=n_heads, items=[0])
+
+    def _count_heads(self, model: Any) -> int:
+        """Count the heads of a layer of the tower in which the patch acts."""
+        in_tower = self.tower == "vision"
+        return int(find_tower(model).n_heads if in_tower else model.n_heads)
 
     def apply(
         self,
@@ -221,10 +258,13 @@ class Condition(metaclass=Named):
         if images:
             patch = patch.fit(model, images, prompts)
         if self.random is not None:
-            patch = self.random.replace(patch, n_heads=model.n_heads, items=seeds)
-        if isinstance(patch, EAH):
+            n_heads = self._count_heads(model)
+            patch = self.random.replace(patch, n_heads=n_heads, items=seeds)
+        # The vision tower sees images and tiles, as many as there are: one seed draws
+        # the same for each of them, whatever batch it stands in.
+        if isinstance(patch, EAH) and self.tower == "language":
             patch = seed_items(patch, list(seeds))
-        return edit(model, patch)
+        return edit(model, patch, tower=self.tower)
 
 
 def _check_decoding(decoding: object) -> dict[str, dict[str, Any]]:
@@ -295,6 +335,7 @@ def control_conditions(
     draws: int = 3,
     seed: int = 0,
     tasks: Collection[str] = TASKS,
+    tower: Tower = "language",
 ) -> tuple[Condition, ...]:
     """List the baseline, a patch, and the nulls that fit it.
 
@@ -312,6 +353,7 @@ def control_conditions(
         seed: Seeds them.
         tasks: Of the study's items: nulls of yes/no answers are left out where there
             are none.
+        tower: Where the patch and its controls act, as in `Condition`.
 
     Raises:
         SettingsError: If a value is impossible.
@@ -329,11 +371,16 @@ def control_conditions(
     n_draws = check_integer("draws", draws, least=1)
     seed = check_integer("seed", seed)
     patch = EAH() if eah is None else eah
-    first = type(patch).__name__ if name is None else name
-    method = Condition(first, patch)
+    where = name_tower(tower)
+    first = type(patch).__name__ + where if name is None else name
+    method = Condition(first, patch, tower=tower)
     if isinstance(patch, EAH):
         controls = [
-            Condition(donor, dataclasses.replace(patch, donor=donor))  # type: ignore[arg-type]
+            Condition(
+                donor + where,
+                dataclasses.replace(patch, donor=donor),  # type: ignore[arg-type]
+                tower=tower,
+            )
             for donor in CONTROL_DONORS
         ]
         return (BASELINE, method, *controls)
@@ -343,17 +390,28 @@ def control_conditions(
             patch,
             random=RandomDraw(what, draw=draw, seed=seed),
             null_of=first,
+            tower=tower,
         )
         for what in WHATS
         if has(patch, what)
         for draw in range(n_draws)
     ]
     own = [
-        Condition(f"{first}, {what}", other, null_of=first)
+        Condition(f"{first}, {what}", other, null_of=first, tower=tower)
         for what, other in patch.controls().items()
     ]
     answers = (YES_BIASED, NEAR_TIE) if "yes_no" in tasks else ()
     return (BASELINE, method, *own, *drawn, *answers)
+
+
+def name_tower(tower: Tower) -> str:
+    """Say in a condition's name where it acts; nothing in the language model.
+
+    Example:
+        >>> name_tower("vision"), name_tower("language")
+        (' tower=vision', '')
+    """
+    return "" if tower == "language" else f" tower={tower}"
 
 
 @by_name
@@ -362,6 +420,7 @@ def sweep(
     *,
     eah: Intervention | None = None,
     prefix: str | None = None,
+    tower: Tower = "language",
 ) -> tuple[Condition, ...]:
     """Vary settings, every combination a condition.
 
@@ -369,6 +428,7 @@ def sweep(
         axes: Values by setting.
         eah: The other settings: `EAH`, or another intervention; `EAH()` when None.
         prefix: How names begin; the intervention's name when None.
+        tower: Where the interventions act, as in `Condition`.
 
     Raises:
         SettingsError: If a setting is unknown or a value impossible.
@@ -390,12 +450,16 @@ def sweep(
         check_text("prefix", prefix, error=SettingsError)
     eah = EAH() if eah is None else eah
     kind = type(eah)
-    prefix = kind.__name__ if prefix is None else prefix
+    prefix = kind.__name__ + name_tower(tower) if prefix is None else prefix
     base = eah.to_dict()
     if isinstance(eah, EAH) and eah.beta == DEFAULT_BETA[eah.definition]:
         base.pop("beta")  # each definition has its own
     return tuple(
-        Condition(name_changes(prefix, changes), kind.from_dict(base | changes))
+        Condition(
+            name_changes(prefix, changes),
+            kind.from_dict(base | changes),
+            tower=tower,
+        )
         for changes in combine(axes)
     )
 
@@ -503,7 +567,9 @@ def describe_patch(condition: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def _tell_beside(condition: Mapping[str, Any]) -> Iterator[str]:
-    """Tell what a condition changes beside the model."""
+    """Tell what a condition changes beside the model, and in which tower."""
+    if condition.get("tower"):
+        yield f"in the {condition['tower']} tower"
     if condition.get("random"):
         yield str(RandomDraw.from_dict(condition["random"]))
     if condition.get("ask"):
@@ -545,7 +611,8 @@ def is_plain_patch(condition: Mapping[str, Any]) -> bool:
     """Tell whether a condition changes nothing beside the model.
 
     Args:
-        condition: As a manifest lists it.
+        condition: As a manifest lists it. What acts in the vision tower is compared
+            with nothing that acts in the language model.
     """
     return not any(condition.get(key) for key in RESERVED[2:-1])
 

@@ -37,6 +37,7 @@ from eah_interp.studies.conditions import (
     control_conditions,
     list_kinds,
     name_changes,
+    name_tower,
 )
 from eah_interp.studies.items import (
     Item,
@@ -485,11 +486,15 @@ def read_condition(entry: Any, *, seed: int) -> tuple[Condition, ...]:
     if isinstance(entry, Mapping) and "sweep" in entry:
         rest, changes = _split(entry)
         found = _read_sweep(rest, seed=seed)
-        return tuple(dataclasses.replace(one, **changes) for one in found)
+        where = name_tower(changes.get("tower", "language"))
+        return tuple(
+            dataclasses.replace(one, name=one.name + where, **changes) for one in found
+        )
     if isinstance(entry, Mapping) and "kind" in entry:
         rest, changes = _split(entry)
         name, kind, patch = _make(rest, seed=seed)
-        return (Condition(name or _name(kind, rest), patch, **changes),)
+        where = name_tower(changes.get("tower", "language"))
+        return (Condition(name or _name(kind, rest) + where, patch, **changes),)
     if isinstance(entry, Mapping) and set(CHANGES) & set(entry):
         rest, changes = _split(entry)
         if set(rest) != {"name"}:
@@ -510,9 +515,12 @@ def read_condition(entry: Any, *, seed: int) -> tuple[Condition, ...]:
 CHANGES = ("ask", "near_tie", "decoding")
 """What an entry may change beside the model."""
 
+TOWER = "tower"
+"""Where an entry says in which tower its kind acts."""
+
 
 def _split(entry: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Part an entry into what its kind reads, and what it changes beside the model.
+    """Part an entry into what its kind reads, and what it changes beside that.
 
     A kind of a user's own may have a setting of such a name: it is the kind's.
     """
@@ -520,7 +528,9 @@ def _split(entry: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     kind = list_kinds().get(named) if isinstance(named, str) else None
     own = {field.name for field in dataclasses.fields(kind)} if kind else set()
     changes = {
-        key: value for key, value in entry.items() if key in CHANGES and key not in own
+        key: value
+        for key, value in entry.items()
+        if key in (*CHANGES, TOWER) and key not in own
     }
     rest = {key: value for key, value in entry.items() if key not in changes}
     if "near_tie" in changes:
@@ -532,11 +542,13 @@ def _split(entry: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
 def _read_controls(entry: Mapping[str, Any], *, seed: int) -> tuple[Condition, ...]:
     """Read `controls: ...`, alone for EAH or beside a kind, with the nulls that fit."""
     checked = make_controls_schema()
+    tower = entry.get(TOWER, "language")
+    entry = {key: value for key, value in entry.items() if key != TOWER}
     if "kind" not in entry:
         given = checked.model_validate(entry).controls
         settings = {} if given is True else given
         eah = _make({"kind": "eah", **settings}, seed=seed)[2]
-        return control_conditions(eah)
+        return control_conditions(eah, tower=tower)
     rest = {key: value for key, value in entry.items() if key != "controls"}
     given = checked.model_validate({"controls": entry["controls"]}).controls
     options = {} if given is True else dict(given)
@@ -548,7 +560,10 @@ def _read_controls(entry: Mapping[str, Any], *, seed: int) -> tuple[Condition, .
         raise ValueError(msg)
     name, kind, patch = _make(rest, seed=seed)
     return control_conditions(
-        patch, name=name or _name(kind, rest), **{"seed": seed, **options}
+        patch,
+        name=name or _name(kind, rest) + name_tower(tower),
+        tower=tower,
+        **{"seed": seed, **options},
     )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 import torch
 
+from eah_interp._types import Tower
 from eah_interp.errors import (
     EAHError,
     ExtraMissingError,
@@ -172,7 +173,7 @@ def _ask(
             "Yes" if is_near else t for t, is_near in zip(texts, near, strict=True)
         ]
     ends = _end_tokens(twin)
-    donors = _name_donors(twin, len(places))
+    donors = _name_donors(twin, len(places), tower=condition.tower)
     return {
         place: {"answer": text.strip(), "n_tokens": _count(line, ends), "donors": heads}
         for place, text, line, heads in zip(
@@ -209,9 +210,18 @@ def _end_tokens(model: Any) -> set[int]:
     return {int(token) for tokens in listed for token in tokens if token is not None}
 
 
-def _name_donors(model: Any, n_items: int) -> list[str]:
-    """Name the heads that donated to each item, as in "L1H3 L2H0"."""
-    found = [(layer, heads.tolist()) for layer, heads in donors_of_run(model).items()]
+def _name_donors(model: Any, n_items: int, *, tower: Tower) -> list[str]:
+    """Name the heads that donated to each item, as in "L1H3 L2H0".
+
+    In the vision tower an image may be many tiles, with donors of their own: there
+    heads are named where each item is one image of one tile.
+    """
+    donors = donors_of_run(model, tower=tower)
+    found = [
+        (layer, heads.tolist())
+        for layer, heads in donors.items()
+        if tower == "language" or len(heads) == n_items
+    ]
     return [
         " ".join(f"L{layer}H{heads[i]}" for layer, heads in found if heads[i] >= 0)
         for i in range(n_items)

@@ -7,12 +7,12 @@ from nnsight.intervention.iterator import Iterations
 import eah_interp as eah
 from eah_interp.errors import (
     InputError,
-    KeywordError,
     ModelError,
     SettingsError,
     UnsupportedError,
 )
 from eah_interp.finders import find_image_heads
+from eah_interp.interventions import donors_of_run
 from eah_interp.testing import random_image
 from tests.hooked import NO_TOWER
 from tests.interventions.test_videos import video_inputs
@@ -238,6 +238,133 @@ def test_a_generation_reads_what_the_patched_tower_saw(family):
     assert torch.equal(first, logits[:, -1].argmax(-1))
 
 
+# ---- A patch that stays.
+
+
+def generate_by_hand(family, point, delta):
+    """Generate in plain transformers, whose tower is edited; logits of each step."""
+    oracle = TowerOracle(family, share_plain(family), {point: add(point[0], delta)})
+    with torch.no_grad(), oracle.attending():
+        found = oracle.plain.generate(**encode(family), **NEW, **LOGITS)
+    return torch.stack(found.logits)
+
+
+LOGITS = {"output_logits": True, "return_dict_in_generate": True}
+
+
+@pytest.mark.parametrize(
+    "family",
+    [
+        family
+        if family in ("llava", "qwen2_5_vl", "inkling2")
+        else pytest.param(family, marks=pytest.mark.slow)
+        for family in ATTENDS
+    ],
+)
+def test_a_twin_generates_as_transformers_do_whose_tower_is_edited(family):
+    oracle, _, _ = look_at(family)
+    delta = torch.zeros_like(oracle.whole(*HEADS))
+    delta[:, 1] = -oracle.whole(*HEADS)[:, 1]
+    expected = generate_by_hand(family, HEADS, delta)
+    plain = generate_by_hand(family, HEADS, delta * 0)
+    model, settings = share_model(family), eah.Ablation(heads=("L0H1",))
+    twin = eah.edit(model, settings, tower="vision")
+    with torch.no_grad():
+        found = twin.generate(**encode(family), **NEW, **LOGITS)
+        own = model.generate(**encode(family), **NEW, **LOGITS)
+    assert measure_gap(torch.stack(found.logits), expected) <= TOLERANCE
+    assert measure_gap(torch.stack(own.logits), plain) <= TOLERANCE
+    assert measure_gap(expected, plain) > 20 * TOLERANCE
+    _, logits = run_patched(family, settings)
+    with torch.no_grad(), twin.trace(**encode(family), use_cache=False):
+        again = twin.logits.save()
+    assert torch.equal(again, logits)
+
+
+@pytest.mark.parametrize("family", ["llava", "idefics2", "qwen2_5_vl"])
+def test_a_twin_answers_a_batch_as_its_items_alone(family):
+    model = share_model(family)
+    twin = eah.edit(model, eah.EAH(layers=(0,)), tower="vision")
+    pictures, prompts = [random_image(0), random_image(1, width=48)], [" what ?"] * 2
+    gaps = []
+    for one in (model, twin):
+        both, *alone = (
+            one.generate(**encode(family, some, prompts[: len(some)]), **NEW, **LOGITS)
+            for some in (pictures, pictures[:1], pictures[1:])
+        )
+        singles = torch.cat([single.logits[0] for single in alone])
+        gaps.append(float(measure_gap(both.logits[0], singles)))
+    assert gaps[1] <= max(2 * gaps[0], TOLERANCE)
+
+
+def test_a_twin_carries_patches_of_both_towers():
+    model, encoding = share_model("llava"), encode("llava")
+    in_tower, after = eah.EAH(layers=(0,), donor=1), eah.EAH(layers=(1,))
+    twin = eah.edit(eah.edit(model, in_tower, tower="vision"), after)
+    with torch.no_grad(), model.trace(**encoding):
+        eah.intervene(model, in_tower, tower="vision")
+        patch = eah.intervene(model, after)
+        expected = model.logits.save()
+    with torch.no_grad(), twin.trace(**encoding):
+        logits = twin.logits.save()
+    assert torch.equal(logits, expected)
+    donors = {tower: donors_of_run(twin, tower=tower) for tower in TOWERS}
+    assert {tower: list(found) for tower, found in donors.items()} == {
+        "vision": [0],
+        "language": [1],
+    }
+    assert donors["vision"][0].tolist() == [1, 1]
+    assert donors["language"][1].tolist() == patch.donors.tolist()
+    first, second = str(twin).splitlines()[:2]
+    assert first == f"patched by InTower(settings={in_tower})"
+    assert second == f"patched by {after}"
+    assert twin.patches[1] is after
+    assert twin.patches[0].settings is in_tower
+    twin.clear_edits()
+    assert twin.patches == model.patches == ()
+
+
+TOWERS = ("vision", "language")
+
+
+def test_one_settings_in_both_towers_are_two_patches():
+    model, encoding, settings = share_model("llava"), encode("llava"), eah.EAH()
+    with torch.no_grad(), model.trace(**encoding):
+        seen = eah.intervene(model, settings, tower="vision")
+        read = eah.intervene(model, settings)
+    donors = [donors_of_run(model, tower=tower)[1].tolist() for tower in TOWERS]
+    assert donors == [seen.donors.tolist(), read.donors.tolist()]
+
+
+def test_scores_of_a_twin_say_where_it_was_patched_and_are_saved(tmp_path):
+    twin = eah.edit(share_model("llava"), eah.EAH(layers=(0,)), tower="vision")
+    found = eah.score_sinks(twin, encode("llava"), tower="vision", layers=[1])
+    plain = eah.score_sinks(
+        share_model("llava"), encode("llava"), tower="vision", layers=[1]
+    )
+    assert not torch.equal(found.density, plain.density)
+    assert "InTower(settings=EAH(" in repr(found)
+    found.save(tmp_path)
+    assert type(found).load(tmp_path) == found
+
+
+def test_a_twin_in_the_tower_is_refused_as_a_patch_is():
+    model = share_model("llava")
+    with pytest.raises(UnsupportedError, match="PAI cannot act in the vision tower"):
+        eah.edit(model, eah.PAI(), tower="vision")
+    with pytest.raises(SettingsError, match="layer 2 does not exist: expected 0 to 1"):
+        eah.edit(model, eah.EAH(layers=(2,)), tower="vision")
+    for family in NO_TOWER:
+        with pytest.raises(ModelError, match="no vision tower of layers"):
+            eah.edit(share_model(family), eah.EAH(layers=(0,)), tower="vision")
+    twin = eah.edit(model, eah.EAH(layers=(0,)), tower="vision")
+    with pytest.raises(InputError, match="expected an image in the run, got none"):
+        twin.generate("is there a cat ?", **NEW)
+
+
+# ---- What was done says so.
+
+
 def test_what_was_done_says_in_which_tower():
     patch, _ = run_patched("llava", eah.EAH(layers=(0,)))
     assert "layer 0 of the vision tower" in repr(patch)
@@ -364,8 +491,6 @@ def test_there_are_two_towers_and_sinks_of_the_tower_are_its_own():
         eah.score_sinks(model, encoding, tower="vision", columns="tower")
     with pytest.raises(UnsupportedError, match="counts the tokens of a causal prompt"):
         eah.score_sinks(model, encoding, tower="vision", definition="paper")
-    with pytest.raises(KeywordError, match="tower"):
-        eah.edit(model, eah.EAH(layers=(0,)), tower="vision")
 
 
 @pytest.mark.usefixtures("as_users_run_it")

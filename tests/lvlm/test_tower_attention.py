@@ -1,11 +1,17 @@
 """The tower's attention by name, against loops in plain transformers, by family."""
 
+import dataclasses
+
 import pytest
 import torch
 
 import eah_interp as eah
+from eah_interp.attribution import read_patterns
 from eah_interp.errors import InputError, ModelError, SettingsError, UnsupportedError
+from eah_interp.interventions.donation import score_call
 from eah_interp.lvlm.anatomy import find_packed_call
+from eah_interp.lvlm.attention import AttentionCall
+from eah_interp.lvlm.prompt import Prompt
 from eah_interp.lvlm.sequences import Packing, SequenceMask, find_blocks, group_chunks
 from eah_interp.testing import random_image, tiny_lvlm, tiny_processor
 from tests.hooked import NO_TOWER, TOWER_OF
@@ -246,17 +252,31 @@ def test_the_tower_has_no_rows_of_one_invoke():
 
 
 def test_a_tower_whose_call_does_not_explain_it_is_refused(monkeypatch):
-    # Under SDPA this tower is causal where nothing is padded, and its mask says so not.
     tiny = tiny_lvlm("llava", attn_implementation="eager")
-    for layer in tiny.model.vision_tower.encoder.layers:
-        monkeypatch.setattr(layer.self_attn, "is_causal", True)
     model = eah.wrap(tiny, tiny_processor("llava"))
+    model.dispatch()
+    monkeypatch.setattr(AttentionCall, "_scale", lambda _: 3.0)
     with (
         pytest.raises(ModelError, match="layer 0 of the vision tower is not explained"),
         torch.no_grad(),
         model.trace(**encode("llava")),
     ):
         model.vision_attention_probabilities[0].save()
+
+
+def test_eager_attention_without_a_mask_sees_what_comes_later(monkeypatch):
+    """Phi-4's tower calls itself causal, which only SDPA heeds."""
+    tiny = tiny_lvlm("llava", attn_implementation="eager")
+    expected = TowerOracle("llava", tiny)
+    expected.run(encode("llava"))
+    for layer in tiny.model.vision_tower.encoder.layers:
+        monkeypatch.setattr(layer.self_attn, "is_causal", True)
+    model = eah.wrap(tiny, tiny_processor("llava"))
+    with torch.no_grad(), model.trace(**encode("llava")):
+        pattern = model.vision_attention_probabilities[0].save()
+    whole = expected.whole("attention_probabilities", 0)
+    torch.testing.assert_close(pattern, whole)
+    assert whole.triu(1).any()
 
 
 def test_packed_towers_in_flash_attention_are_refused_by_name(monkeypatch):
@@ -301,3 +321,68 @@ def test_sequences_are_spread_and_packed_back():
     assert find_blocks(mixed) is None
     assert group_chunks((2, 2, 3), (3, 4)) == ((2,), (2,), (3,))
     assert SequenceMask(((2, 1),), 3).parts() == [(0, slice(0, 2)), (0, slice(2, 3))]
+
+
+MASKS = (SequenceMask(((3, 1, 2), (4,)), 6), SequenceMask(((2, 2), (2, 2)), 4))
+
+
+@pytest.mark.parametrize("mask", MASKS)
+def test_parts_are_split_and_joined(mask):
+    items = torch.randn(2, 3, mask.width, 5)
+    tokens = mask.write()[:, 0].any(-1)
+    parts = mask.split(items, axis=2)
+    lengths = [length for chunk in mask.chunks for length in chunk]
+    assert parts.shape == (len(lengths), 3, max(lengths), 5)
+    for part, (row, own) in zip(parts, mask.parts(), strict=True):
+        length = own.stop - own.start
+        assert torch.equal(part[:, :length], items[row, :, own])
+        assert not part[:, length:].any()
+    back = items * tokens[:, None, :, None]
+    assert torch.equal(mask.join(parts, axis=2), back)
+    assert mask.part_tokens().sum(-1).tolist() == lengths
+    some = torch.tensor([2, 0])
+    assert torch.equal(mask.write(rows=some), mask.write()[:, :, some])
+
+
+@pytest.mark.parametrize("mask", MASKS)
+def test_a_call_of_windows_is_that_of_the_whole_mask(mask):
+    """Scores, sinks and what heads return, window by window and with the mask."""
+    torch.manual_seed(0)
+    module = share_plain("qwen2_5_vl").get_submodule("model.visual.blocks.0.attn")
+    tensors = [torch.randn(2, 4, mask.width, 8) for _ in range(3)]
+    cut = AttentionCall(module, *tensors, mask, (), {"is_causal": False})
+    whole = dataclasses.replace(cut, mask=mask.write())
+    tokens = mask.write()[:, 0].any(-1)
+    columns = tokens.clone()
+    columns[:, 0] = False  # a token of the tower's own
+    prompt = Prompt(columns, tokens)
+    one = score_call(cut, prompt, definition="visible")
+    other = score_call(whole, prompt, definition="visible")
+    torch.testing.assert_close(one.scores, other.scores)
+    torch.testing.assert_close(one.unit, other.unit)
+    assert torch.equal(one.columns, other.columns)
+    assert torch.equal(one.sinks(1.0), other.sinks(1.0))
+    assert torch.equal(one.density(1.0), other.density(1.0))
+    parts = cut.by_parts().attend_with(lambda block: block.weights)
+    expected = whole.attend_with(lambda block: block.weights)
+    real = tokens[..., None, None]
+    torch.testing.assert_close(mask.join(parts, axis=1), expected * real)
+
+
+def test_no_mask_of_all_pairs_is_made_where_packed_images_are_scored(monkeypatch):
+    model, encoding = share_model("qwen2_5_vl"), encode("qwen2_5_vl")
+    expected = eah.score_sinks(model, encoding, tower="vision")
+    write = SequenceMask.write
+
+    def refuse(self, device=None, *, rows=None):
+        assert rows is not None, "a whole mask was written out"
+        return write(self, device, rows=rows)
+
+    monkeypatch.setattr(SequenceMask, "write", refuse)
+    model.anatomy.checked.clear()  # what is checked once is checked so, too
+    found = eah.score_sinks(model, encoding, tower="vision")
+    assert torch.equal(found.density, expected.density)
+    asked = {"heads": ["L0H1", "L1H0"], "query": [3], "tower": "vision"}
+    read_patterns(model, encoding, **asked)
+    with pytest.raises(AssertionError, match="a whole mask was written out"):
+        SequenceMask(((1,),), 1).write()
