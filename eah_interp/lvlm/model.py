@@ -421,12 +421,8 @@ class LVLM(HookedModel):
             raise SettingsError(msg)
         encoding = self.encode(images, prompts)
         self._say_what_it_knows(encoding)
-        # First, so that a processor of the user's does not see NaN and pass it on.
-        processors = [refuse_nan, *(generate.pop("logits_processor", None) or [])]
         inputs = {**encoding, **generate}  # as in a trace: a mask may be another
-        found = self.generate(
-            **inputs, max_new_tokens=max_new_tokens, logits_processor=processors
-        )
+        found = self.generate(**inputs, max_new_tokens=max_new_tokens)
         ids = getattr(found, "sequences", found)  # return_dict_in_generate=True
         new = ids[:, inputs["input_ids"].shape[1] :]
         answers = [
@@ -453,6 +449,7 @@ class LVLM(HookedModel):
         Raises:
             InputError: As for `trace`.
             KeywordError: As for `trace`.
+            NumericalError: If the model's logits are NaN.
         """
         plain = inspect.unwrap(TransformersModel.generate).__get__(self, type(self))
         if self.interleaver.interleaving:
@@ -625,6 +622,9 @@ class LVLM(HookedModel):
         if generates:
             check_generation(kwargs)
             kwargs = with_padding_mask(self, kwargs)
+            # First, so that a processor of the user's does not see NaN and pass it on.
+            processors = [refuse_nan, *(kwargs.get("logits_processor") or [])]
+            kwargs = {**kwargs, "logits_processor": processors}
         kwargs = leave_inference(kwargs)
         check_written_mask(kwargs.get("attention_mask"), self)
         check_vocabulary(self, kwargs)
