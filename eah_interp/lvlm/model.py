@@ -99,7 +99,7 @@ class LVLM(HookedModel):
             however many there are. nnsight ends such a loop with a warning, which
             means nothing here and is not shown.
         patches: The interventions that `edit` has put into it, in their order.
-        knows: What images a toy knows: logged where `describe` is given another.
+        knows: What images a toy knows: logged once, where it is given another.
         forwards: The code of its layers, as it was wrapped with it.
     """
 
@@ -263,6 +263,7 @@ class LVLM(HookedModel):
         # A tokenizer keeps its padding on itself, so two threads cannot share it.
         with self.alone(), unset_fake_temporarily(), torch.inference_mode(mode=False):
             encoding = encode_rows(rows, self.processor, placeholder=placeholder)
+            self._say_what_it_knows(encoding)
             return cast_floats(encoding, self._module.dtype)
 
     @by_name
@@ -420,7 +421,6 @@ class LVLM(HookedModel):
             )
             raise SettingsError(msg)
         encoding = self.encode(images, prompts)
-        self._say_what_it_knows(encoding)
         inputs = {**encoding, **generate}  # as in a trace: a mask may be another
         found = self.generate(**inputs, max_new_tokens=max_new_tokens)
         ids = getattr(found, "sequences", found)  # return_dict_in_generate=True
