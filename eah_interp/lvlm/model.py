@@ -85,6 +85,17 @@ logger = logging.getLogger("eah_interp")
 TASK = "image-text-to-text"
 
 
+def _returning_it(name: str) -> Callable[..., Any]:
+    """Call a method of the module that returns it, and return what wraps it."""
+
+    @functools.wraps(getattr(nn.Module, name))
+    def call(self: "LVLM", *args: Any, **kwargs: Any) -> "LVLM":
+        getattr(self._module, name)(*args, **kwargs)
+        return self
+
+    return call
+
+
 class LVLM(HookedModel):
     """nnsight's `TransformersModel`, with images as first-class inputs.
 
@@ -485,24 +496,19 @@ class LVLM(HookedModel):
         self.dispatch()
         return self.interleave(self._module, *inputs, **kwargs)
 
-    def __getattr__(self, name: str) -> Any:
-        """Find what only the module has; where that is the module's, keep the wrapper.
+    @property
+    def forward(self) -> Callable[..., Any]:
+        """The module's forward; of a twin of `edit`, the patched one."""
+        run: Callable[..., Any] = self if self._edits else self._module.forward
+        return run
 
-        `eval()` and `half()` return the model that they were called on, which is not
-        the bare one here, and `forward` runs a twin of `edit` with its patch.
-        """
-        found = super().__getattr__(name)
-        if name == "forward" and self._edits:
-            return self.__call__
-        if name not in _RETURN_IT:
-            return found
-
-        @functools.wraps(found)
-        def call(*args: Any, **kwargs: Any) -> Any:
-            result = found(*args, **kwargs)
-            return self if result is self._module else result
-
-        return call
+    eval = _returning_it("eval")
+    train = _returning_it("train")
+    requires_grad_ = _returning_it("requires_grad_")
+    half = _returning_it("half")
+    bfloat16 = _returning_it("bfloat16")
+    float = _returning_it("float")
+    double = _returning_it("double")
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         """Refuse a copy, which would be hooked where the original is.
@@ -661,12 +667,6 @@ class LVLM(HookedModel):
             return super().__reduce_ex__(protocol)
         return object.__new__, (HookedModel,), self.__getstate__()
 
-
-_RETURN_IT = {
-    *("eval", "train", "half", "float", "double", "bfloat16", "type", "apply"),
-    *("requires_grad_", "to_empty", "share_memory", "xpu", "ipu", "mtia"),
-}
-"""Methods of a module that return it."""
 
 _TAKES = {
     "trace": "It takes images, prompts, and what the model's forward takes",
