@@ -23,6 +23,9 @@ _MOST = 10_000_000
 _NO_WIDTH = 1e-9
 """Narrower intervals have their width from rounding."""
 
+_NO_SHARE = 1e-3
+"""How far beyond 0 and 1 rounding carries a share, of half precision too."""
+
 
 @register
 @dataclass(frozen=True, kw_only=True)
@@ -208,6 +211,8 @@ def compare_rates(
             paired=True,
             vectorized=True,
             n_resamples=resamples,
+            # The same draws, and not all of them in memory at a time.
+            batch=max(1, _BLOCK // n_items),
             confidence_level=level,
             method="percentile",
             rng=seed,
@@ -438,6 +443,9 @@ def cohens_h(
     Returns:
         After minus before.
 
+    Raises:
+        InputError: If shapes differ, or one is no share.
+
     Example:
         >>> round(float(cohens_h(torch.tensor(0.5), torch.tensor(1.0))), 3)
         1.571
@@ -447,6 +455,12 @@ def cohens_h(
     if before.shape != after.shape:
         msg = f"expected as many shares twice, got {before.shape} and {after.shape}"
         raise InputError(msg)
+    for name, shares in (("before", before), ("after", after)):
+        # Rounding may carry a share beyond its ends, and percentages are no shares.
+        if bool(((shares < -_NO_SHARE) | (shares > 1 + _NO_SHARE)).any()):
+            low, high = float(shares.min()), float(shares.max())
+            msg = f"{name} must be shares from 0 to 1, got {low:.3g} to {high:.3g}"
+            raise InputError(f"{msg}; divide percentages by 100")
 
     def angle(share: Tensor) -> Tensor:
         return 2 * torch.asin(share.clamp(0, 1).sqrt())

@@ -83,6 +83,8 @@ def read_captions(
             )
             raise InputError(msg)
         image = image_id_of(record.values[key], place=record.place)
+        if image_key is None:
+            _check_image(record, image)
         if image in first and repeats == "refuse":
             msg = (
                 f"{record.place}: image {image} has a caption in {first[image]} "
@@ -104,6 +106,26 @@ def read_captions(
             "place": places,
         }
     )
+
+
+def _check_image(record: Record, image: ImageId) -> None:
+    """Check that `image_id` and `image`, where both stand, are one image.
+
+    Raises:
+        InputError: If they are two: one may be a number in the file.
+    """
+    if not all(name in record.values for name in _IMAGE):
+        return
+    other = record.values["image"]
+    found = image_id_of(other, place=record.place)
+    if isinstance(found, str):  # in a folder, say
+        found = image_id_of(found.replace("\\", "/").split("/")[-1], place=record.place)
+    if isinstance(found, int) and isinstance(image, int) and found != image:
+        msg = (
+            f"{record.place}: expected one image, got image_id {image} and the image "
+            f"{other!r}; name the key of the one that is meant with image_key"
+        )
+        raise InputError(msg)
 
 
 def _unpack(records: list[Record]) -> list[Record]:

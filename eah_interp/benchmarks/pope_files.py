@@ -3,6 +3,7 @@
 import json
 import re
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 import pandas as pd
@@ -21,12 +22,15 @@ from eah_interp.benchmarks.pope import (
     STRICT,
     Rule,
     is_neither,
+    read_first_word,
     read_strictly,
     says_yes,
 )
 from eah_interp.benchmarks.records import (
     Record,
+    check_only,
     fold_spaces,
+    is_truth,
     read_answer,
     read_records,
 )
@@ -38,6 +42,14 @@ URL = "https://github.com/RUCAIBox/POPE"
 
 _ID, _IMAGE, _PLACE = "question_id", "image", "place"
 _SHARED = (_ID, _IMAGE)
+
+_LABEL, _OTHER_IMAGE = "label", "image_id"
+
+_ID_TOO = ("questionId", "questionID", "questionid", "qid", "q_id")
+"""Other spellings of `question_id`."""
+
+_NUMBERS = ("id", "idx", "index", "sample_id", "sample_idx")
+"""Keys of a number that may be the question's, or that of the object in its file."""
 
 
 @by_name
@@ -98,20 +110,73 @@ def read_pope_answers(path: Path | str) -> pd.DataFrame:
         path: The file.
 
     Returns:
-        One row an answer: `answer`, `place`, and of `question_id`, `image` and
-        `question` what is given.
+        One row an answer: `answer`, `place`, and of `question_id`, `image`,
+        `question`, `label` and `image_id` what is given.
 
     Raises:
         InputError: If the file cannot be read, an answer is not text, differs from
-            another in its object or is the question, or an identifier stands twice.
+            another in its object or is the question, an identifier stands twice, or
+            answers that nothing ties to a question are numbered out of order.
     """
-    records = read_records(check_path("path", path))
+    records = [_spell_id(one) for one in read_records(check_path("path", path))]
     answers, questions = zip(*map(read_answer, records), strict=True)
+    for record, answer in zip(records, answers, strict=True):
+        _check_no_other(record, answer)
     places = [record.place for record in records]
     table = pd.DataFrame({"answer": answers, _PLACE: places})
     if _is_given("question", [one is not None for one in questions], table):
         table["question"] = questions
-    return _with_shared(table, records)
+    labels = [str(record.values.get(_LABEL)).strip().lower() for record in records]
+    if {*labels} <= {"yes", "no"}:
+        table[_LABEL] = labels
+    others = [record.values.get(_OTHER_IMAGE) for record in records]
+    if all(isinstance(one, str | int) for one in others):
+        table[_OTHER_IMAGE] = others
+    table = _with_shared(table, records)
+    if _ID not in table and "question" not in table:
+        _check_numbered(records)
+    return table
+
+
+def _spell_id(record: Record) -> Record:
+    """Write the question's identifier as `question_id`, whatever it is called."""
+    other = record.key(*_ID_TOO)
+    if other is None or _ID in record.values:
+        return record
+    return Record({**record.values, _ID: record.values[other]}, record.place)
+
+
+def _check_no_other(record: Record, answer: str) -> None:
+    """Check that no key, however it is called, holds the other of yes and no."""
+    key = next(k for k, value in record.values.items() if value == answer)
+    said = read_strictly(answer)
+
+    def says_other(name: str, text: str) -> bool:
+        other = read_first_word(text) if len(text.split()) == 1 else None
+        return other not in (None, said) and not is_truth(name)
+
+    check_only(record, key, where=says_other)
+
+
+def _check_numbered(records: list[Record]) -> None:
+    """Check that answers which go by their order are numbered in it.
+
+    Runs on several processes write them out of order, and nothing else would tell.
+    """
+    key = records[0].key(*_NUMBERS)
+    if key is None:
+        return
+    numbers = [str(record.values.get(key)) for record in records]
+    if not all(number.isdecimal() for number in numbers):
+        return
+    for place, (before, after) in enumerate(pairwise(map(int, numbers)), start=1):
+        if after <= before:
+            msg = (
+                f"{records[place].place}: {key!r} {after} follows {before}: expected "
+                "answers in the order of the questions, or with their 'question_id'; "
+                f"if {key!r} is that, call it so"
+            )
+            raise InputError(msg)
 
 
 @by_name
@@ -273,20 +338,26 @@ def _check_same(questions: pd.DataFrame, answers: pd.DataFrame) -> None:
     """Check what answers say of their questions; a prompt may say more than those."""
     columns = [(_IMAGE, _IMAGE)] if _IMAGE in questions and _IMAGE in answers else []
     columns += [("text", "question")] if "question" in answers else []
+    columns += [(_LABEL, _LABEL)] if _LABEL in answers else []
     for asked, said in columns:
         pairs = zip(questions[asked], answers[said], strict=True)
         for row, (left, right) in enumerate(pairs):
             same = left == right
-            if asked != _IMAGE:
+            if asked == "text":
                 same = fold_spaces(left) in fold_spaces(right)
             if not same:
+                verb, its = "answers", "is"
+                if asked == _LABEL:
+                    verb, its = "is labelled", "is labelled"
                 msg = (
-                    f"{answers.place.iloc[row]} answers {right!r}, but the question "
-                    f"at its place, {questions.place.iloc[row]}, is {left!r}; expected "
-                    "the answers in the order of the questions, or with their "
+                    f"{answers.place.iloc[row]} {verb} {right!r}, but the question "
+                    f"at its place, {questions.place.iloc[row]}, {its} {left!r}; "
+                    "expected the answers in the order of the questions, or with their "
                     "'question_id'"
                 )
                 raise InputError(msg)
+    if _IMAGE in questions and _OTHER_IMAGE in answers:
+        _check_partition(questions, answers)
     pairs = zip(questions["text"], answers["answer"], strict=True)
     for row, (left, right) in enumerate(pairs):
         question, answer = fold_spaces(left), fold_spaces(right)
@@ -300,3 +371,20 @@ def _check_same(questions: pd.DataFrame, answers: pd.DataFrame) -> None:
                 f"{right[:60]!r}; write the model's answer alone, under 'answer'"
             )
             raise InputError(msg)
+
+
+def _check_partition(questions: pd.DataFrame, answers: pd.DataFrame) -> None:
+    """Check that images under another name go together as the questions' images do."""
+    known: dict[tuple[str, object], tuple[object, int]] = {}
+    pairs = zip(questions[_IMAGE], answers[_OTHER_IMAGE], strict=True)
+    for row, (image, other) in enumerate(pairs):
+        for key, value in ((("image", image), other), (("image_id", other), image)):
+            before, first = known.setdefault(key, (value, row))
+            if before != value:
+                places = answers.place.iloc[first], answers.place.iloc[row]
+                msg = (
+                    f"{places[1]}: expected answers in the order of the questions, or "
+                    f"with their 'question_id', got image_id {other!r} beside a "
+                    f"question about {image!r}, which {places[0]} contradicts"
+                )
+                raise InputError(msg)

@@ -5,7 +5,8 @@ Releases use all three under the same suffix. Whatever is wrong is said with its
 
 import bisect
 import json
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,23 @@ ANSWERS = (
 QUESTIONS = ("question", "prompt", "query", "instruction")
 """Keys under which they hold what it was asked."""
 
+_SAID = re.compile(
+    "answer|response|reply|replies|caption|description|completion|output|generat|pred"
+)
+"""What stands in keys of what a model said, whatever else they say."""
+
+_TRUE = "gt gold golden truth true correct right label labels ref reference target"
+_BESIDE = "id ids type kind file path name time date at seconds tokens length score"
+_NOT_SAID = {
+    *_TRUE.split(),
+    *_BESIDE.split(),
+    "groundtruth",
+    "expected",
+    "prompt",
+    "config",
+}
+"""Words of keys of something else: `gt_answer`, `answer_id`, `output_file`."""
+
 
 def read_answer(record: Record, *names: str) -> tuple[str, str | None]:
     """Read what a model said, and what it was asked, from one object.
@@ -76,8 +94,8 @@ def read_answer(record: Record, *names: str) -> tuple[str, str | None]:
         The answer; the question, where it is given.
 
     Raises:
-        InputError: If there is no answer, one that is no text, two that differ, or one
-            that is the question.
+        InputError: If there is no answer, one that is no text, two that differ (under
+            whatever keys a model's answers may stand), or one that is the question.
     """
     asked = record.key(*QUESTIONS)
     question = None if asked is None else record.text(asked)
@@ -99,6 +117,7 @@ def read_answer(record: Record, *names: str) -> tuple[str, str | None]:
         )
         raise InputError(msg)
     key, answer = next(iter(found.items()))
+    check_only(record, key, where=lambda name, _: name not in found and _is_said(name))
     if question is not None and fold_spaces(answer) == fold_spaces(question):
         msg = (
             f"{record.place}: expected an answer under {key!r}, got the question, "
@@ -106,6 +125,52 @@ def read_answer(record: Record, *names: str) -> tuple[str, str | None]:
         )
         raise InputError(msg)
     return answer, question
+
+
+def is_truth(name: str) -> bool:
+    """Tell whether a key is one of what is right, and not of what a model said.
+
+    Example:
+        >>> [is_truth(name) for name in ("label", "gtAnswer", "gold_label", "Response")]
+        [True, True, True, False]
+    """
+    return not _words(name).isdisjoint({*_TRUE.split(), "groundtruth", "expected"})
+
+
+def check_only(record: Record, key: str, *, where: Callable[[str, str], bool]) -> None:
+    """Check that no other text of an object may be the answer, and says otherwise.
+
+    Args:
+        record: The object.
+        key: Where the answer stands.
+        where: Whether a key and its text may be an answer.
+
+    Raises:
+        InputError: If one is.
+    """
+    answer = record.values[key].strip()
+    for name, text in record.values.items():
+        if name in (key, *QUESTIONS, "text") or not isinstance(text, str):
+            continue
+        if text.strip() != answer and where(name, text):
+            msg = (
+                f"{record.place}: expected one answer, got several that differ: "
+                f"{key!r} {answer[:40]!r} and {name!r} {text[:40]!r}; leave the "
+                "model's (is another the label?)"
+            )
+            raise InputError(msg)
+
+
+def _is_said(name: str) -> bool:
+    said = _SAID.search(name.lower()) is not None
+    by_whom = name.lower().endswith("model")
+    return said and not by_whom and _words(name).isdisjoint(_NOT_SAID)
+
+
+def _words(name: str) -> set[str]:
+    """List the words of a key: `gt_answer`, `gtAnswer` and `gt-answer` have two."""
+    parted = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)
+    return set(re.findall("[a-z]+", parted.lower()))
 
 
 def fold_spaces(text: str) -> str:

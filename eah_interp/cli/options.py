@@ -235,13 +235,15 @@ class ModelOptions:
             check_device(self.device)
             chosen["device_map"] = self.device
         try:
-            return eah_interp.load(self.model, **chosen)
+            loaded = eah_interp.load(self.model, **chosen)
         except eah_interp.EAHError:
             raise
         except (OSError, ValueError) as error:  # what transformers raises
             reason = " ".join(str(error).split())
             msg = f"cannot load {self.model or 'the toy'}: {reason}"
             raise ModelError(msg) from error
+        loaded.knows = ""  # commands say it of every image, after their numbers
+        return loaded
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -239,7 +239,8 @@ def write_prompt(row: Row, processor: Any, *, placeholder: str | None) -> str:
 
     Raises:
         InputError: If the chat template does not take the prompt, or leaves it or an
-            image out; if messages come to a processor without a template.
+            image out; if messages come to a processor without a template; if a text
+            without a placeholder ends as the template ends a prompt.
     """
     chat = not isinstance(row.prompt, str)
     if isinstance(row.prompt, str):
@@ -272,13 +273,37 @@ def write_prompt(row: Row, processor: Any, *, placeholder: str | None) -> str:
         if not template:
             before = "" if placeholder is None else placeholder * len(row.images) + "\n"
             return before + str(row.prompt)
-    return _fill_template(
+    written = _fill_template(
         messages,
         lambda chat: _apply_template(processor, template, chat),
         n_images=len(row.images),
         placeholder=placeholder,
         owner=owner,
     )
+    if isinstance(row.prompt, str):
+        _check_not_written(row.prompt, written, placeholder=placeholder)
+    return written
+
+
+_SHORTEST_END = 2
+"""A question may end in the sign or two that a template goes on with."""
+
+
+def _check_not_written(prompt: str, written: str, *, placeholder: str | None) -> None:
+    """Check that a text does not ask for an answer by itself, as the template does.
+
+    Raises:
+        InputError: If it does: turns would be written around turns.
+    """
+    end = written.rpartition(prompt)[2].strip() if prompt.strip() else ""
+    if len(end) > _SHORTEST_END and prompt.rstrip().endswith(end):
+        place = "the places of images" if placeholder is None else repr(placeholder)
+        msg = (
+            f"the prompt ends in {end!r}, as the model's chat template ends one, which "
+            f"would be written around it again: got {prompt[-60:]!r}; give the "
+            f"question alone, or a prompt that is written out, with {place} in it"
+        )
+        raise InputError(msg)
 
 
 def _apply_template(processor: Any, template: str | None, messages: Messages) -> str:

@@ -1,5 +1,6 @@
 """A language model that sees, wrapped for tracing."""
 
+import functools
 import inspect
 import logging
 import sys
@@ -13,7 +14,13 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from eah_interp.arguments import by_name, check_count, check_flag, find_near
-from eah_interp.errors import InputError, KeywordError, UnsupportedError, show_value
+from eah_interp.errors import (
+    InputError,
+    KeywordError,
+    SettingsError,
+    UnsupportedError,
+    show_value,
+)
 from eah_interp.indices import check_integer, to_int, to_ints
 from eah_interp.lvlm.adapters import attaching, take_out
 from eah_interp.lvlm.anatomy import (
@@ -50,7 +57,7 @@ from eah_interp.lvlm.keywords import list_run_keywords, refuse_unused
 from eah_interp.lvlm.masks import check_written_mask, with_padding_mask
 from eah_interp.lvlm.messages import Messages
 from eah_interp.lvlm.positions import check_positions
-from eah_interp.lvlm.prompt import INPUTS
+from eah_interp.lvlm.prompt import INPUTS, find_setting
 from eah_interp.lvlm.refusals import (
     NAMED,
     check_generation,
@@ -68,6 +75,7 @@ from eah_interp.lvlm.runs import (
     stoppable,
     watched_run,
 )
+from eah_interp.lvlm.same_layers import Forwards, check_same_layers, note_forwards
 from eah_interp.lvlm.spans import ImageSpan, find_spans
 from eah_interp.lvlm.verify import verify_hook_points
 from eah_interp.lvlm.weights import as_dispatched, checking_weights, find_device
@@ -75,6 +83,17 @@ from eah_interp.lvlm.weights import as_dispatched, checking_weights, find_device
 logger = logging.getLogger("eah_interp")
 
 TASK = "image-text-to-text"
+
+
+def _returning_it(name: str) -> Callable[..., Any]:
+    """Call a method of the module that returns it, and return what wraps it."""
+
+    @functools.wraps(getattr(nn.Module, name))
+    def call(self: "LVLM", *args: Any, **kwargs: Any) -> "LVLM":
+        getattr(self._module, name)(*args, **kwargs)
+        return self
+
+    return call
 
 
 class LVLM(HookedModel):
@@ -92,10 +111,12 @@ class LVLM(HookedModel):
             means nothing here and is not shown.
         patches: The interventions that `edit` has put into it, in their order; those of
             the vision tower as `InTower(settings)`.
-        knows: What images a toy knows: logged where `describe` is given another.
+        knows: What images a toy knows: logged once, where it is given another.
+        forwards: The code of its layers, as it was wrapped with it.
     """
 
     anatomy: Anatomy
+    forwards: Forwards
     knows: str = ""
     loops_openly = False
     patches: tuple[Any, ...] = ()
@@ -127,6 +148,7 @@ class LVLM(HookedModel):
         with never_asking(str(model) if isinstance(model, str) else "the processor"):
             super().__init__(model, *args, **kwargs)
         self.anatomy = resolve_anatomy(self._module, image_token=image_token_id)
+        self.forwards = note_forwards(self._module, self.anatomy)
         if self.dispatched:
             self._check()
 
@@ -253,6 +275,7 @@ class LVLM(HookedModel):
         # A tokenizer keeps its padding on itself, so two threads cannot share it.
         with self.alone(), unset_fake_temporarily(), torch.inference_mode(mode=False):
             encoding = encode_rows(rows, self.processor, placeholder=placeholder)
+            self._say_what_it_knows(encoding)
             return cast_floats(encoding, self._module.dtype)
 
     @by_name
@@ -387,8 +410,9 @@ class LVLM(HookedModel):
             InputError: As for `encode`.
             NumericalError: If the model's logits are NaN.
             UnsupportedError: In a trace of the model.
-            SettingsError: If `max_new_tokens` is no number of 1 or more, or `generate`
-                refuses another setting.
+            SettingsError: If `max_new_tokens` is no number of 1 or more, several
+                answers to a prompt are asked for, or `generate` refuses another
+                setting.
             KeywordError: If `generate` has no such setting.
         """
         max_new_tokens = check_count("max_new_tokens", max_new_tokens)
@@ -400,14 +424,17 @@ class LVLM(HookedModel):
             )
             raise UnsupportedError(msg)
         check_generation(generate)
+        several = find_setting(self, generate, "num_return_sequences")
+        if several is not None and several != 1:
+            msg = (
+                f"describe returns one answer a prompt, got num_return_sequences="
+                f"{show_value(several)}: call generate, which returns so many rows for "
+                "each prompt, and decode them with processor.batch_decode"
+            )
+            raise SettingsError(msg)
         encoding = self.encode(images, prompts)
-        self._say_what_it_knows(encoding)
-        # First, so that a processor of the user's does not see NaN and pass it on.
-        processors = [refuse_nan, *(generate.pop("logits_processor", None) or [])]
         inputs = {**encoding, **generate}  # as in a trace: a mask may be another
-        found = self.generate(
-            **inputs, max_new_tokens=max_new_tokens, logits_processor=processors
-        )
+        found = self.generate(**inputs, max_new_tokens=max_new_tokens)
         ids = getattr(found, "sequences", found)  # return_dict_in_generate=True
         new = ids[:, inputs["input_ids"].shape[1] :]
         answers = [
@@ -434,6 +461,7 @@ class LVLM(HookedModel):
         Raises:
             InputError: As for `trace`.
             KeywordError: As for `trace`.
+            NumericalError: If the model's logits are NaN.
         """
         plain = inspect.unwrap(TransformersModel.generate).__get__(self, type(self))
         if self.interleaver.interleaving:
@@ -449,6 +477,53 @@ class LVLM(HookedModel):
         _check_there(inputs, kwargs)
         return self.interleave(plain, *inputs, **kwargs)
 
+    def __call__(self, *inputs: Any, hook: bool = False, **kwargs: Any) -> Any:
+        """Run the model once, outside of any trace: a twin of `edit` is patched there.
+
+        Args:
+            *inputs: What the model's forward takes; of a twin, as for `trace`.
+            hook: As nnsight has it, in a trace.
+            **kwargs: The same.
+
+        Returns:
+            What the forward returns.
+
+        Raises:
+            InputError: As for `trace`, of a twin.
+        """
+        if hook or self.interleaver.interleaving or not self._edits:
+            return super().__call__(*inputs, hook=hook, **kwargs)
+        inputs, kwargs = self._take_images(inputs, kwargs)
+        self.dispatch()
+        return self.interleave(self._module, *inputs, **kwargs)
+
+    @property
+    def forward(self) -> Callable[..., Any]:
+        """The module's forward; of a twin of `edit`, the patched one."""
+        run: Callable[..., Any] = self if self._edits else self._module.forward
+        return run
+
+    eval = _returning_it("eval")
+    train = _returning_it("train")
+    requires_grad_ = _returning_it("requires_grad_")
+    half = _returning_it("half")
+    bfloat16 = _returning_it("bfloat16")
+    float = _returning_it("float")
+    double = _returning_it("double")
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        """Refuse a copy, which would be hooked where the original is.
+
+        Raises:
+            UnsupportedError: Always.
+        """
+        msg = (
+            "a wrapped model cannot be copied: its copy's modules would not be those "
+            "that are hooked; copy the model itself and wrap that: "
+            "eah_interp.wrap(copy.deepcopy(model._module), model.processor)"
+        )
+        raise UnsupportedError(msg)
+
     def _say_what_it_knows(self, encoding: Encoding) -> None:
         """Log, once, that words about images of another size mean nothing."""
         if not self.knows:
@@ -461,6 +536,7 @@ class LVLM(HookedModel):
     def interleave(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Run the model with its workers, then see that promised patches happened."""
         refuse_custom_generate(kwargs)
+        check_same_layers(self)
         with self.alone(), watched_run(self), plain_passes(self):
             try:
                 return super().interleave(stoppable(self, fn), *args, **kwargs)
@@ -553,6 +629,9 @@ class LVLM(HookedModel):
         if generates:
             check_generation(kwargs)
             kwargs = with_padding_mask(self, kwargs)
+            # First, so that a processor of the user's does not see NaN and pass it on.
+            processors = [refuse_nan, *(kwargs.get("logits_processor") or [])]
+            kwargs = {**kwargs, "logits_processor": processors}
         kwargs = leave_inference(kwargs)
         check_written_mask(kwargs.get("attention_mask"), self)
         check_vocabulary(self, kwargs)

@@ -1,5 +1,7 @@
 """Questions and captions of a user's own, from a table: CSV, JSON lines or pandas."""
 
+import csv
+import hashlib
 import io
 import json
 import math
@@ -22,6 +24,9 @@ from eah_interp.studies.store import COLUMNS
 
 _YES = {"yes", "y", "true", "t", "1", "1.0"}
 _NO = {"no", "n", "false", "f", "0", "0.0"}
+
+_LONGEST = 120
+"""How long a downloaded file's name may be, before its end alone is kept."""
 
 _OWN = {"item", "id", "prompt", "label", "truth", *COLUMNS}
 _OWN |= {"task", "image", "kind", "object", "cluster"}
@@ -75,7 +80,8 @@ def table_items(
 
     Raises:
         InputError: If the table cannot be read, a column is missing, or a value in it
-            is none; its row is named.
+            is none; its row is named. If the column of labels or objects was named and
+            is not there, or is there in other letters.
         SettingsError: If the limit is no number of 0 or more.
 
     Example:
@@ -94,6 +100,8 @@ def table_items(
             check_text(f"{setting}, the name of a column,", column, error=SettingsError)
     rows, folder = _read_table(table)
     limit = check_limit("limit", limit)
+    own, setting = (label, "label") if task == "yes_no" else (objects, "objects")
+    _check_there(rows, own, setting=setting)
     place = folder if images is None else check_path("images", images)
     needed = [image, question] if task == "yes_no" else [image]
     needed += [column for column in (name, kind, cluster) if column is not None]
@@ -142,14 +150,7 @@ def _read_table(table: Any) -> tuple[list[tuple[str, Mapping[str, Any]]], Path]:
             records = read_records(path)
             return [(record.place, record.values) for record in records], folder
         separator = "\t" if path.suffix.lower() == ".tsv" else ","
-        text = read_text(path)
-        try:
-            frame = pd.read_csv(
-                io.StringIO(text), sep=separator, dtype=object, keep_default_na=False
-            )
-        except ValueError as error:  # pandas' own are of it
-            raise InputError(f"cannot read {path}: {error}") from error
-        frame = frame.map(lambda v: None if v == "" else v)
+        frame = _read_separated(path, separator)
         places = [f"row {n} of {path}" for n in range(1, len(frame) + 1)]
     twice = sorted({str(c) for c in frame.columns[frame.columns.duplicated()]})
     if twice:
@@ -159,6 +160,64 @@ def _read_table(table: Any) -> tuple[list[tuple[str, Mapping[str, Any]]], Path]:
         (place, {str(k): v for k, v in row.items()})
         for place, row in zip(places, listed, strict=True)
     ], folder
+
+
+def _read_separated(path: Path, separator: str) -> pd.DataFrame:
+    """Read a CSV or TSV file, every value as text, or None where there is nothing.
+
+    Not as pandas does: it gives two columns of one name two names, and takes the first
+    of too many values for a row's name, so that all others belong to the next column.
+
+    Raises:
+        InputError: If it cannot be read, or a row has not a value for each column.
+    """
+    try:
+        text = io.StringIO(read_text(path), newline="")
+        rows = [
+            row for row in csv.reader(text, delimiter=separator, strict=True) if row
+        ]
+    except csv.Error as error:
+        raise InputError(f"cannot read {path}: {error}") from error
+    if not rows:
+        raise InputError(f"cannot read {path}: no columns to parse from file")
+    header, *values = rows
+    while header and not header[-1] and all(row[-1:] in ([], [""]) for row in values):
+        # spreadsheets write empty columns after the last
+        header.pop()
+        values = [row[: len(header)] for row in values]
+    for number, row in enumerate(values, start=1):
+        if len(row) != len(header):
+            msg = (
+                f"row {number} of {path}: expected {len(header)} values, one for each "
+                f"of {', '.join(header)}, got {len(row)}: {show_value(row)}; write "
+                "quotes around a text that has the separator in it"
+            )
+            raise InputError(msg)
+    return pd.DataFrame(
+        [[value or None for value in row] for row in values],
+        columns=header,
+        dtype=object,
+    )
+
+
+def _check_there(
+    rows: Sequence[tuple[str, Mapping[str, Any]]], column: str, *, setting: str
+) -> None:
+    """Check that a column that may be left out was, and is not called otherwise.
+
+    Raises:
+        InputError: If a column was named that no row has, or differs in its case.
+    """
+    named = list(dict.fromkeys(str(name) for _, row in rows for name in row))
+    if column in named or not rows:
+        return
+    near = [name for name in named if name.strip().lower() == column.strip().lower()]
+    if near or column != setting:
+        msg = (
+            f"expected the column {column!r}, got {', '.join(named)}; name the one "
+            f"that is meant, as in {setting}={near[0] if near else 'right'!r}"
+        )
+        raise InputError(msg)
 
 
 def _is_gap(value: object) -> bool:
@@ -265,7 +324,11 @@ def _fetch(address: str, folder: Path, *, where: str) -> Path:
     plain = "".join(
         c if c.isalnum() or c in "._-" else "_" for c in parts.netloc + parts.path
     )
-    path = folder / plain[-120:]
+    if parts.query or len(plain) > _LONGEST:
+        # Images of one path differ in what is asked of it: `get?id=1` and `get?id=2`.
+        told = hashlib.sha256(address.encode()).hexdigest()[:16]
+        plain = f"{told}-{plain[-_LONGEST:]}"
+    path = folder / plain
     if path.is_file():
         return path
     make_folder(folder)

@@ -63,7 +63,7 @@ class Study(metaclass=Named):
     Raises:
         InputError: If there are no items, or two of one name.
         SettingsError: If there are no conditions, or one does not fit the model, or
-            `generate` does not take the decoding.
+            `generate` does not take the decoding, or the model is a twin of `edit`.
 
     Example:
         >>> import tempfile
@@ -98,6 +98,14 @@ class Study(metaclass=Named):
     def __post_init__(self) -> None:
         check_items(self.items)
         check_conditions(self.conditions)
+        carried = getattr(self.model, "patches", ())
+        if carried:
+            msg = (
+                "a study patches the model by its conditions, and this one is patched "
+                f"already, in the baseline too, by {', '.join(map(str, carried))}: "
+                "pass the plain model, and the patch as a condition"
+            )
+            raise SettingsError(msg)
         for condition in self.conditions:
             condition.check(self.model)
         number = to_int(self.batch_size)

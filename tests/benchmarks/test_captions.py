@@ -53,6 +53,25 @@ def test_a_caption_beside_its_prompt_is_the_caption(write):
         read_captions(write("both.jsonl", both))
 
 
+@pytest.mark.parametrize("key", ["generated_caption", "model_caption", "Response"])
+def test_a_caption_of_people_does_not_pass_for_the_model_s(key, write):
+    path = write("both.jsonl", [{"image_id": 7, "caption": "A cup.", key: "A dog."}])
+    with pytest.raises(InputError, match=rf":1: .*'caption' 'A cup.' and '{key}'"):
+        read_captions(path)
+    assert rows_of(read_captions(path, caption_key=key)) == [(7, "A dog.")]
+
+
+def test_a_number_in_the_file_does_not_pass_for_the_image_s(write):
+    name = "COCO_val2014_000000000007.jpg"
+    for image in (name, f"val2014/{name}"):
+        path = write("c.jsonl", [{"image_id": 9, "image": image, "caption": "A cup."}])
+        with pytest.raises(InputError, match=":1: expected one image, got image_id 9"):
+            read_captions(path)
+    path = write("c.jsonl", [{"image_id": 7, "image": name, "caption": "A cup."}])
+    assert rows_of(read_captions(path)) == [(7, "A cup.")]
+    assert rows_of(read_captions(path, image_key="image")) == [(7, "A cup.")]
+
+
 def test_a_second_caption_of_an_image_counts_only_if_asked_for(write):
     path = write("c.jsonl", [{"image_id": i, "caption": "a"} for i in (5, 6, "5")])
     with pytest.raises(InputError, match=r"c\.jsonl:3: image 5 .*c\.jsonl:1 already"):

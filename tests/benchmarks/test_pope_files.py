@@ -196,10 +196,10 @@ def test_the_question_goes_before_the_text_of_a_file_of_both(write):
         ({"text": "Is there a cat?"}, r":1: expected an answer, got the question"),
         (
             {"text": "Is there a cat?\nAnswer in a word.", "Response": "No"},
-            r":1: expected an answer, got the question",
+            r":1: expected one answer, got several that differ: 'text' .*'Response'",
         ),
         (
-            {"text": "Is there a cat? Answer yes or no.", "Response": "No"},
+            {"text": "Is there a cat? Answer yes or no."},
             r":1: expected an answer, got the question",
         ),
         (
@@ -284,3 +284,87 @@ def test_bad_answers_are_refused_with_their_line(answers, message, write):
 def test_answers_to_other_questions_are_refused(answers, message, write):
     with pytest.raises(InputError, match=message):
         match_answers(*read(write, answers=answers))
+
+
+FOUR = [
+    {
+        "question_id": n,
+        "image": f"{n // 2}.jpg",
+        "text": f"Is there a {o}?",
+        "label": yes,
+    }
+    for n, (o, yes) in enumerate(
+        [("cat", "yes"), ("dog", "no"), ("car", "yes"), ("boat", "no")]
+    )
+]
+SAID = ["Yes", "No", "No", "No"]
+
+
+def match(write, answers):
+    return match_answers(*read(write, FOUR, answers))
+
+
+@pytest.mark.parametrize("key", ["qid", "questionId", "question_id"])
+def test_an_identifier_is_one_however_it_is_spelt(write, key):
+    """Answers that several processes wrote are out of order, and are all right."""
+    shuffled = [{key: n, "text": SAID[n]} for n in (2, 0, 3, 1)]
+    assert match(write, shuffled).answer.tolist() == SAID
+
+
+@pytest.mark.parametrize("key", ["id", "idx", "sample_id"])
+@pytest.mark.parametrize("as_text", [False, True])
+def test_numbers_that_do_not_ascend_are_refused_where_order_tells(write, key, as_text):
+    made = str if as_text else int
+    shuffled = [{key: made(n), "text": SAID[n]} for n in (2, 0, 3, 1)]
+    with pytest.raises(InputError, match=f":2: '{key}' 0 follows 2: expected answers"):
+        match(write, shuffled)
+    ordered = [{key: made(7 * n), "text": SAID[n]} for n in range(4)]
+    assert match(write, ordered).answer.tolist() == SAID
+    asked = [{key: 0, "question": q["text"], "text": "No"} for q in FOUR]
+    assert match(write, asked).answer.tolist() == ["No"] * 4
+
+
+def test_images_under_another_name_must_go_together_as_the_questions_do(write):
+    def say(images):
+        return [{"image_id": i, "text": t} for i, t in zip(images, SAID, strict=True)]
+
+    assert match(write, say([41, 41, 9, 9])).answer.tolist() == SAID
+    with pytest.raises(InputError, match=r":2: .*image_id 41 beside .*'0.jpg'"):
+        match(write, say([9, 41, 9, 41]))
+
+
+def test_an_answer_s_label_is_its_question_s(write):
+    labels = [q["label"] for q in FOUR]
+    say = [{"label": one, "text": t} for one, t in zip(labels, SAID, strict=True)]
+    assert match(write, say).answer.tolist() == SAID
+    with pytest.raises(InputError, match=r":1 is labelled 'no', but the question"):
+        match(write, say[::-1])
+    numbers = [{"label": 1, "text": text} for text in SAID]
+    assert match(write, numbers).answer.tolist() == SAID
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["predicted", "Response", "raw_output", "llava-1.5", "modelAnswer", "generated"],
+)
+def test_a_label_under_answer_does_not_pass_for_what_the_model_said(write, key):
+    """Every such file scored 100: the label was compared with itself."""
+    rows = [
+        {"question": q["text"], "answer": q["label"], key: "Yes"} for q in FOUR[::-1]
+    ]
+    with pytest.raises(InputError, match=rf":1: .* 'no' and '{key}' 'Yes'"):
+        read_pope_answers(write("answers.json", rows))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *(("gt_answer", "no"), ("goldLabel", "no"), ("correct_answer", "no")),
+        *(("answer_id", "a1"), ("model_id", "llava"), ("answer_type", "yes/no")),
+        *(("output_file", "a.png"), ("reason", "No cat is there."), ("parsed", "yes")),
+        *(("generation_model", "llava"), ("metadata", {})),
+    ],
+)
+def test_what_stands_beside_an_answer_is_not_one(write, key, value):
+    rows = [{"answer": "Yes", key: value}]
+    assert read_pope_answers(write("answers.json", rows)).answer.tolist() == ["Yes"]

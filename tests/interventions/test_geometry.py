@@ -422,6 +422,19 @@ def test_no_text_is_made_of_logits_that_are_no_numbers():
         model._module.get_output_embeddings().weight.fill_(torch.nan)
     with pytest.raises(NumericalError, match="logits are NaN"):
         model.describe(random_image(), "what ?", max_new_tokens=3)
+    inputs = model.encode(random_image(), "what ?")
+    for given in (
+        {},
+        {"num_beams": 2},
+        {"logits_processor": [lambda _, s: s.nan_to_num()]},
+    ):
+        with pytest.raises(NumericalError, match="logits are NaN"):
+            model.generate(**inputs, max_new_tokens=3, **given)
+    with (
+        pytest.raises(NumericalError, match="logits are NaN"),
+        model.generate(**inputs, max_new_tokens=3) as tracer,
+    ):
+        tracer.result.save()
     with pytest.raises(NumericalError, match="NaN or infinite"):
         eah.patch_heads(model, random_image(), objects=["cat"], source=eah.EAH())
 

@@ -11,6 +11,7 @@ from eah_interp.benchmarks.paired import Draws
 from eah_interp.errors import InputError
 from eah_interp.statistics import (
     Effect,
+    cohens_h,
     compare_rates,
     correlate_ranks,
     estimate_mean,
@@ -54,6 +55,23 @@ def test_items_are_paired_between_conditions():
     shuffled = before[:, torch.randperm(300)]
     apart = compare_rates((before, ones(1, 300)), (shuffled, ones(1, 300)))
     assert apart.high - apart.low > 5
+
+
+def test_an_interval_of_many_items_is_drawn_in_parts_and_is_the_same(monkeypatch):
+    torch.manual_seed(0)
+    old, new = (torch.rand(1, 60).round() for _ in range(2))
+    whole = compare_rates((old, ones(1, 60)), (new, ones(1, 60)))
+    monkeypatch.setattr("eah_interp.statistics._BLOCK", 100)
+    assert compare_rates((old, ones(1, 60)), (new, ones(1, 60))) == whole
+
+
+@pytest.mark.parametrize("before", [50.0, -0.2])
+def test_percentages_are_no_shares(before):
+    """They were cut to 1, and h was 0 or pi whatever the data said."""
+    with pytest.raises(InputError, match=r"before must be shares from 0 to 1, got"):
+        cohens_h(torch.tensor(before), torch.tensor(0.5))
+    almost = torch.tensor(1 + 1e-6)
+    assert cohens_h(almost, torch.tensor(1.0)) == 0
 
 
 def test_items_are_drawn_together_for_all_runs():

@@ -170,11 +170,28 @@ def test_a_model_s_folder_may_not_have_an_endless_name():
         eah.load("/" + "a" * 5000)
 
 
-def test_the_toy_says_once_that_it_knows_no_photographs(caplog):
+DOORS = {
+    "describe": lambda toy, photo: toy.describe(photo, max_new_tokens=1),
+    "encode": lambda toy, photo: toy.encode(photo),
+    "sinks": eah.score_sinks,
+    "attribution": lambda toy, photo: eah.attribute_heads(toy, photo, objects=["cup"]),
+    "a twin": lambda toy, photo: eah.edit(toy).describe(photo, max_new_tokens=1),
+}
+
+
+@pytest.mark.parametrize("look", DOORS.values(), ids=DOORS)
+def test_the_toy_says_once_in_every_door_that_it_knows_no_photographs(look, caplog):
     toy = eah.load()
     scene, photo = draw_scenes([0])[0].pil(), Image.new("RGB", (48, 32))
-    toy.describe(scene, max_new_tokens=1)
+    look(toy, scene)
     assert not caplog.records
+    look(toy, photo)
+    assert [record.message for record in caplog.records] == [TOY_KNOWS]
+
+
+def test_the_toy_says_once_of_several_photographs(caplog):
+    toy = eah.load()
+    scene, photo = draw_scenes([0])[0].pil(), Image.new("RGB", (48, 32))
     for _ in range(2):
         toy.describe([scene, photo], max_new_tokens=1)
     assert [record.message for record in caplog.records] == [TOY_KNOWS]

@@ -125,6 +125,20 @@ def test_a_prompt_goes_through_the_chat_template(model):
     assert text == model.tokenizer.decode(expected["input_ids"][0])
 
 
+@pytest.mark.parametrize(
+    "prompt", ["USER: what ? ASSISTANT:", "what ? ASSISTANT: ", "USER: ASSISTANT:"]
+)
+def test_a_prompt_that_is_written_out_without_its_image_is_refused(model, prompt):
+    """Turns were written around it a second time: USER: USER: what ? ASSISTANT: ..."""
+    for run in (model.encode, model.describe):
+        with pytest.raises(InputError, match=r"ends in 'ASSISTANT:'.*'<image>' in it"):
+            run(RED, prompt)
+    written = f"USER: <image> {prompt.removeprefix('USER: ')}"
+    assert "pixel_values" in model.encode(RED, written)
+    turns = [{"role": "user", "content": prompt}]  # who says so means it
+    assert "pixel_values" in model.encode(RED, turns)
+
+
 def test_without_a_chat_template_the_image_stands_before_the_prompt():
     processor = tiny_processor("llava")
     processor.chat_template = None

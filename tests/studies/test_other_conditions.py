@@ -4,7 +4,14 @@ import pytest
 
 import eah_interp as eah
 from eah_interp.errors import SettingsError
-from eah_interp.studies import Condition, StudyFile, StudyRun, sweep
+from eah_interp.studies import (
+    Condition,
+    Study,
+    StudyFile,
+    StudyRun,
+    sweep,
+    toy_items,
+)
 from eah_interp.studies.items import open_image
 
 PATCHES = (
@@ -74,3 +81,13 @@ def test_any_intervention_can_be_swept():
     ]
     expected = eah.Ablation(heads=("L0H1",), how="mean", steps="prefill")
     assert swept[1].patch == expected
+
+
+def test_a_study_of_a_model_that_is_patched_already_is_refused(toy):
+    """Its baseline was patched too, and its manifest said nothing of it."""
+    items, conditions = toy_items(1), [Condition("baseline")]
+    with pytest.raises(
+        SettingsError, match=r"in the baseline too, by PAI\(.*: pass the"
+    ):
+        Study(eah.edit(toy, eah.PAI()), items, conditions)
+    assert Study(toy, items, conditions).items

@@ -206,3 +206,89 @@ def test_files_that_are_no_tables_and_columns_of_ours_are_refused(folder):
     twice = pd.DataFrame([["a", "?", "b"]], columns=["image", "question", "image"])
     with pytest.raises(InputError, match="twice"):
         table_items(twice)
+
+
+TORN = {
+    "a comma": "image,question,label\na.png,Is it a cat, or a dog?,yes\n",
+    "a cut": "image,question,label\na.png,Is it a cat?,yes\na.png,Is it a do",
+    "one more in each": "image,question,label\na.png,b.png,Is it?,yes\n",
+}
+
+
+@pytest.mark.parametrize("text", TORN.values(), ids=TORN)
+def test_a_row_with_other_than_a_value_a_column_is_refused(text, folder):
+    """Values went to the next column, or a question lost its label, without a word."""
+    path = folder / "torn.csv"
+    path.write_text(text)
+    with pytest.raises(
+        InputError, match=r"row \d of .*expected 3 values, one for each"
+    ):
+        table_items(path)
+
+
+def test_a_column_that_stands_twice_in_a_file_is_refused(folder):
+    path = folder / "twice.csv"
+    path.write_text("image,question,label,label\na.png,Is it?,yes,no\n")
+    with pytest.raises(InputError, match="columns stand in the table twice: label"):
+        table_items(path)
+
+
+def test_a_spreadsheet_s_empty_columns_and_rows_are_none(folder):
+    path = folder / "sheet.csv"
+    path.write_text('image,question,label,,\na.png,"Is it,\nor not?",yes,,\n\n')
+    (item,) = table_items(path)
+    assert (item.prompt, item.label, dict(item.columns)) == (
+        "Is it,\nor not?",
+        True,
+        {},
+    )
+
+
+@pytest.mark.parametrize(
+    ("named", "columns"),
+    [
+        ({"label": "right"}, ["truth"]),
+        ({}, ["Label"]),
+        ({}, [" label"]),
+        ({"task": "caption"}, ["Objects"]),
+        ({"task": "caption", "objects": "there"}, ["things"]),
+    ],
+)
+def test_a_label_s_column_that_is_called_otherwise_is_no_lack_of_one(named, columns):
+    """Answers were kept and not scored, as if the table had no labels."""
+    row = {"image": "toy:test:0", "question": "?", **dict.fromkeys(columns, "yes")}
+    with pytest.raises(
+        InputError, match=r"expected the column '\w+', got image, quest"
+    ):
+        table_items(pd.DataFrame([row]), **named)
+    assert table_items(pd.DataFrame([row]).drop(columns=columns))[0].label is None
+
+
+def test_addresses_that_differ_in_their_query_are_two_images(folder, monkeypatch):
+    """The second was the first one's file."""
+
+    class Found:
+        def __init__(self, address):
+            self.address = address
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            return None
+
+        def read(self, most):
+            number = int(self.address[-1])
+            path = folder / f"{number}.png"
+            draw_scene(number).pil().save(path)
+            return path.read_bytes()[:most]
+
+    monkeypatch.setattr("urllib.request.urlopen", lambda address, **_: Found(address))
+    long = "https://a.example/" + "x/" * 100
+    for begins in ("https://a.example/get.png?id=", f"{long}1/", f"{long}2/"):
+        frame = pd.DataFrame({"image": [f"{begins}{number}" for number in range(3)]})
+        items = table_items(frame, task="caption", download=folder / "kept")
+        assert [open_image(item.image).tobytes() for item in items] == [
+            draw_scene(number).pil().tobytes() for number in range(3)
+        ]
+    assert len(list((folder / "kept").iterdir())) == 9
