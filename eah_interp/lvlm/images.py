@@ -71,8 +71,9 @@ def read_image(value: object) -> Image.Image:
     What is read is what transformers' `load_image` reads: turned as its EXIF
     orientation asks, transparency dropped. Images of more than 8 bits are scaled by
     their range: 16-bit ones from 0 to 65535, floating-point ones and arrays from 0 to
-    1; other integer ones hold 0 to 255. A leading axis of 1, 3 or 4 is read as
-    channels.
+    1; other integer ones hold 0 to 255. Arrays of 16-bit integers, whose range nobody
+    can tell, and of no other integers than 0 and 1 are refused. A leading axis of 1, 3
+    or 4 is read as channels.
 
     Args:
         value: A PIL image, array, tensor or path.
@@ -202,16 +203,37 @@ def _from_array(array: np.ndarray) -> Image.Image:
             )
             raise InputError(msg)
         array = np.round(array * 255)
-    elif array.dtype != bool and (array.min() < 0 or array.max() > 255):
-        msg = (
-            f"an integer image must hold values from 0 to 255, got {array.min()} to "
-            f"{array.max()}"
-        )
-        raise InputError(msg)
+    elif array.dtype != bool:
+        _check_range(array)
     pixels = array.astype(np.uint8) * (255 if array.dtype == bool else 1)
     if pixels.shape[-1] == 1:
         pixels = pixels.repeat(3, -1)
     return Image.fromarray(pixels.astype(np.uint8)).convert("RGB")
+
+
+def _check_range(array: np.ndarray) -> None:
+    """Check that the integers of an array are those of an image of 8 bits.
+
+    Raises:
+        InputError: If they are not, or may be others: the image would be nearly black.
+    """
+    least, most = array.min(), array.max()
+    if least < 0 or most > 255:
+        msg = f"an integer image must hold values from 0 to 255, got {least} to {most}"
+        raise InputError(msg)
+    if array.dtype == np.uint16:
+        msg = (
+            f"an array of 16-bit integers from {least} to {most} may be an image of 8 "
+            "bits, or a dark one of 16: pass array.astype(np.uint8), or for 16 bits "
+            "array / 65535"
+        )
+        raise InputError(msg)
+    if (least, most) == (0, 1):
+        msg = (
+            "an integer image whose values are 0 and 1 would be black: expected values "
+            "from 0 to 255; for a mask pass array.astype(bool)"
+        )
+        raise InputError(msg)
 
 
 def _shorten(value: object) -> str:

@@ -165,6 +165,26 @@ def test_text_alone_stays_text(model):
     assert logits.shape[1] < 20
 
 
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.arange(12).reshape(3, 4).astype(np.uint16), "16-bit integers from 0 to 11"),
+        (np.eye(4, dtype=np.uint8), "0 and 1 would be black"),
+        (torch.eye(4, dtype=torch.int64), "0 and 1 would be black"),
+        (np.eye(4) - 1, "hold values from 0 to 1"),
+    ],
+)
+def test_integers_of_another_range_are_refused(array, message):
+    with pytest.raises(InputError, match=message):
+        read_image(array)
+
+
+def test_masks_and_dark_images_are_read():
+    assert np.asarray(read_image(np.eye(4, dtype=bool))).max() == 255
+    for dark in (np.zeros((4, 4), np.uint8), np.full((4, 4), 2, np.int64)):
+        assert np.array_equal(np.asarray(read_image(dark))[..., 0], dark)
+
+
 def test_a_model_s_folder_may_not_have_an_endless_name():
     with pytest.raises(InputError, match="too long for a path"):
         eah.load("/" + "a" * 5000)
