@@ -186,12 +186,15 @@ def test_copies_share_batches_where_they_may(monkeypatch):
         return run_set(model, run, batch, new, **look)
 
     monkeypatch.setattr(variants, "_run_set", count)
-    for family in ("llava", "qwen2_5_vl", "mistral3", "molmo2"):
+    for family in ("llava", "llava_next", "qwen2_5_vl", "mistral3", "molmo2"):
         ablate_heads(
             share_model(family), pose_answer(family), batch_size=8, tower="vision"
         )
     tried = [1, 2]
     assert sizes["LlavaForConditionalGeneration"] == [*tried, 8, 1]
+    assert sizes["LlavaNextForConditionalGeneration"] == [*tried, 8, 1]
+    tiles = variants.record_tower(share_model("llava_next"), pose_answer("llava_next"))
+    assert len(tiles.heads[0]) > 1
     assert sizes["Qwen2_5_VLForConditionalGeneration"] == [*tried, 8, 1]
     # One mask of all images; and tokens that are found by numbers of the whole batch.
     assert sizes["Mistral3ForConditionalGeneration"] == [*tried, *[1] * 9]
