@@ -57,6 +57,8 @@ FUNCTIONS: dict[str, dict[str, Any]] = {
         "batch_size": 8,
         "source_images": None,
         "source_prompts": None,
+        "positions": None,
+        "tower": "language",
     },
     "ablate_heads": {
         "how": "zero",
@@ -64,7 +66,7 @@ FUNCTIONS: dict[str, dict[str, Any]] = {
         "heads": [(1, 0)],
         "together": False,
     }
-    | {"batch_size": 8},
+    | {"batch_size": 8, "positions": None, "tower": "language"},
     "approximate_heads": {"source": eah.EAH(), "target": "plain", "what": "output"}
     | {
         "method": "attribution_patching",
@@ -134,6 +136,7 @@ OTHERS: dict[str, dict[str, Any]] = {
         "definition": None,
         "beta": None,
         "max_new_tokens": 2,
+        "tower": "language",
     },
     "score_broadcast": {"eah": None, "layers": None},
 }
@@ -144,7 +147,7 @@ def use(found: Any) -> Any:
     return [found, found.frame(), repr(found)] if isinstance(found, Result) else None
 
 
-PAIRED = ("find_circuits", "pose_pairs", "patch_paths", "patch_nodes")
+PAIRED = ("find_circuits", "pose_pairs", "patch_paths", "patch_nodes", "patch_heads")
 """What may be given a counterpart to the picture."""
 
 
@@ -160,15 +163,27 @@ def edges() -> Any:
     return attribution.approximate_paths(model(), picture(), QUESTION, **given)
 
 
-def make_attribution(rng: Rng, folder: Path) -> Input:
-    name = pick(rng, [*FUNCTIONS, *OTHERS])
+def _choose(rng: Rng, name: str) -> dict[str, Any]:
+    """Choose what a function is asked: usual values, of which some go together."""
     options = dict(FUNCTIONS[name] | ASKED if name in FUNCTIONS else OTHERS[name])
     if name in FUNCTIONS and rng.random() < 0.3:
         options["caption"] = "There is a boat."
     if "patch" in options and rng.random() < 0.3:
         options["patch"] = eah.EAH()
+    if "tower" in options and rng.random() < 0.3:
+        options["tower"] = "vision"
+        if "query" in options:
+            options["query"] = pick(rng, ["all", 0, [0, -1]])
+    if "positions" in options and rng.random() < 0.2:
+        options["positions"] = pick(rng, ["last", "object", "image", [-1, 4]])
     if name in PAIRED and rng.random() < 0.7:
         options["source_images"] = counterpart()
+    return options
+
+
+def make_attribution(rng: Rng, folder: Path) -> Input:
+    name = pick(rng, [*FUNCTIONS, *OTHERS])
+    options = _choose(rng, name)
     changed = change(rng, options)
     if name == "find_circuits" and changed["edges"] is None:
         changed["edges"] = edges()

@@ -91,20 +91,21 @@ def make_run(rng: Rng, folder: Path) -> Input:
     if rng.random() < 0.3:
         given = ask(rng) if rng.random() < 0.5 else (odd_encoding(rng),)  # type: ignore[assignment]
     in_trace = rng.random() < 0.6
-    tower: Any = "vision" if in_trace and rng.random() < 0.3 else "language"
-    if in_trace and rng.random() < 0.03:
+    tower: Any = "vision" if rng.random() < 0.3 else "language"
+    if rng.random() < 0.03:
         tower = odd(rng)
 
     def call() -> Any:
         made = kind(**values)
         if not in_trace:
-            return eah.edit(model(), made).describe(*given, max_new_tokens=2)
+            twin = eah.edit(model(), made, tower=tower)
+            return twin.describe(*given, max_new_tokens=2)
         with torch.no_grad(), model().trace(*given):
             eah.intervene(model(), made, tower=tower)
             logits = model().logits.save()
         return logits
 
-    how = f"trace, tower={show(tower)}" if in_trace else "describe"
+    how = f"{'trace' if in_trace else 'describe'}, tower={show(tower)}"
     shown = input_of(kind, **values).shown
     return Input(call, f"{how}: {shown} on {input_of(print, *given).shown}")
 

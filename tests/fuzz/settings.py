@@ -98,7 +98,8 @@ def make_from_dict(rng: Rng, folder: Path) -> Input:
 def make_condition(rng: Rng, folder: Path) -> Input:
     way = int(rng.integers(5))
     if way == 0:
-        values = change(rng, {"name": "a", "patch": eah.EAH()})
+        tower = pick(rng, ["language", "vision"])
+        values = change(rng, {"name": "a", "patch": eah.EAH(), "tower": tower})
         return input_of(Condition, then=lambda made: made.to_dict(), **values)
     if way == 1:
         saved = json.loads(plan.SETTINGS_FILE.read_text())["conditions"]
