@@ -34,13 +34,12 @@ class OracleRandomSPIN(Oracle):
 
     def change(self, call, item, row):
         n_heads = call.scores.shape[1]
-        if not any(call.sees(item, head, row) for head in range(n_heads)):
-            return
+        seen = [call.sees(item, head, row) for head in range(n_heads)]
         number = (self.seed * 1009 + call.layer) * 2**21 + 2**20 + call.step
         drawn = torch.rand(n_heads, generator=torch.Generator().manual_seed(number))
         kept = torch.topk(drawn, int(self.keep * n_heads)).indices.tolist()
         for head in range(n_heads):
-            if head not in kept:
+            if head not in kept and seen[head]:  # heads of sparse calls see unlike keys
                 call.pattern[item, head, row] *= self.factor
 
 
