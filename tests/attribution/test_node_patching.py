@@ -139,6 +139,26 @@ def test_places_are_found_by_what_stands_there():
     ]
 
 
+def test_a_yes_or_no_question_is_patched_where_it_names_its_object():
+    model, scene = eah.load(), draw_scene(0, objects=["boat", "fish"])
+    asked = {
+        "images": scene.pil(),
+        "prompts": "Is there a boat in the image?",
+        "metric": "yes_no",
+        "source_prompts": "Is there a fish in the image?",
+        "nodes": ["embedding", "layers_output[2]"],
+    }
+    by_name = patch_nodes(model, positions="object", objects=["boat"], **asked)
+    ids = model.encode(scene.pil(), asked["prompts"])["input_ids"][0].tolist()
+    place = [model.tokenizer.decode([i]).strip() for i in ids].index("boat")
+    by_number = patch_nodes(model, positions=[place], **asked)
+    assert torch.equal(by_name.effects, by_number.effects)
+    # The prompts differ in that word alone: with its embedding all has changed.
+    change = by_name.source_values - by_name.values
+    torch.testing.assert_close(by_name.effects[:, 0, 0], change)
+    assert change.abs().max() > 0.01
+
+
 @pytest.mark.parametrize(
     "where",
     ["corner", [], (0.0, 0.0, 2.0, 1.0), (0.5, 0.0, 0.1, 1.0), ["last", "last"]],
