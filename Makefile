@@ -6,6 +6,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 LOWEST ?= .venv-lowest
 NEWEST ?= .venv-newest
+PEERS ?= .venv-peers
 EXTRAS := dev,viz,eval,lens,docs
 # The site is built on the tested versions only.
 LOWEST_EXTRAS := dev,viz,eval,lens
@@ -18,7 +19,7 @@ INSTALL := -m pip install --quiet --disable-pip-version-check
 TORCH := torch==2.13.0
 PIP := $(BIN)/python $(INSTALL) -c constraints.txt $(TORCH)
 
-.PHONY: demo test lint unit docs tutorials tutorials-build check-all slow fuzz portable lowest newest large bench bench-attribution bench-quick model-card support-table dist clean
+.PHONY: demo test lint unit docs tutorials tutorials-build check-all slow fuzz portable lowest newest large bench bench-attribution bench-peers bench-quick model-card support-table dist clean
 
 demo: $(VENV)/.demo
 	$(BIN)/eah-interp demo --out demo-out
@@ -80,7 +81,7 @@ newest: $(NEWEST)/bin/python
 	$(NEWEST)/bin/python $(INSTALL) --upgrade --upgrade-strategy eager $(TORCH) -e ".[$(EXTRAS)]" -e ./toys
 	$(NEWEST)/bin/python -m pytest -m "not slow" -n $(WORKERS) -W ignore::DeprecationWarning -W ignore::FutureWarning
 
-bench: $(VENV)/.demo
+bench: $(VENV)/.demo bench-peers
 	$(BIN)/python docs/bench/prefill.py
 	$(BIN)/python docs/bench/generation.py
 	$(BIN)/python docs/bench/attribution.py
@@ -89,6 +90,10 @@ bench: $(VENV)/.demo
 
 bench-attribution: $(VENV)/.demo
 	$(BIN)/python docs/bench/attribution.py
+
+# Beside other tools; TransformerLens is in the environment of ours.
+bench-peers: $(VENV)/.dev $(PEERS)/.made
+	$(BIN)/python docs/bench/peers.py
 
 model-card: $(VENV)/.dev
 	$(BIN)/python docs/toy/model_card.py
@@ -102,6 +107,7 @@ bench-quick: $(VENV)/.demo
 	$(BIN)/python docs/bench/attribution.py --smoke
 	$(BIN)/python docs/bench/paths.py --smoke
 	$(BIN)/python docs/bench/lens.py --smoke
+	$(BIN)/python docs/bench/peers.py --smoke
 
 # Both distributions, as they are uploaded: docs/releasing.md.
 dist: $(VENV)/.dev
@@ -112,7 +118,7 @@ dist: $(VENV)/.dev
 	$(BIN)/python -m twine check --strict dist/*
 
 clean:
-	rm -rf $(VENV) $(LOWEST) $(NEWEST) demo-out build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(LOWEST) $(NEWEST) $(PEERS) demo-out build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 # One stamp per set of extras; the larger set serves the smaller.
 $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
@@ -140,6 +146,15 @@ $(LOWEST)/.dev: pyproject.toml .ci/lowest.py
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
+
+# An environment for each tool that ours cannot share: nnterp imports what nnsight 0.8 has
+# no longer, and vlmprobe's adapters take transformers 5.3 alone.
+$(PEERS)/.made:
+	$(PYTHON) -m venv --clear $(PEERS)/nnterp
+	$(PEERS)/nnterp/bin/python $(INSTALL) $(TORCH) nnterp==1.3.0 nnsight==0.7.0 transformers==5.23.0
+	$(PYTHON) -m venv --clear $(PEERS)/vlmprobe
+	$(PEERS)/vlmprobe/bin/python $(INSTALL) $(TORCH) vlmprobe==1.0.1 transformers==5.3.0
+	touch $@
 
 $(NEWEST)/bin/python:
 	$(PYTHON) -m venv $(NEWEST)

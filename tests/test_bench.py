@@ -300,3 +300,78 @@ def test_the_numbers_of_the_method_page_hold():
         pattern[..., 561:, 560] = weight  # 50 image tokens come after column 560
         found = score_columns(pattern, image_mask=image, definition="paper")
         assert int(found.sinks(0.002).sum()) == expected
+
+
+# -- other tools ---------------------------------------------------------------------
+
+
+def test_density_by_hand_is_the_score_of_the_package():
+    from peer_ways import find_density
+
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.randn(1, 3, 624, 624, generator=generator) * 2
+    later = torch.ones(624, 624, dtype=torch.bool).triu(1)
+    pattern = scores.masked_fill(later, -torch.inf).softmax(-1)
+    image = torch.zeros(1, 624, dtype=torch.bool)
+    image[:, 35:611] = True
+    ours = score_columns(pattern, image_mask=image)
+    beta = eah.EAH().beta
+    assert 0.1 < float(ours.density(beta).mean()) < 0.9
+    torch.testing.assert_close(
+        find_density(pattern[0]), ours.density(beta)[0], atol=1 / 576, rtol=0
+    )
+
+
+def test_a_tool_that_finds_something_else_ends_the_comparison():
+    from peer_ways import LENS, PATCH, SINKS
+    from peers import check_close, scale_to_all
+
+    hand = torch.tensor([1.0, -2.0, 3.0, 0.5, 1.0, 2.0])
+    assert check_close("nnterp", LENS, hand + 1e-4, hand) == pytest.approx(
+        1e-4 / 3, rel=0.01
+    )
+    with pytest.raises(SystemExit, match=r"nnterp, logit .*: 0\.033 off"):
+        check_close("nnterp", LENS, hand + 0.1, hand)
+    with pytest.raises(SystemExit, match="5 numbers, expected 6"):
+        check_close("nnterp", LENS, hand[:5], hand)
+    assert check_close("nnterp", SINKS, hand + 1 / 576, hand) < 2 / 576
+    # Of every layer the first head is by hand.
+    every = torch.stack([hand, hand + 1], 1).flatten()
+    assert check_close("eah_interp", PATCH, every, hand) == 0
+    assert scale_to_all(every, every) == 1
+    assert scale_to_all(hand, every) == 14 / 8
+
+
+def test_the_table_of_tools_has_ours_as_one():
+    from peer_ways import LENS
+    from peers import write_table
+
+    part = {
+        "command": "python docs/bench/peers.py",
+        "date": "2026-11-30T12:00:00",
+        "hardware": {"device": "a processor", "threads": 1, "load": "0.5"},
+        "versions": {"torch": "2.13.0"},
+    }
+    times = part | {
+        "seconds": {LENS: {"eah_interp": [2.0, 1.0, 3.0], "nnterp": [5.0, 7.0, 6.0]}},
+        "labels": {"eah_interp": {LENS: "`ours`"}, "nnterp": {LENS: "`theirs`"}},
+        "tools": {"nnterp": {"nnterp": "1.3.0", "nnsight": "0.7.0"}},
+        "apart": {LENS: 2e-6},
+    }
+    memory = part | {"peak_bytes": {LENS: {"eah_interp": 4_000_000}}}
+    table = write_table({"times": times, "memory": memory})
+    assert f"| {LENS} | eah_interp: `ours` | 2 | 1.00 | 4 | 1.00 |" in table
+    assert "|  | nnterp: `theirs` | 6 | 3.00 |  |  |" in table
+    assert "nnterp with nnterp 1.3.0, nnsight 0.7.0" in table
+    assert "at most 2e-06 of the largest" in table
+
+
+@pytest.mark.slow
+def test_a_tool_that_is_not_installed_is_left_out_by_name(monkeypatch, capsys):
+    import peers
+
+    monkeypatch.setattr(peers, "TOOLS", ["vlmprobe"])
+    monkeypatch.setattr(peers, "ENVIRONMENTS", Path("nowhere"))
+    assert peers.start_all(["--smoke"], 1) == {}
+    said = capsys.readouterr().out
+    assert "vlmprobe is left out, as it is not installed: No module named" in said

@@ -49,7 +49,7 @@ class Words:
 
 
 def check_objects(objects: object, metric: MetricName, *, captioned: bool) -> Words:
-    """Read the objects that are asked for.
+    """Read the objects that are asked for; of `"yes_no"`, what the question is about.
 
     Raises:
         SettingsError: If they are no words, or do not fit the metric.
@@ -72,7 +72,11 @@ def check_objects(objects: object, metric: MetricName, *, captioned: bool) -> Wo
             '"logit" or "log_prob"'
         )
         raise SettingsError(msg)
-    return Words((("Yes", "No"),), by_item=False) if metric == "yes_no" else words
+    return words
+
+
+YES_NO = Words((("Yes", "No"),), by_item=False)
+"""The words that are read where the metric is `"yes_no"`."""
 
 
 def reads_log_prob(asked: Mapping[str, Any]) -> bool:
@@ -115,13 +119,13 @@ def _list_objects(objects: object) -> Words:
 def _check_own(words: tuple[str, ...], metric: MetricName, *, item: int | None) -> None:
     """Check one list of objects; an item's own may be empty."""
     whose = "objects" if item is None else f"the objects of item {item}"
-    wanted = {"yes_no": "no objects", "logit_diff": "two objects"}
-    fits = {"yes_no": not words, "logit_diff": len(words) == 2}
-    empty = item is not None and not words
-    if not empty and not fits.get(metric, bool(words)):
+    fits = len(words) == 2 if metric == "logit_diff" else bool(words)
+    empty = not words and (item is not None or metric == "yes_no")
+    if not empty and not fits:
+        wanted = "two objects" if metric == "logit_diff" else "at least one object"
         msg = (
-            f'metric="{metric}" takes {wanted.get(metric, "at least one object")}, '
-            f"got {len(words)}: {', '.join(words) or 'none'}"
+            f'metric="{metric}" takes {wanted}, got {len(words)}: '
+            f"{', '.join(words) or 'none'}"
         )
         raise SettingsError(msg if item is None else f"{whose}: {msg}")
     if words:

@@ -14,6 +14,7 @@ from torch import Tensor
 from eah_interp._types import ColumnMask
 from eah_interp.arguments import by_name, check_unicode
 from eah_interp.attribution.asked import (
+    YES_NO,
     Words,
     check_objects,
     check_synonyms,
@@ -59,11 +60,14 @@ class Case(Part):
         encoding: The model's inputs; an answer may follow the prompt.
         prompt_mask: True at the prompt's tokens; None where no answer follows.
         readout: Which tokens are read where.
+        about: What each item's yes-or-no question is about; empty where that was not
+            said, or the objects themselves are read.
     """
 
     encoding: Encoding
     prompt_mask: ColumnMask | None
     readout: Readout
+    about: tuple[tuple[str, ...], ...] = ()
 
     def _about(self) -> str:
         width = self.encoding["input_ids"].shape[1]
@@ -95,6 +99,7 @@ class Case(Part):
             repeat_rows(self.encoding, items),
             None if mask is None else mask[list(items)],
             self.readout.of_copies(items),
+            tuple(self.about[item] for item in items) if self.about else (),
         )
 
 
@@ -315,7 +320,8 @@ def pose(
         metric: `"logit"`: of the word's first token (the mean over synonyms).
             `"log_prob"`: of the whole word, over all its tokens. `"logit_diff"`: the
             logit of the first object minus that of the second. `"yes_no"`: the logit
-            of yes minus that of no; takes no objects.
+            of yes minus that of no. No object is read then: those that are given say
+            what the question is about, so that `positions="object"` finds it.
         caption: An answer to read, one for each row: as text, or as the token ids
             that were generated (text may be tokenized in another way than it was).
         synonyms: Other words for an object, by object.
@@ -357,6 +363,9 @@ def pose(
         msg = "the model has no tokenizer to spell objects with; pass a processor"
         raise SettingsError(msg)
     n_items = encoding["input_ids"].shape[0]
+    about: tuple[tuple[str, ...], ...] = ()
+    if metric == "yes_no":
+        about, words = words.of_rows(n_items), YES_NO
     asked = words.of_rows(n_items)
     known = share_truth(there, n_items)
     present = [
@@ -385,7 +394,7 @@ def pose(
         for target in case.readout.targets
         for found in [present[target.asked_of]]
     )
-    return replace(case, readout=replace(case.readout, targets=targets))
+    return replace(case, readout=replace(case.readout, targets=targets), about=about)
 
 
 def _read(

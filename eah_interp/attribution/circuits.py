@@ -58,7 +58,11 @@ SHARES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 
 TOLERANCE = 1e-3
 """Share of a target's value (or of 1) by which the run with every edge kept may differ
-from the run as it is, and that with none from the other."""
+from the run as it is, and that with none from the other, in float32."""
+
+COARSE = 0.02
+"""In coarser types, where one step of a logit is more than that: share of the behaviour
+by which they may differ, in the mean over targets. Faithfulness is off by no more."""
 
 # ---- What circuits of some sizes leave of the targets.
 
@@ -320,7 +324,9 @@ def find_circuits(
     to have every edge there is: `approximate_paths(...)` or `patch_paths(...,
     receivers="all")`. In a circuit every receiver reads the other run's stream plus,
     for each kept edge, what its sender writes here minus what it writes there. With
-    every edge kept that is the run as it is, with none the other run: both are checked.
+    every edge kept that is the run as it is, with none the other run. Both are checked:
+    to 1e-3 in float32, and in coarser types, whose steps are larger, to 2 % of what the
+    two runs differ by; shares are no more exact than that.
 
     Faithfulness is $(m(C) - m(\emptyset)) / (m(N) - m(\emptyset))$ of means over
     targets; `cpr` and `cmd` are areas over the shares that are kept (Mueller et al.,
@@ -357,7 +363,8 @@ def find_circuits(
         SettingsError: If `edges` lack some, the source is no run of other inputs, or a
             number is impossible.
         UnsupportedError: If what heads write does not add up (a norm or gate behind
-            them), or circuits of every edge and of none are not the two runs.
+            them), circuits of every edge and of none are not the two runs, or the
+            dtype is too coarse for what these differ by.
 
     Example:
         >>> import eah_interp as eah
@@ -413,6 +420,7 @@ def find_circuits(
     draws = _draw_orders(len(ordered), n_random, seed=seed)
     listed = list_circuits(ordered, sizes, which, draws)
     n_rows = batch_size or choose_batch_size(model, posed.n_tokens)
+    is_fine = model._module.dtype in (torch.float32, torch.float64)
     parts: dict[str, list[tuple[list[int], Tensor]]] = {}
     for item in show_items(posed.items(), progress=progress):
         exchange, taken = prepare_exchange(model, item, source)
@@ -429,9 +437,12 @@ def find_circuits(
         ]
         values = exchange.replay.recording.values
         rows = torch.cat(found)
-        _check_ends(model, rows[0], values, kept="every")
-        _check_ends(model, rows[1], taken.values, kept="no")
+        off = (rows[:2] - torch.stack([values, taken.values])).abs()
+        if is_fine:
+            _check_ends(model, off[0], values, kept="every")
+            _check_ends(model, off[1], taken.values, kept="no")
         for name, tensor in (
+            ("off", off.T),
             ("rows", rows[2:].T),
             ("values", values),
             ("source_values", taken.values),
@@ -448,6 +459,8 @@ def find_circuits(
             "explain: expected images or prompts whose targets differ"
         )
         raise InputError(msg)
+    if not is_fine:
+        _check_rounding(model, gathered["off"].mean(0), behaviour)
     return check_finite_result(
         Circuits(
             model=name_model(model),
@@ -565,15 +578,35 @@ def _draw_orders(n_edges: int, n_draws: int, *, seed: int) -> list[list[int]]:
     ]
 
 
-def _check_ends(model: Any, found: Tensor, run: Tensor, *, kept: str) -> None:
-    off = (found - run).abs()
+def _check_ends(model: Any, off: Tensor, run: Tensor, *, kept: str) -> None:
     if bool((off > TOLERANCE * run.abs().clamp(min=1.0)).any()):
         whose = "the run as it is" if kept == "every" else "the other run"
         msg = (
             f"with {kept} edge kept, a target is {float(off.max()):.2g} from that of "
             f"{whose}: expected the same; something besides heads and MLPs differs "
             f"between the runs in {name_model(model)} (images that are added between "
-            "layers), or the dtype is too coarse. Use patch_paths, or float32"
+            "layers). Use patch_paths"
+        )
+        raise UnsupportedError(msg)
+
+
+def _check_rounding(model: Any, off: Tensor, behaviour: Tensor) -> None:
+    """Check that a coarse type leaves enough of the behaviour to be shared out.
+
+    Args:
+        model: The LVLM.
+        off: How far the runs with every edge kept and with none are from the two runs.
+        behaviour: By how much the two runs differ.
+    """
+    share = float(off.max() / behaviour.abs())
+    if share > COARSE:
+        kind = str(model._module.dtype).removeprefix("torch.")
+        msg = (
+            f"with every edge kept or none, targets are {float(off.max()):.2g} from "
+            f"those of the two runs, {share:.1%} of the {float(behaviour.abs()):.2g} "
+            f"by which these differ: expected at most {COARSE:.0%}. {kind} is too "
+            "coarse for so small a difference; load the model with "
+            "dtype=torch.float32, or take images or prompts whose answers differ more"
         )
         raise UnsupportedError(msg)
 

@@ -16,7 +16,8 @@ from eah_interp.lvlm.spans import image_mask
 
 PositionName = Literal["last", "image", "text", "question", "object"]
 """The prompt's last token; its image tokens; its other tokens; those of them after the
-last image token; those that name the objects that are read."""
+last image token; those that name the objects that are read, or that a yes-or-no
+question is about."""
 
 PositionsWanted = PositionName | Sequence[int] | Tensor
 """Positions by name, by number (padding counted, negative ones from the end), or as a
@@ -125,23 +126,35 @@ def _find_named(model: Any, case: Case, name: str) -> ColumnMask:
 
 
 def _find_objects(model: Any, case: Case, tokens: ColumnMask) -> ColumnMask:
-    """Find where prompts name the objects that are read of them.
+    """Find where prompts name the objects that are read of them, or asked about.
 
     Raises:
-        SettingsError: If none is read, or the model has no tokenizer.
+        SettingsError: If a yes-or-no question is not said to be about any, or the
+            model has no tokenizer.
     """
-    if case.readout.metric == "yes_no" or model.tokenizer is None:
+    yes_no = case.readout.metric == "yes_no"
+    if yes_no and not any(case.about):
         msg = (
-            'positions="object" are where the prompt names what is read: expected '
-            "objects and a model with its tokenizer; number the positions, as in "
-            "positions=[-3, -2]"
+            'positions="object" are where the prompt names an object, and '
+            'metric="yes_no" reads none: expected what the question is about, as in '
+            'objects=["fish"]; or number the positions, as in positions=[-3, -2]'
+        )
+        raise SettingsError(msg)
+    if model.tokenizer is None:
+        msg = (
+            'positions="object" are where the prompt names what is read: expected a '
+            "model with its tokenizer; number the positions, as in positions=[-3, -2]"
         )
         raise SettingsError(msg)
     found = torch.zeros_like(tokens)
     for item, ids in enumerate(case.encoding["input_ids"].tolist()):
         own = [target for target in case.readout.targets if target.row == item]
         # A difference of two objects is called by both.
-        words = [word for target in own for word in target.label.split(" - ")]
+        words = (
+            case.about[item]
+            if yes_no
+            else [word for target in own for word in target.label.split(" - ")]
+        )
         if words:
             for mention in find_mentions(
                 model.tokenizer, ids, list(dict.fromkeys(words))

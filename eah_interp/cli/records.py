@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from eah_interp.attribution import HeadAttribution, HeadPatterns
+from eah_interp.attribution import Circuits, HeadAttribution, HeadPatterns
 from eah_interp.attribution.results import largest
 from eah_interp.benchmarks.chair import ChairScore
 from eah_interp.benchmarks.pope import PopeScore
@@ -377,6 +377,25 @@ def record_inspection(found: Inspection, *, command: str) -> dict[str, Any]:
         "note": found.note or None,
         "verdict": list(found.verdict),
         "not_measured": list(found.remarks),
+    }
+
+
+def record_circuit(found: Circuits) -> dict[str, Any]:
+    """Record a circuit: its edges, and what circuits of each size have.
+
+    Args:
+        found: What was found.
+    """
+    sizes = found.frame()[["size", "share", "kept", "left", "random"]]
+    return {
+        "metric": found.metric,
+        "source": found.source,
+        "n_edges": len(found.senders),
+        "plain": found.values.tolist(),
+        "other": found.source_values.tolist(),
+        "faithfulness": float(found.faithfulness[found.chosen]),
+        "sizes": sizes.to_dict("records"),
+        "edges": found.list_edges().to_dict("records"),
     }
 
 

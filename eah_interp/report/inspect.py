@@ -63,6 +63,7 @@ Found = TypeVar("Found")
 
 NOT_SPLIT = "Logits were not split by heads"
 NOT_LOOKED = "Heads were not read before and after the broadcast"
+NOT_TRACED = "No circuit was found"
 NOT_TOLD = "Sinks of the vision tower and of the language model were not told apart"
 
 
@@ -188,7 +189,7 @@ def inspect_subject(
         asked.append(one)
         if one.is_yes_no:
             explain = partial(explain_answer, model, subject, one, eah=eah)
-            explained += _attempt(explain, remarks, NOT_SPLIT)
+            explained += attempt(explain, remarks, NOT_SPLIT)
         elif not one.yes:
             remarks.append(
                 f'Yes and No were not compared on "{question.prompt}": the tokenizer '
@@ -209,7 +210,7 @@ def inspect_subject(
             bar.step("direct effects of every head")
         if told.objects:
             explain = partial(explain_objects, model, subject, told, reading, eah=eah)
-            explained += _attempt(explain, remarks, NOT_SPLIT)
+            explained += attempt(explain, remarks, NOT_SPLIT)
     if bar is not None:
         bar.step("sinks of every head")
     last = subject.questions[-1].prompt
@@ -217,9 +218,9 @@ def inspect_subject(
         model, subject.image, last, definition=eah.definition, beta=eah.beta
     )
     look = partial(look_at_broadcast, model, subject, last, eah=eah)
-    looked = _attempt(look, remarks, NOT_LOOKED)
+    looked = attempt(look, remarks, NOT_LOOKED)
     tell = partial(find_sinks, model, subject.image, last)
-    kinds = _attempt(tell, remarks, NOT_TOLD)
+    kinds = attempt(tell, remarks, NOT_TOLD)
     now = datetime.datetime.now(datetime.UTC)
     objects = told.objects if told else ()
     return Inspection(
@@ -252,9 +253,7 @@ def inspect_subject(
     )
 
 
-def _attempt(
-    measure: Callable[[], Found], remarks: list[str], what: str
-) -> list[Found]:
+def attempt(measure: Callable[[], Found], remarks: list[str], what: str) -> list[Found]:
     """Measure; where a model does not allow it, remark why and return nothing."""
     try:
         return [measure()]

@@ -197,7 +197,11 @@ def test_targets_of_one_position_are_read_in_passes_of_their_own():
     [
         ({"objects": []}, SettingsError, "takes at least one object, got 0"),
         ({"objects": ["boat"], "metric": "logit_diff"}, SettingsError, "two objects"),
-        ({"objects": ["boat"], "metric": "yes_no"}, SettingsError, "no objects"),
+        (
+            {"objects": [["boat"], ["fish"]], "metric": "yes_no"},
+            InputError,
+            "objects has 2 lists for 1 items",
+        ),
         ({"objects": ["xyzzy€"]}, SettingsError, "cannot spell"),
         ({"objects": ["boat"], "caption": "A fish."}, InputError, "does not name boat"),
         (

@@ -5,12 +5,13 @@ import dataclasses
 import pytest
 import torch
 
+import eah_interp as eah
 from eah_interp.attribution import approximate_paths, find_circuits, patch_paths
 from eah_interp.attribution.circuits import area, compare_halves
 from eah_interp.attribution.edges import find_receivers, find_senders
 from eah_interp.attribution.readouts import Target
 from eah_interp.errors import InputError, SettingsError, UnsupportedError
-from eah_interp.testing import random_image
+from eah_interp.testing import random_image, tiny_lvlm, tiny_processor
 from tests.attribution.planted_paths import SILENT, TWO_HOPS, build_two_hops
 from tests.attribution.test_patching import pose_answer
 from tests.tiny_families import share_model
@@ -53,6 +54,41 @@ def test_every_edge_is_the_run_and_none_is_the_other(family):
     )
     torch.testing.assert_close(found.random[0, :, -1], found.kept[:, -1])
     assert found.sizes == (1, round(0.1 * len(edges.names)), len(edges.names))
+
+
+def test_a_coarse_type_is_taken_where_the_runs_differ_by_far_more_than_its_steps():
+    """Off by more than float32 may be, and by half a percent of the difference."""
+    family = "qwen2_5_vl"
+    pair = {**ASKED, "images": random_image(2), "source_images": random_image(5)}
+    fine = eah.wrap(tiny_lvlm(family), tiny_processor(family))
+    coarse = eah.wrap(tiny_lvlm(family).half(), tiny_processor(family))
+    edges = approximate_paths(fine, check=3, **pair)
+    asked = {"edges": edges, "shares": (0.02, 0.2, 1.0), "chosen": 0.02, "n_random": 0}
+    whole = find_circuits(fine, **asked, **pair)
+    found = find_circuits(coarse, **asked, **pair)
+    off = (found.kept[:, -1] - found.values).abs()
+    assert off > 1e-3 * found.values.abs()
+    assert abs(float(found.faithfulness[-1]) - 1) <= 0.02
+    assert 0.1 < float(whole.faithfulness[1]) < 0.95
+    torch.testing.assert_close(
+        found.faithfulness, whole.faithfulness, atol=0.05, rtol=0
+    )
+
+
+def test_a_coarse_type_is_refused_where_its_steps_are_a_part_of_the_difference():
+    plain = tiny_lvlm("llava").to(torch.bfloat16)
+    model = eah.wrap(plain, tiny_processor("llava"))
+    edges = approximate_paths(model, check=3, **ASKED)
+    asked = {**ASKED, "edges": edges, "shares": (0.1, 1.0), "chosen": 0.1}
+    why = (
+        r"% of the 0\.\d+ by which these differ: expected at most 2%\. bfloat16 is too "
+        r"coarse for so small a difference; load the model with dtype=torch\.float32"
+    )
+    with pytest.raises(UnsupportedError, match=why):
+        find_circuits(model, n_random=0, **asked)
+    fine = eah.wrap(plain.float(), tiny_processor("llava"))
+    found = find_circuits(fine, n_random=0, **asked)
+    torch.testing.assert_close(found.kept[:, -1], found.values, atol=1e-4, rtol=1e-4)
 
 
 def test_a_head_with_all_its_edges_kept_is_patched_the_other_way():

@@ -139,6 +139,33 @@ def test_places_are_found_by_what_stands_there():
     ]
 
 
+def test_a_yes_or_no_question_is_patched_where_it_names_its_object():
+    model, scene = eah.load(), draw_scene(0, objects=["boat", "fish"])
+    words = ["boat", "fish"]
+    prompts = [f"Is there a {word} in the image?" for word in words]
+    asked = {
+        "images": [scene.pil(), scene.pil()],
+        "prompts": prompts,
+        "metric": "yes_no",
+        "source_prompts": prompts[::-1],
+        "nodes": ["embedding", "layers_output[2]"],
+    }
+    by_name = patch_nodes(
+        model, positions="object", objects=[[word] for word in words], **asked
+    )
+    ids = model.encode(asked["images"], prompts)["input_ids"].tolist()
+    (place,) = {
+        [model.tokenizer.decode([i]).strip() for i in row].index(word)
+        for row, word in zip(ids, words, strict=True)
+    }
+    by_number = patch_nodes(model, positions=[place], **asked)
+    assert torch.equal(by_name.effects, by_number.effects)
+    # The prompts differ in that word alone: with its embedding all has changed.
+    change = by_name.source_values - by_name.values
+    torch.testing.assert_close(by_name.effects[:, 0, 0], change)
+    assert change.abs().min() > 0.01
+
+
 @pytest.mark.parametrize(
     "where",
     ["corner", [], (0.0, 0.0, 2.0, 1.0), (0.5, 0.0, 0.1, 1.0), ["last", "last"]],

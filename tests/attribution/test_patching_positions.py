@@ -229,10 +229,42 @@ def test_positions_that_are_not_there_are_refused(
 
 
 def test_words_that_are_not_read_have_no_positions(as_users_run_it):
-    with pytest.raises(SettingsError, match="number the positions"):
-        ablate_heads(
-            eah.load(), random_image(), "Fish?", metric="yes_no", positions="object"
-        )
+    options = {"metric": "yes_no", "positions": "object"}
+    with pytest.raises(SettingsError, match=r'objects=\["fish"\]; or number the pos'):
+        ablate_heads(eah.load(), random_image(), "Fish?", **options)
+    with pytest.raises(InputError, match="'object' are none in item 0"):
+        ablate_heads(eah.load(), random_image(), "Fish?", objects=["boat"], **options)
+    without = eah.load()
+    case = pose(without, random_image(), "Fish?", objects=["fish"], metric="yes_no")
+    without.tokenizer = None
+    with pytest.raises(SettingsError, match="a model with its tokenizer; number"):
+        find_positions(without, case, "object")
+
+
+def test_a_yes_or_no_question_has_the_positions_of_what_it_is_about():
+    model = eah.load()
+    images = [random_image(0), random_image(1)]
+    prompts = ["Is there a boat in the image?", "Is there, by it, a fish in the image?"]
+    asked = {"metric": "yes_no", "objects": [["boat"], ["fish"]]}
+    case = pose(model, images, prompts, **asked)
+    ids = case.encoding["input_ids"]
+    words = [
+        torch.tensor([model.tokenizer.decode([i]).strip() == word for i in row])
+        for row, word in zip(ids.tolist(), ("boat", "fish"), strict=True)
+    ]
+    mask = torch.stack(words)
+    assert mask.sum(-1).tolist() == [1, 1]
+    assert torch.equal(find_positions(model, case, "object"), mask)
+    assert [target.label for target in case.readout.targets] == ["Yes - No"] * 2
+    heads = {"heads": [(1, 0), (2, 3)]}
+    by_name = ablate_heads(model, case, positions="object", **heads)
+    by_mask = ablate_heads(model, case, positions=mask, **heads)
+    assert torch.equal(by_name.effects, by_mask.effects)
+    assert by_name.effects.abs().max() > 0
+    plain = pose(model, images, prompts, metric="yes_no")
+    assert torch.equal(
+        ablate_heads(model, plain, positions=mask, **heads).values, by_name.values
+    )
 
 
 def test_batches_are_as_large_as_a_long_prompt_on_a_cpu():
