@@ -81,12 +81,13 @@ newest: $(NEWEST)/bin/python
 	$(NEWEST)/bin/python $(INSTALL) --upgrade --upgrade-strategy eager $(TORCH) -e ".[$(EXTRAS)]" -e ./toys
 	$(NEWEST)/bin/python -m pytest -m "not slow" -n $(WORKERS) -W ignore::DeprecationWarning -W ignore::FutureWarning
 
-bench: $(VENV)/.demo bench-peers
+bench: $(VENV)/.demo
 	$(BIN)/python docs/bench/prefill.py
 	$(BIN)/python docs/bench/generation.py
 	$(BIN)/python docs/bench/attribution.py
 	$(BIN)/python docs/bench/paths.py
 	$(BIN)/python docs/bench/lens.py
+	$(MAKE) bench-peers
 
 bench-attribution: $(VENV)/.demo
 	$(BIN)/python docs/bench/attribution.py
