@@ -8,7 +8,7 @@ from typing import Any, ClassVar, cast
 from eah_interp.errors import SettingsError, show_value
 from eah_interp.indices import to_int, to_list
 from eah_interp.kinds import register
-from eah_interp.lvlm.anatomy import name_model
+from eah_interp.lvlm.anatomy import PATCHED, name_model, name_unpatched
 from eah_interp.lvlm.fingerprint import hash_weights
 
 Head = tuple[int, int]
@@ -153,7 +153,7 @@ def check_origin(
     if weights and own:
         if weights == own:
             return
-    elif not name or name == here:
+    elif not name or name.partition(PATCHED)[0] == name_unpatched(model):
         return
     found_in = f"{name or 'a model'}{f' with weights {weights}' if weights else ''}"
     msg = (

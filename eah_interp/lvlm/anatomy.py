@@ -544,17 +544,42 @@ def check_model(model: Any) -> Any:
 def name_model(model: Any) -> str:
     """Name a model in what is kept of it: its class, and where it was loaded from.
 
+    A twin of `edit` is named with what patches it: numbers that were measured in it are
+    not those of the model.
+
     Args:
         model: A whole model, or the module of transformers that it wraps.
 
     Example:
+        >>> import eah_interp as eah
         >>> from eah_interp.testing import tiny_lvlm
-        >>> name_model(tiny_lvlm("llava"))
+        >>> model = eah.wrap(tiny_lvlm("llava"))
+        >>> name_model(model)
         'LlavaForConditionalGeneration (in memory)'
+        >>> name_model(eah.edit(model, eah.EAH()))
+        'LlavaForConditionalGeneration (in memory), patched by EAH'
     """
+    patches = vars(model).get("patches", ())  # an envoy finds what its module has too
+    by = "".join(f"{PATCHED}{_name_patch(one)}" for one in patches)
+    return f"{name_unpatched(model)}{by}"
+
+
+PATCHED = ", patched by "
+"""What stands in a model's name between it and each of its patches."""
+
+
+def name_unpatched(model: Any) -> str:
+    """Name a model as `name_model` does, without what `edit` has put into it."""
     module = getattr(model, "_module", model)
     origin = getattr(getattr(module, "config", None), "name_or_path", "")
     return f"{type(module).__name__} ({PurePath(origin or 'in memory').name})"
+
+
+def _name_patch(patch: Any) -> str:
+    inner = getattr(patch, "settings", None)  # of a patch in the vision tower
+    if inner is None:
+        return type(patch).__name__
+    return f"{type(inner).__name__} in the vision tower"
 
 
 def check_settings(model: Any, settings: Any) -> list[Site]:

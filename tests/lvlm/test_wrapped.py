@@ -9,6 +9,7 @@ from transformers.models.llama.modeling_llama import LlamaAttention
 
 import eah_interp as eah
 from eah_interp.errors import ModelError, SettingsError, UnsupportedError
+from eah_interp.interventions import HeadList
 from eah_interp.lvlm.model import LVLM
 from eah_interp.lvlm.same_layers import check_same_layers
 from eah_interp.testing import random_image, tiny_lvlm, tiny_processor
@@ -177,3 +178,20 @@ def test_several_answers_that_the_models_own_config_asks_for_are_refused():
     assert isinstance(
         model.describe(random_image(), PROMPT, num_return_sequences=1), str
     )
+
+
+def test_results_of_a_twin_name_what_patches_it():
+    toy, objects = eah.load(), ["boat"]
+    image = eah.toy.draw_scene(0).pil()
+    twin = eah.edit(eah.edit(toy, eah.EAH()), eah.EAH(), tower="vision")
+    by = ", patched by EAH, patched by EAH in the vision tower"
+    for ask in (eah.score_sinks, eah.attribute_heads):
+        given = {} if ask is eah.score_sinks else {"objects": objects}
+        plain, patched = (ask(one, image, **given).model for one in (toy, twin))
+        assert patched == plain + by
+        assert "patched" not in plain
+    # Heads are the model's, whatever patches it while they are looked for.
+    for found_in, used_in in ((toy, twin), (twin, toy)):
+        heads = HeadList.of(found_in, ["L1H0"])
+        for one in (heads, HeadList(heads.heads, model=heads.model)):
+            assert used_in.check(eah.Ablation(heads=one))
