@@ -5,16 +5,18 @@
 
 The toys have sinks of neither kind, so that some are planted by hand: each picture has
 three tokens of the tower made large, and three columns made massive in one dimension.
-Questions of test scenes are then asked under EAH with donors by kind, and with sinks of
-either kind dropped, averaged, moved, swapped and scaled, each beside the same edit of
-as many other columns. DIR keeps what each toy answered: whatever stopped it, the same
-command goes on with the next toy.
+Test scenes are then asked about and described under EAH with donors by kind, and with
+sinks of either kind dropped, averaged, moved, swapped and scaled, each beside the same
+edit of as many other columns. DIR keeps what each toy answered: whatever stopped it,
+the same command goes on with the next toy, or with captions that are not there yet.
+Toys can run side by side: `--toy seed-1 --only run`.
 """
 
 import datetime
 import functools
 import itertools
 import json
+import statistics
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -32,13 +34,14 @@ from false_prompts import (
     write,
     write_toys,
 )
-from methods import ALPHA, MARGIN, TOYS, Number
+from methods import ALPHA, MARGIN, TOYS, Number, Rows
 
 import eah_interp as eah
 from eah_interp.benchmarks.paired import Draws
 from eah_interp.files import save_bytes
 from eah_interp.interventions import SinkEdit, donors_of_run, find_sinks, map_tower
 from eah_interp.statistics import adjust_holm, resample_sums
+from eah_interp.studies import Condition, Study, StudyRun, toy_items
 from eah_interp.toy import Scene, draw_scene, prompt_for, questions_for
 
 HERE = Path(__file__).parent
@@ -46,7 +49,8 @@ RECORD = HERE.parent / "sinks-by-kind.json"
 PAGE = HERE.parent / "sinks-by-kind.md"
 
 N_SCENES = 160
-"""Test scenes, each asked about an object that is there and one that is not."""
+"""Test scenes, each described, and asked about an object that is there and one that is
+not."""
 
 N_CHECKED = 20
 """Scenes on which it is checked that sinks are found where they were planted."""
@@ -84,6 +88,20 @@ SAID: Mapping[str, str] = {
     "margin": "margin of the truth (logits)",
 }
 SCALE: Mapping[str, float] = {"right": 100.0, "false": 100.0, "margin": 1.0}
+
+TOLD: Mapping[str, str] = {
+    "excess": "CHAIR_I beyond plain captions of as many objects (points)",
+    "CHAIR_I": "CHAIR_I (points)",
+    "recall": "recall (points)",
+    "objects": "objects a caption",
+}
+"""What is measured of captions."""
+
+DECIDES = ("right", "excess")
+"""What is judged: of questions, and of captions."""
+
+WORLDS = ("as it is", "planted")
+"""A toy without and with sinks: folders of its captions in DIR."""
 
 EDITS: Mapping[str, SinkEdit] = {
     "tower: drop": SinkEdit(columns="tower", act="drop"),
@@ -238,7 +256,37 @@ def score(model: Any, asked: Sequence[Any]) -> dict[str, Answers]:
     return found
 
 
-def run_toy(toy: str, *, n_scenes: int) -> dict[str, Any]:
+def describe(
+    model: Any, conditions: Mapping[str, Any], folder: Path, *, n_scenes: int
+) -> None:
+    """Have scenes described under conditions, as far as that is not done."""
+    Study(
+        model,
+        toy_items(n_scenes, questions=False),
+        [
+            Condition("baseline" if name == "plain" else name, patch)
+            for name, patch in conditions.items()
+        ],
+        decoding={"caption": {"max_new_tokens": 48}},
+        batch_size=BATCH,
+    ).run(folder, progress=False)
+
+
+def read_captions(out: Path, toys: Sequence[str]) -> dict[str, Rows]:
+    """Read what toys told, as they are and with sinks."""
+    found = {}
+    for world in WORLDS:
+        runs = [StudyRun.load(out / toy / world) for toy in toys]
+        for run in runs:
+            run.check_complete()
+        found[world] = Rows(runs, draws=Draws())
+        # Scenes are compared with their density: none may be left out.
+        if any(found[world].failed):
+            sys.exit(f"{out}: some captions {world} failed: {found[world].failed}")
+    return found
+
+
+def run_toy(toy: str, out: Path, *, n_scenes: int) -> dict[str, Any]:
     """Ask a toy everything: as it is, and with sinks."""
     started = time.process_time()
     model = eah.load(f"toy:{toy}")
@@ -251,6 +299,9 @@ def run_toy(toy: str, *, n_scenes: int) -> dict[str, Any]:
     }
     for name, patch in list_conditions().items():
         answers[name] = ask(planted, asked, patch)
+    folders = [out / toy / world for world in WORLDS]
+    describe(model, {"plain": None}, folders[0], n_scenes=n_scenes)
+    describe(planted, list_conditions(), folders[1], n_scenes=n_scenes)
     return {
         "answers": answers,
         "density": score(planted, asked),
@@ -293,24 +344,55 @@ def _pearson(sums: torch.Tensor, n: int) -> torch.Tensor:
     return found
 
 
-def sum_toys(toys: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Sum what all toys answered."""
+def measure(rows: Rows, name: str, what: str) -> Number:
+    """Measure a condition's captions."""
+    if what == "excess":
+        return rows.excess(name, "objects")
+    if what == "objects":
+        sums = rows.capped(name, "objects")
+        whole, drawn = zip(*(one.mean_length for one in sums), strict=True)
+        return Number(torch.stack(whole), torch.stack(drawn), sums[0].n)
+    return rows.of_captions(name, what)
+
+
+def count_absent(rows: Rows) -> list[list[float]]:
+    """Count each scene's absent objects in plain captions, toy by toy."""
+    return [
+        [
+            float(len(set(named) - set(there)))
+            for named, there in zip(table.mentions, table.truth, strict=True)
+        ]
+        for table in (
+            one.set_index("cluster").loc[[str(k) for k in range(len(one))]]
+            for one in rows.captions["baseline"]
+        )
+    ]
+
+
+def sum_toys(
+    toys: Mapping[str, Mapping[str, Any]], told: Mapping[str, Rows]
+) -> dict[str, Any]:
+    """Sum what all toys answered and told; p is adjusted over both."""
     answers = [one["answers"] for one in toys.values()]
-    effects = list(_list_effects(answers))
+    effects = [*_list_effects(answers), *_list_told(told["planted"])]
     decided = [one for one in effects if one["decides"]]
     known = [one for one in decided if one["p"] is not None]
     adjusted = adjust_holm([one["p"] for one in known]) if known else ()
     for one, p in zip(known, adjusted, strict=True):
         one["p_holm"] = p
     for one in decided:
-        one["verdict"] = judge(one)
+        one["verdict"] = judge(one, "right" if one["what"] == "right" else "absent")
     return {
         "worlds": {
             name: {
                 what: estimate([one[name][what] for one in answers], scale=scale)
                 for what, scale in SCALE.items()
             }
-            for name in ("as it is, plain", "plain")
+            | {
+                what: _write_number(measure(told[world], "baseline", what))
+                for what in ("CHAIR_I", "recall", "objects")
+            }
+            for name, world in zip(("as it is, plain", "plain"), WORLDS, strict=True)
         },
         "patched": {
             name: estimate([one[name]["patched"] for one in answers])
@@ -329,6 +411,14 @@ def sum_toys(toys: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
                 [one["density"][columns] for one in toys.values()],
                 "shallow",
                 [[-m for m in one["plain"]["margin"]] for one in answers],
+            )
+            for columns in COLUMNS
+        },
+        "correlations of captions": {
+            columns: correlate(
+                [one["density"][columns] for one in toys.values()],
+                "shallow",
+                count_absent(told["planted"]),
             )
             for columns in COLUMNS
         },
@@ -365,17 +455,39 @@ def _list_effects(answers: Sequence[Mapping[str, Answers]]) -> Iterator[dict[str
             "name": name,
             "against": against,
             "what": what,
-            "decides": what == "right" and against != "no edit",
+            "decides": what in DECIDES and against != "no edit",
             **changed,
         }
 
 
-def judge(one: Mapping[str, Any]) -> str:
-    """Judge a change of right answers."""
+def _list_told(rows: Rows) -> Iterator[dict[str, Any]]:
+    """List the same comparisons of captions."""
+    find = functools.cache(functools.partial(measure, rows))
+    for (family, name, others, against), what in itertools.product(_list_pairs(), TOLD):
+        ones = ["baseline" if other == "plain" else other for other in others]
+        each = [find(other, what) for other in ones]
+        yield {
+            "family": family,
+            "name": name,
+            "against": against,
+            "what": what,
+            "decides": what in DECIDES and against != "no edit",
+            **_write_number(find(name, what) - Number.mean(each)),
+        }
+
+
+def _write_number(number: Number) -> dict[str, Any]:
+    # Equal captions differ by rounding, which would have an interval and a p.
+    whole, drawn = (part.round(decimals=9) for part in (number.whole, number.drawn))
+    return {**Number(whole, drawn, number.n).estimate(), "toys": whole.tolist()}
+
+
+def judge(one: Mapping[str, Any], what: str = "right") -> str:
+    """Judge a change: of right answers, or of absent objects."""
     if one["low"] is None:
         return "no change" if one["value"] == 0 else "cannot be told"
     if one["p_holm"] < ALPHA:
-        return "fewer right" if one["value"] < 0 else "more right"
+        return f"fewer {what}" if one["value"] < 0 else f"more {what}"
     if one["low"] > -MARGIN and one["high"] < MARGIN:
         return "no change"
     return "cannot be told"
@@ -394,8 +506,8 @@ vision tower, others in the language model](how-to/sink-kinds.md); of the former
 said that they are useful, of the latter that they are not (arXiv:2510.08510). Here
 EAH's claims are put to the toys with donors by kind, and sinks of either kind are
 dropped, averaged, moved, swapped and scaled, beside the same edit of as many other
-columns. {scenes} test scenes, each asked about an object that is there and one that is
-likely and is not; no captions. Intervals are of the mean over {toys} toys ({names}),
+columns. {scenes} test scenes, each described, and asked about an object that is there
+and one that is likely and is not. Intervals are of the mean over {toys} toys ({names}),
 for other scenes and other toys of the recipe; "by toy" has each toy's own.
 
 **The toys have sinks of neither kind**, so that all below is of sinks that were planted
@@ -415,19 +527,32 @@ PLANTED = """## What was planted, and is found
 DENSITY = """## Where sinks are dense (claim 1), and where answers are wrong (claim 2)
 
 Density of shallow layers ({shallow}) minus that of the last two, in points, and the
-rank correlation of a scene's shallow density with its error, which is minus the margin
-of the truth: the claim expects the first above zero and the second below. Planted sinks
-of the language model begin behind layer {layer}, so that none is in what enters it.
+rank correlation of a scene's shallow density with its error: of questions minus the
+margin of the truth, of a caption the absent objects that it names. The claims expect
+the first above zero and the others below. Planted sinks of the language model begin
+behind layer {layer}, so that none is in what enters it.
 """
 
 EFFECTS = """## What EAH (claims 3 and 4) and edits change
 
 Of claim 4 only the donor is put to the test. Right answers decide, each against its
-controls; p is Holm's over these. *No change*: the interval lies within {margin:g} point
-of zero. `mean` puts the mean of the image's other columns in a sink's place, `move`
-exchanges it with a column drawn at random, `swap` with that of another scene; `scale
-back` divides the tower's tokens by {times:g} before the projector, which undoes the
-planting.
+controls; p is Holm's over these and the same comparisons of captions. *No change*: the
+interval lies within {margin:g} point of zero. `mean` puts the mean of the image's other
+columns in a sink's place, `move` exchanges it with a column drawn at random, `swap`
+with that of another scene; `scale back` divides the tower's tokens by {times:g} before
+the projector, which undoes the planting.
+"""
+
+
+CAPTIONS = """## What they change in captions
+
+Under the same conditions the same scenes are described. Who only says less is no better
+([methods compared](methods-compared.md)), so that what decides is by how much CHAIR_I
+(the share of absent ones among a caption's different objects) lies above that of the
+plain captions, cut to the condition's mean number of objects; against controls, how
+much more so than theirs. Nothing makes plain captions longer: where a condition names
+more, they stay whole. CHAIR_I, recall and objects beside it are of captions as they
+are. All differences are between captions of the same images.
 """
 
 
@@ -462,6 +587,8 @@ def write_page(record: Mapping[str, Any]) -> str:
         _tabulate_density(record) + "\n",
         EFFECTS.format(margin=MARGIN, times=TIMES),
         _tabulate_effects(record) + "\n",
+        CAPTIONS,
+        _tabulate_told(record) + "\n",
         "## How it was made\n",
         "\n".join(facts) + "\n",
     ]
@@ -470,10 +597,18 @@ def write_page(record: Mapping[str, Any]) -> str:
 
 def _sum_up(record: Mapping[str, Any]) -> Iterator[str]:
     worlds, patched = record["worlds"], record["patched"]
-    bare, own = (worlds[name]["right"] for name in ("as it is, plain", "plain"))
+    bare, own = (worlds[name] for name in ("as it is, plain", "plain"))
     yield (
-        f"Planting takes right answers from {bare['value']:.1f} to "
-        f"{own['value']:.1f} %."
+        "Planting takes "
+        + ", ".join(
+            f"{said} from {bare[what]['value']:.1f} to {own[what]['value']:.1f} %"
+            for what, said in (
+                ("right", "right answers"),
+                ("CHAIR_I", "absent ones among objects in captions (CHAIR_I)"),
+                ("recall", "recall"),
+            )
+        )
+        + "."
     )
     shares = ", ".join(
         f"{patched[f'as it is, EAH {columns}: layer {LAYER}']['value']:.0f} % (by "
@@ -481,24 +616,41 @@ def _sum_up(record: Mapping[str, Any]) -> Iterator[str]:
         for columns in COLUMNS
     )
     yield f"As they are, EAH finds a donor in layer {LAYER} for {shares} of questions."
-    decided = [one["verdict"] for one in record["effects"] if one["decides"]]
-    told = sum(verdict in ("fewer right", "more right") for verdict in decided)
-    yield (
-        f"Of {len(decided)} comparisons that decide, {told} are told from zero; "
-        f"{decided.count('no change')} are within {MARGIN:g} point of it."
-    )
-    effects = {
-        (one["name"], one["against"], one["what"]): one for one in record["effects"]
-    }
+    for what, said in zip(DECIDES, ("questions", "captions"), strict=True):
+        decided = [
+            one for one in record["effects"] if one["decides"] and one["what"] == what
+        ]
+        verdicts = [one["verdict"] for one in decided]
+        told = sum(verdict.startswith(("fewer", "more")) for verdict in verdicts)
+        wide = [
+            (one["high"] - one["low"]) / 2 for one in decided if one["low"] is not None
+        ]
+        yield (
+            f"Of {len(decided)} comparisons of {said} that decide, {told} are told "
+            f"from zero; {verdicts.count('no change')} are within {MARGIN:g} point of "
+            f"it. What is smaller than their intervals is not seen: half of these "
+            f"reach further than {statistics.median(wide):.1f} points to either side."
+        )
+    effects = _key_effects(record)
     for name, against in itertools.chain(
         ((f"EAH {columns}: layer {LAYER}", "no broadcast") for columns in COLUMNS),
         ((name, "the same of other columns") for name in EDITS),
     ):
-        one, margin = (effects[name, against, what] for what in ("right", "margin"))
+        one, margin, told = (
+            effects[name, against, what] for what in ("right", "margin", "excess")
+        )
         yield (
             f"{name}, against {against}: {write(one)} points of right answers "
-            f"(**{one['verdict']}**), {write(margin, 2)} logits of the truth's margin."
+            f"(**{one['verdict']}**), {write(margin, 2)} logits of the truth's margin; "
+            f"{_write_told(told)} points of CHAIR_I in captions of as many objects "
+            f"(**{told['verdict']}**)."
         )
+
+
+def _key_effects(record: Mapping[str, Any]) -> dict[tuple[str, str, str], Any]:
+    return {
+        (one["name"], one["against"], one["what"]): one for one in record["effects"]
+    }
 
 
 def _tabulate_found(toys: Mapping[str, Any]) -> str:
@@ -522,23 +674,24 @@ def _tabulate_density(record: Mapping[str, Any]) -> str:
     rows = []
     for columns in COLUMNS:
         bare, own = (record["slopes"][f"{w}{columns}"] for w in ("as it is, ", ""))
-        both = record["correlations"][columns]
+        both = [
+            record[key][columns] for key in ("correlations", "correlations of captions")
+        ]
         rows.append(
             [
                 columns,
                 write(bare, 2),
                 write(own, 2),
-                "no spread" if both["value"] is None else write(both, 2),
+                *("no spread" if o["value"] is None else write(o, 2) for o in both),
             ]
         )
     header = ["columns counted", "shallow minus deep, as it is", "with planted sinks"]
-    return tabulate([*header, "correlation with error"], rows)
+    more = ["correlation with error of questions", "with absent objects in captions"]
+    return tabulate([*header, *more], rows)
 
 
 def _tabulate_effects(record: Mapping[str, Any]) -> str:
-    cells = {
-        (one["name"], one["against"], one["what"]): one for one in record["effects"]
-    }
+    cells = _key_effects(record)
     rows = []
     for name, against in dict.fromkeys(key[:2] for key in cells):
         right, false, margin = (cells[name, against, what] for what in SCALE)
@@ -559,12 +712,40 @@ def _tabulate_effects(record: Mapping[str, Any]) -> str:
     return tabulate([*header, SAID["margin"], "p (Holm)", "verdict"], rows)
 
 
+def _write_told(one: Mapping[str, Any], digits: int = 1) -> str:
+    """Write a change of captions, which is undefined if some name nothing."""
+    return "undefined" if one["value"] is None else write(one, digits)
+
+
+def _tabulate_told(record: Mapping[str, Any]) -> str:
+    cells = _key_effects(record)
+    rows = []
+    for name, against in dict.fromkeys(key[:2] for key in cells):
+        excess, *others, objects = (cells[name, against, what] for what in TOLD)
+        p = f"{excess['p_holm']:.3f}" if excess.get("p_holm") is not None else ""
+        rows.append(
+            [
+                name,
+                against,
+                _write_told(excess),
+                write_toys(excess, 1, "+"),
+                *map(_write_told, others),
+                _write_told(objects, 2),
+                p,
+                excess.get("verdict", ""),
+            ]
+        )
+    first, *rest = TOLD.values()
+    header = ["condition", "against", first, "by toy", *rest]
+    return tabulate([*header, "p (Holm)", "verdict"], rows)
+
+
 @app.command()
 def main(
     *,
     out: Annotated[Path | None, typer.Option(help="Where answers are kept.")] = None,
     toy: Annotated[list[str] | None, typer.Option(help="Which toys.")] = None,
-    scenes: Annotated[int, typer.Option(help="Scenes to be asked about.")] = N_SCENES,
+    scenes: Annotated[int, typer.Option(help="Scenes of each.")] = N_SCENES,
     only: Annotated[str, typer.Option(help="all, run or page.")] = "all",
     record: Annotated[Path, typer.Option(help="The numbers.")] = RECORD,
     page: Annotated[Path, typer.Option(help="The page.")] = PAGE,
@@ -575,9 +756,10 @@ def main(
     if only != "page":
         if out is None:
             sys.exit("expected --out DIR, where answers are kept")
-        run = functools.partial(run_toy, n_scenes=scenes)
+        run = functools.partial(run_toy, out=out, n_scenes=scenes)
         toys = run_toys(toy or TOYS, out, run)
     if only == "all":
+        assert out is not None
         summed: dict[str, Any] = {
             "command": "python docs/bench/sink_kinds.py --out DIR",
             "date": datetime.date.today().isoformat(),
@@ -588,7 +770,7 @@ def main(
                 name: {key: one[key] for key in ("found", "found as it is", "seconds")}
                 for name, one in toys.items()
             },
-            **sum_toys(toys),
+            **sum_toys(toys, read_captions(out, list(toys))),
         }
         save_bytes(json.dumps(summed, indent=1).encode(), record)
     if only != "run":
