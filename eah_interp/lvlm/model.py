@@ -93,6 +93,7 @@ def _returning_it(name: str) -> Callable[..., Any]:
         getattr(self._module, name)(*args, **kwargs)
         return self
 
+    call.__doc__ = f"Do as the module's `{name}`, and return what wraps the module."
     return call
 
 
