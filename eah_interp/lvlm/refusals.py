@@ -101,11 +101,16 @@ def _raised_in(error: Exception, *, behind: tuple[str, ...] = ()) -> str:
     """
     trace, found = error.__traceback__, ""
     while trace is not None:
-        name = str(trace.tb_frame.f_globals.get("__name__", ""))
-        if not f"{name}.".startswith(behind):
+        frame, trace = trace.tb_frame, trace.tb_next
+        name = str(frame.f_globals.get("__name__", ""))
+        # A mode (one that counts operations, say) hands on what torch was asked.
+        hands_on = trace is not None and frame.f_code.co_name in _MODES
+        if not f"{name}.".startswith(behind) and not (behind and hands_on):
             found = name
-        trace = trace.tb_next
     return found
+
+
+_MODES = ("__torch_dispatch__", "__torch_function__")
 
 
 def _explain_counting(processor: Any) -> str:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import eah_interp as eah
 from eah_interp.attribution import attribute_patches
@@ -473,6 +474,22 @@ def test_logits_that_nothing_can_be_drawn_from_are_told_as_numbers(model):
             max_new_tokens=1,
             logits_processor=[spoil],
         )
+
+
+def test_settings_are_named_also_where_operations_are_counted(model):
+    class Counting(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            if self.is_broken:
+                raise ValueError("a mode of my own")
+            return function(*args, **(kwargs or {}))
+
+    counting, inputs = Counting(), model.encode(random_image(), "what ?")
+    counting.is_broken = False
+    with counting, pytest.raises(SettingsError, match="generate refuses its settings"):
+        model.generate(**inputs, num_beams=-1, max_new_tokens=1)
+    counting.is_broken = True
+    with counting, pytest.raises(ValueError, match=r"^a mode of my own$"):
+        model.generate(**inputs, max_new_tokens=1)
 
 
 @pytest.mark.parametrize(
